@@ -1,0 +1,1 @@
+"""Hierarchical Memory Transformer, installed as `memory_bench.hmt`."""

@@ -1,0 +1,361 @@
+"""Hugging Face causal language models behind a few plain verbs: the one file that knows their modules.
+
+Unusual here:
+
+- A pass is written out layer by layer (`project`, `attend`, `close`) over the loaded modules instead of calling the
+  model's own ``forward``: memory inside attention needs no fork of anybody's modelling file, no cache class is
+  involved, and Llama, GPT-2 and OPT share one loop. `tests/test_backbone.py` compares it with ``forward``.
+- Keys are handed out *before* rotary and rotated where they are used, so that cached keys can move.
+- Dropout of the backbone is never applied (the memory papers' backbones are trained without it here).
+- Positions are explicit: by default a row's real tokens count 0, 1, 2 …, so padding moves nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from memory_bench.errors import DataError
+from memory_bench.state import State
+
+LinearFn = Callable[[str, nn.Module, Tensor], Tensor]
+"""Applies a projection, ``fn(name, module, x)`` with `name` like ``self_attn.q_proj``; a place for adapters."""
+
+
+def plain(name: str, module: nn.Module, x: Tensor) -> Tensor:
+    """The projection as it is."""
+    return cast(Tensor, module(x))
+
+
+@dataclass(frozen=True, slots=True)
+class Past(State):
+    """Cached keys and values, before rotary.
+
+    Attributes:
+        keys: per layer ``[rows, kv_heads, cached, head]``.
+        values: per layer, same shape.
+        mask: ``[rows, cached]`` bool, real entries.
+        positions: ``[rows, cached]`` int64, where the keys are rotated to.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor
+    positions: Tensor
+
+    @property
+    def length(self) -> int:
+        """Number of cached slots."""
+        return int(self.mask.shape[1])
+
+    def select(self, slots: Tensor) -> "Past":
+        """The entries at `slots` ``[n]`` (the same for all rows), in that order."""
+        return Past(
+            tuple(k[:, :, slots] for k in self.keys),
+            tuple(v[:, :, slots] for v in self.values),
+            self.mask[:, slots],
+            self.positions[:, slots],
+        )
+
+    def extend(self, other: "Past") -> "Past":
+        """These entries followed by `other`'s."""
+        return Past(
+            tuple(torch.cat([a, b], dim=2) for a, b in zip(self.keys, other.keys, strict=True)),
+            tuple(torch.cat([a, b], dim=2) for a, b in zip(self.values, other.values, strict=True)),
+            torch.cat([self.mask, other.mask], dim=1),
+            torch.cat([self.positions, other.positions], dim=1),
+        )
+
+
+class Backbone(nn.Module):
+    """A causal language model of the Llama, GPT-2 or OPT family.
+
+    Args:
+        model: the loaded ``...ForCausalLM``.
+        key_shift: mix every text key with the previous text token's key by a learned share per channel (the `tiny`
+            backbone; adds ``layers * kv_heads * head`` parameters). Memory rows are neither shifted nor shifted in.
+
+    Attributes:
+        family: ``llama``, ``gpt2`` or ``opt``.
+        width: d, the width of embeddings and of the final hidden states.
+        layers, heads, kv_heads, head_width, vocab: sizes.
+        max_positions: longest sequence, for learned absolute positions; None with rotary ones.
+
+    Raises:
+        DataError: the architecture is none of the three families, or uses sliding-window attention.
+    """
+
+    def __init__(self, model: nn.Module, *, key_shift: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        config: Any = model.config
+        inner = self._inner = _find_decoder(model)  # a plain list below keeps it from being registered twice
+        self.family = inner[0]
+        if self.family == "llama" and "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            raise DataError(f"{config.model_type} with sliding-window attention layers is not supported as a backbone.")
+        self.layers = len(self._blocks)
+        self.heads = int(config.num_attention_heads)
+        self.kv_heads = int(getattr(config, "num_key_value_heads", None) or self.heads)
+        hidden = int(config.hidden_size)
+        self.head_width = int(getattr(config, "head_dim", None) or hidden // self.heads)
+        self.hidden_width = hidden
+        self.width = int(self._embedding.weight.shape[1])
+        self.vocab = int(self._embedding.weight.shape[0])
+        learned = self.family != "llama"
+        self.max_positions = int(config.max_position_embeddings) if learned else None
+        size = self.kv_heads * self.head_width
+        shifts = [nn.Parameter(torch.zeros(size)) for _ in range(self.layers)] if key_shift else []
+        self.key_shift = nn.ParameterList(shifts)
+
+    @property
+    def _decoder(self) -> Any:
+        return self._inner[1]
+
+    @property
+    def _blocks(self) -> Any:
+        return self._decoder.h if self.family == "gpt2" else self._decoder.layers
+
+    @property
+    def _embedding(self) -> nn.Embedding:
+        return cast(nn.Embedding, cast(Any, self.model).get_input_embeddings())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self._embedding.weight.dtype
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings ``[rows, tokens, width]`` of `ids` ``[rows, tokens]``."""
+        return self._embedding(ids)
+
+    def embedding_scale(self) -> float:
+        """Standard deviation over all entries of the input embedding: the scale of fresh memory tokens."""
+        return float(self._embedding.weight.detach().float().std())
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., vocab]`` of final hidden states ``[..., width]``."""
+        return cast(Tensor, cast(Any, self.model).get_output_embeddings()(hidden))
+
+    def begin(self, embeds: Tensor, positions: Tensor) -> Tensor:
+        """Input of the first layer ``[rows, tokens, hidden_width]``: learned positions added, OPT projected in."""
+        if self.family == "gpt2":
+            return embeds + cast(Tensor, self._decoder.wpe(positions))
+        if self.family == "opt":
+            table = self._decoder.embed_positions
+            inside = embeds if self._decoder.project_in is None else self._decoder.project_in(embeds)
+            return cast(Tensor, inside + F.embedding(positions + table.offset, table.weight))
+        return embeds
+
+    def end(self, hidden: Tensor) -> Tensor:
+        """Final hidden states ``[rows, tokens, width]``: final norm, OPT projected out."""
+        decoder = self._decoder
+        if self.family == "gpt2":
+            return cast(Tensor, decoder.ln_f(hidden))
+        if self.family == "opt":
+            hidden = hidden if decoder.final_layer_norm is None else decoder.final_layer_norm(hidden)
+            return cast(Tensor, hidden if decoder.project_out is None else decoder.project_out(hidden))
+        return cast(Tensor, decoder.norm(hidden))
+
+    def norm_input(self, layer: int, hidden: Tensor) -> Tensor:
+        """What the layer's projections see: the normalised input (OPT with post-norm: the input itself)."""
+        block = self._blocks[layer]
+        if self.family == "gpt2":
+            return cast(Tensor, block.ln_1(hidden))
+        if self.family == "opt":
+            return cast(Tensor, block.self_attn_layer_norm(hidden) if block.do_layer_norm_before else hidden)
+        return cast(Tensor, block.input_layernorm(hidden))
+
+    def project(
+        self, layer: int, normed: Tensor, text: Tensor | None = None, linear: LinearFn = plain
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[rows, heads, tokens, head]``, keys and values ``[rows, kv_heads, tokens, head]``, unrotated.
+
+        Args:
+            layer: index of the layer.
+            normed: ``[rows, tokens, hidden_width]`` from `norm_input`.
+            text: ``[rows, tokens]`` bool, where the rows are text (only the key shift asks); None: everywhere.
+            linear: applies the projections.
+        """
+        block = self._blocks[layer]
+        if self.family == "gpt2":
+            q, k, v = linear("attn.c_attn", block.attn.c_attn, normed).chunk(3, dim=-1)
+        else:
+            attention = block.self_attn
+            q = linear("self_attn.q_proj", attention.q_proj, normed)
+            k = linear("self_attn.k_proj", attention.k_proj, normed)
+            v = linear("self_attn.v_proj", attention.v_proj, normed)
+        if self.key_shift:
+            k = self._shift(k, self.key_shift[layer], text)
+        q, k, v = (t.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for t in (q, k, v))
+        if self.family == "llama" and hasattr(block.self_attn, "q_norm"):
+            q, k = block.self_attn.q_norm(q), block.self_attn.k_norm(k)
+        return q, k, v
+
+    @staticmethod
+    def _shift(keys: Tensor, share: Tensor, text: Tensor | None) -> Tensor:
+        before = F.pad(keys, (0, 0, 1, 0))[:, :-1]
+        both = torch.ones(keys.shape[:2], dtype=torch.bool, device=keys.device) if text is None else text
+        both = both & F.pad(both, (1, 0))[:, :-1]
+        return keys + (both[..., None] * torch.sigmoid(share)) * (before - keys)
+
+    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines ``[rows, 1, tokens, head]`` for `rotate`; None without rotary positions."""
+        if self.family != "llama":
+            return None
+        like = self._embedding.weight
+        cos, sin = self._decoder.rotary_emb(like, positions)
+        return cos[:, None], sin[:, None]
+
+    @staticmethod
+    def rotate(x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        """`x` ``[rows, heads, tokens, head]`` turned to its positions (half-split convention of Llama)."""
+        if rotation is None:
+            return x
+        cos, sin = rotation
+        left, right = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-right, left], dim=-1) * sin
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        """Scaled dot-product attention ``[rows, tokens, heads * head]``.
+
+        Args:
+            q: rotated queries; k, v: rotated keys and values (kv heads are repeated here).
+            k: see q.
+            v: see q.
+            visible: ``[rows, 1, tokens, keys]`` bool; None: plain causal over equally many queries and keys.
+        """
+        groups = self.heads // self.kv_heads
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
+        return out.transpose(1, 2).flatten(2)
+
+    def close(self, layer: int, hidden: Tensor, attended: Tensor, linear: LinearFn = plain) -> Tensor:
+        """Output of the layer: attention output projection, feed-forward, residuals and norms."""
+        block = self._blocks[layer]
+        if self.family == "gpt2":
+            hidden = hidden + linear("attn.c_proj", block.attn.c_proj, attended)
+            return cast(Tensor, hidden + block.mlp(block.ln_2(hidden)))
+        if self.family == "opt":
+            return self._close_opt(block, hidden, attended, linear)
+        hidden = hidden + linear("self_attn.o_proj", block.self_attn.o_proj, attended)
+        normed, mlp = block.post_attention_layernorm(hidden), block.mlp
+        gate = linear("mlp.gate_proj", mlp.gate_proj, normed)
+        up = linear("mlp.up_proj", mlp.up_proj, normed)
+        return hidden + linear("mlp.down_proj", mlp.down_proj, mlp.act_fn(gate) * up)
+
+    @staticmethod
+    def _close_opt(block: Any, hidden: Tensor, attended: Tensor, linear: LinearFn) -> Tensor:
+        before: bool = block.do_layer_norm_before
+        hidden = hidden + linear("self_attn.out_proj", block.self_attn.out_proj, attended)
+        hidden = hidden if before else block.self_attn_layer_norm(hidden)
+        inner = block.final_layer_norm(hidden) if before else hidden
+        inner = block.activation_fn(linear("fc1", block.fc1, inner))
+        hidden = hidden + linear("fc2", block.fc2, inner)
+        return hidden if before else cast(Tensor, block.final_layer_norm(hidden))
+
+    def positions(self, mask: Tensor) -> Tensor:
+        """``[rows, tokens]``: the real tokens of each row counted from 0; padding takes no position."""
+        return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+    def run(
+        self, embeds: Tensor, mask: Tensor, *, positions: Tensor | None = None, text: Tensor | None = None
+    ) -> Tensor:
+        """One causal pass without a cache.
+
+        Args:
+            embeds: ``[rows, tokens, width]``.
+            mask: ``[rows, tokens]`` bool, real tokens.
+            positions: ``[rows, tokens]``; default `positions(mask)`.
+            text: ``[rows, tokens]`` bool, where the input is text rather than memory; default everywhere real.
+
+        Returns:
+            Final hidden states ``[rows, tokens, width]`` (after the final norm and OPT's output projection).
+        """
+        return self.run_cached(embeds, mask, positions=positions, text=text, keep=False)[0]
+
+    def run_cached(
+        self,
+        embeds: Tensor,
+        mask: Tensor,
+        past: Past | None = None,
+        *,
+        positions: Tensor | None = None,
+        text: Tensor | None = None,
+        keep: bool = True,
+    ) -> tuple[Tensor, Past | None]:
+        """`run` over cached keys and values; also returns this input's own entries (None unless `keep`).
+
+        `positions` must be given with a `past`: keys are rotated to ``past.positions``, queries to `positions`.
+        """
+        where = self.positions(mask) if positions is None else positions
+        visible = self._visible(mask, past)
+        turn = self.rotation(where)
+        turn_all = turn
+        if past is not None:
+            turn_all = self.rotation(torch.cat([past.positions, where], dim=1))
+        text = mask if text is None else text & mask
+        hidden = self.begin(embeds, where)
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        for layer in range(self.layers):
+            q, k, v = self.project(layer, self.norm_input(layer, hidden), text)
+            if keep:
+                keys.append(k)
+                values.append(v)
+            if past is not None:
+                k, v = torch.cat([past.keys[layer], k], dim=2), torch.cat([past.values[layer], v], dim=2)
+            attended = self.attend(self.rotate(q, turn), self.rotate(k, turn_all), v, visible)
+            hidden = self.close(layer, hidden, attended)
+        own = Past(tuple(keys), tuple(values), mask, where) if keep else None
+        return self.end(hidden), own
+
+    @staticmethod
+    def _visible(mask: Tensor, past: Past | None) -> Tensor | None:
+        """``[rows, 1, tokens, cached + tokens]`` or None where plain causal attention does."""
+        if past is None and bool(mask.all()):
+            return None
+        tokens = mask.shape[1]
+        causal = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril()
+        # Every query sees itself, so that a padding row is never empty (its softmax would be NaN).
+        own = (causal & mask[:, None, :]) | torch.eye(tokens, dtype=torch.bool, device=mask.device)
+        if past is None:
+            return own[:, None]
+        return torch.cat([past.mask[:, None, :].expand(-1, tokens, -1), own], dim=2)[:, None]
+
+    def flops(self, tokens: int, keys: int, *, predicted: int | None = None) -> int:
+        """Forward operations of `tokens` positions that each attend `keys` keys (multiply-add = 2).
+
+        Attention is counted as executed, without halving for causality. `predicted` positions (default: all) pay for
+        the head. Norms, softmax and activations are left out, as in `torch.utils.flop_counter`.
+        """
+        matrices = sum(p.numel() for name, p in self._blocks.named_parameters() if p.dim() == 2)
+        outside = sum(
+            p.numel()
+            for name in ("project_in", "project_out")
+            for p in (getattr(self._decoder, name, None) or nn.Identity()).parameters()
+        )
+        attention = 4 * self.layers * tokens * keys * self.heads * self.head_width
+        scored = tokens if predicted is None else predicted
+        return 2 * tokens * (matrices + outside) + attention + 2 * scored * self.width * self.vocab
+
+
+def _find_decoder(model: nn.Module) -> tuple[str, Any]:
+    """The family and the decoder stack of a causal language model."""
+    inner: Any = model
+    if hasattr(inner, "transformer") and hasattr(inner.transformer, "wpe"):
+        return "gpt2", inner.transformer
+    if hasattr(inner, "model") and hasattr(inner.model, "decoder"):
+        return "opt", inner.model.decoder
+    if hasattr(inner, "model") and hasattr(inner.model, "rotary_emb") and hasattr(inner.model.layers[0].mlp, "gate_proj"):
+        return "llama", inner.model
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    raise DataError(f"'{kind}' is not a supported backbone: use a Llama, Mistral, Qwen, SmolLM, GPT-2 or OPT causal LM.")

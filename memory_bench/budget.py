@@ -1,0 +1,106 @@
+"""Budgets: limits that are the same for every model, and what was spent under them."""
+
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from memory_bench.errors import UserError, unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits of one cell. None does not bind; the first limit that is reached ends training.
+
+    Attributes:
+        name: of the preset or file.
+        device_bytes: weights, optimiser, activations and memory state; on CPU the process's peak above its start.
+        host_bytes: peak main memory of the process.
+        train_seconds: of training, on the device.
+        train_tokens: input tokens read in training, padding excluded, repeats counted.
+        train_flops: of training, analytic (three forward passes a step).
+        eval_seconds: of one cell's evaluation.
+        added_parameters: that a method adds to its backbone.
+        seeds: number of seeds, unless the command says otherwise.
+        tasks: per task name, default options of the evaluation (what is scored), for example ``pg19.extent``.
+    """
+
+    name: str
+    device_bytes: int | None = None
+    host_bytes: int | None = None
+    train_seconds: float | None = None
+    train_tokens: int | None = None
+    train_flops: float | None = None
+    eval_seconds: float | None = None
+    added_parameters: int | None = None
+    seeds: int = 1
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, int | float) and value < (1 if f.name == "seeds" else 0):
+                raise UserError(f"Budget '{self.name}': {f.name} = {value} is negative or too small; leave it out for no limit.")
+
+
+GB = 10**9
+_CPU = dict(device_bytes=4 * GB, host_bytes=6 * GB, added_parameters=50_000_000)
+PRESETS: dict[str, Budget] = {
+    b.name: b
+    for b in (
+        Budget("cpu-minutes", train_tokens=204_800, train_seconds=600, eval_seconds=600, seeds=2, **_CPU),
+        Budget("cpu-minutes-flops", train_flops=8.0e11, train_seconds=600, eval_seconds=600, seeds=2, **_CPU),
+        Budget("cpu-smol", train_tokens=0, eval_seconds=1800, seeds=1, **_CPU),
+        Budget("smoke", train_tokens=2_048, train_seconds=60, eval_seconds=60, seeds=1, **_CPU),
+        Budget("gpu-minutes", device_bytes=80 * GB, train_seconds=180, eval_seconds=600, seeds=2),
+        Budget("gpu-24g-hour", device_bytes=24 * GB, train_tokens=20_000_000, train_seconds=3600, seeds=2),
+        Budget("gpu-80g-hour", device_bytes=80 * GB, train_tokens=100_000_000, train_seconds=3600, seeds=2),
+    )
+}
+
+
+def load_budget(name: str) -> Budget:
+    """The preset called `name`, or the limits in the TOML file at that path.
+
+    Raises:
+        UserError: unknown name, unreadable file, unknown or negative limit.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name)
+    if path.suffix != ".toml":
+        raise unknown("budget", name, PRESETS, "Or give a TOML file; `memory-bench list budgets` shows the presets.")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"Cannot read the budget file {path}: {error}.") from error
+    known = {f.name for f in fields(Budget)}
+    for key in values:
+        if key not in known:
+            raise unknown("limit in the budget file", key, known)
+    for key in known - {"name", "tasks"}:
+        if key in values and (isinstance(values[key], bool) or not isinstance(values[key], int | float)):
+            raise UserError(f"Budget file {path}: {key} must be a number, not {values[key]!r}.")
+    return Budget(**{"name": path.stem, **values})
+
+
+@dataclass(slots=True)
+class Usage:
+    """What one cell spent; filled by the meter, written even when the cell fails."""
+
+    parameters: int = 0
+    added_parameters: int = 0
+    trained_parameters: int = 0
+    train_tokens: int = 0
+    train_steps: int = 0
+    train_flops: float = 0.0
+    train_seconds: float = 0.0
+    eval_tokens: int = 0
+    scored_tokens: int = 0
+    eval_flops: float = 0.0
+    eval_seconds: float = 0.0
+    peak_device_bytes: int = 0
+    peak_host_bytes: int = 0
+    state_bytes: int = 0
+    state_host_bytes: int = 0
+    training_ended_by: str = ""

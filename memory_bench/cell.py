@@ -1,0 +1,98 @@
+"""Identity: what was asked for, as frozen values with a content hash. What happened is the record's provenance."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from memory_bench.budget import Budget
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One named part of a cell.
+
+    Attributes:
+        name: of the plug-in, backbone or corpus.
+        version: of its numbers.
+        config: its options as plain data.
+        revision: a content hash or pinned revision, where there is one.
+    """
+
+    name: str
+    version: int = 1
+    config: dict[str, Any] = field(default_factory=dict)
+    revision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A trained model; every task whose cells name the same training shares it."""
+
+    model: Choice
+    backbone: Choice
+    corpus: Choice
+    recipe: Choice
+    budget: Budget
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits; budget fields that only concern the evaluation do not count."""
+        plain = asdict(self)
+        for name in ("eval_seconds", "seeds", "tasks", "added_parameters"):
+            plain["budget"].pop(name)
+        return digest(plain)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One result to be had: (model, backbone, task, budget, seed).
+
+    Attributes:
+        training: the model and how it is trained.
+        task: with its options; its config holds the label of the data.
+        limit: documents, questions or episodes; None: all.
+        controls: also score with memory wiped, foreign, and with the evidence in the prompt.
+        role: ``asked`` or ``control``; not part of the identity.
+        label: the name a table shows for the model (options that differ from the default included).
+    """
+
+    training: Training
+    task: Choice
+    limit: int | None = None
+    controls: bool = True
+    role: str = "asked"
+    label: str = ""
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits of what determines the numbers."""
+        plain = asdict(self)
+        del plain["role"], plain["label"], plain["training"]["budget"]["seeds"], plain["training"]["budget"]["tasks"]
+        return digest(plain)
+
+    @property
+    def title(self) -> str:
+        """For a person: model, task, seed."""
+        return f"{self.label or self.training.model.name} · {self.task.name} · seed {self.training.seed}"
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits of the SHA-256 of `value`'s canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_json(cell: Cell) -> dict[str, Any]:
+    """The cell as plain data."""
+    return asdict(cell)
+
+
+def from_json(data: dict[str, Any]) -> Cell:
+    """The cell that `to_json` wrote."""
+    t = data["training"]
+    parts = {name: Choice(**t[name]) for name in ("model", "backbone", "corpus", "recipe")}
+    training = Training(**parts, budget=Budget(**t["budget"]), seed=t["seed"])
+    rest = {k: data[k] for k in ("limit", "controls", "role", "label")}
+    return Cell(training=training, task=Choice(**data["task"]), **rest)

@@ -1,0 +1,1 @@
+"""Data about data source kinds: see `memory_bench.data.library`."""

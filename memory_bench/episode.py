@@ -1,0 +1,150 @@
+"""What a task gives to the driver: streams of text to read and questions to ask about it.
+
+Language modelling is one scored `Read` per document; question answering is unscored reads and an `Ask`; retention is
+the same `Ask` after more and more text. A task is an iterator of episodes and a pure function from what was observed
+to metrics, so metrics can be computed again from ``samples.parquet`` without a model.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from memory_bench.corpus import Corpus
+    from memory_bench.data import Library
+
+Encode = Callable[[str], tuple[list[int], list[int]]]
+"""Text to (token ids, UTF-8 bytes each token covers); no special tokens are added."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Text that goes into memory. With `scored`, each of its tokens but the stream's first is predicted and scored."""
+
+    text: str
+    scored: bool = False
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A question about what was read; it leaves no trace in the stream.
+
+    Attributes:
+        prompt: text before the answer, given to the model.
+        choices: the possible continuations; each is scored by its log-likelihood.
+        answer: the right one.
+        evidence: tag of the `Read` that holds the answer (the driver measures the distance to its end).
+        label: anything the metrics want to know, for example a group.
+    """
+
+    prompt: str
+    choices: tuple[str, ...]
+    answer: str
+    evidence: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One stream. `cluster` names what its questions share (a document); the bootstrap draws clusters."""
+
+    id: str
+    events: tuple[Read | Ask, ...]
+    cluster: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One number of a result with its 95 % interval.
+
+    Attributes:
+        metric: name, for example ``bits_per_byte``.
+        value, low, high: the number and its interval; low and high are None where none can be given.
+        n: how many independent units (documents, questions) it rests on.
+        slice: empty for the headline, else for example ``position=0-256`` or ``control:wiped``.
+        unit: unit of `value`.
+        higher_is_better: direction.
+    """
+
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    slice: str = ""
+    unit: str = ""
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """What models are trained on for a task.
+
+    Attributes:
+        corpus: name; trainings with the same corpus, recipe and backbone are shared between tasks.
+        recipe: name of the recipe (`memory_bench.recipe`); None: the backbone's own.
+        backbone: a backbone that belongs to the data and replaces the chosen one (a stand-in's own small model).
+    """
+
+    corpus: str
+    recipe: str | None = None
+    backbone: str | None = None
+    version: int = 1
+
+
+class Task(ABC):
+    """A task plug-in: an entry point in ``memory_bench.tasks`` names the class.
+
+    The constructor takes an instance of `Config` (frozen dataclass, plain data). Class attributes:
+
+    Attributes:
+        Config: options of the task.
+        version: raised when numbers may change.
+        headline: the metric of the leaderboard.
+        needs: name of the data it is about, for `list tasks` and preflight (`Library.describe`).
+        chance: reference levels printed beside the headline, name to value (for example chance and majority).
+    """
+
+    Config: ClassVar[type[Any]]
+    version: ClassVar[int] = 1
+    headline: ClassVar[str]
+    needs: ClassVar[str]
+    source: ClassVar[str] = ""
+
+    @abstractmethod
+    def episodes(self, library: "Library", limit: int | None) -> Iterator[Episode]:
+        """The test episodes, the same for every model and seed."""
+
+    @abstractmethod
+    def plan(self, library: "Library", *, pretrained: bool) -> TrainingPlan:
+        """What to train on; `pretrained` tells that the backbone has seen other data before."""
+
+    @abstractmethod
+    def corpus(self, library: "Library", plan: TrainingPlan, encode: Encode) -> "Corpus":
+        """The training data of `plan`, encoded."""
+
+    @abstractmethod
+    def metrics(self, samples: "pd.DataFrame", seed: int = 0) -> list[Estimate]:
+        """All metrics and slices of one or more cells' samples; the headline comes first.
+
+        Args:
+            samples: columns as `memory_bench.stream` writes them; several seeds are told apart by ``seed``.
+            seed: of the bootstrap.
+        """
+
+    def levels(self, library: "Library") -> Mapping[str, float]:
+        """Reference levels of the headline, for example chance and the majority class."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text with its identity."""
+
+    id: str
+    text: str
+    meta: Mapping[str, str] = field(default_factory=dict)

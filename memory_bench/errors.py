@@ -1,0 +1,41 @@
+"""What can go wrong, as types: the CLI prints the first two as sentences and everything else as a bug."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one or two sentences, no traceback, exit code 2."""
+
+
+class DataError(UserError):
+    """Data or weights that cannot be had, read, or trusted (missing, corrupt, refused)."""
+
+
+class BudgetExceeded(Exception):
+    """A limit of the budget was reached where reaching it ends the work. Caught only by the worker.
+
+    Attributes:
+        limit: the budget's field, for example ``device_bytes``.
+        where: the place in the work, for example ``segment 37/391``.
+    """
+
+    def __init__(self, limit: str, where: str) -> None:
+        super().__init__(f"{limit}@{where}")
+        self.limit = limit
+        self.where = where
+
+
+def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
+    """The error for a name that does not exist, with the nearest one that does.
+
+    Args:
+        kind: what the name should have been, for example ``model``.
+        name: what was asked for.
+        known: every valid name.
+        hint: a command that shows the valid names.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    guess = f" Did you mean {near[0]}?" if near else f" Valid: {', '.join(names) or 'none'}."
+    return UserError(f"Unknown {kind} '{name}'.{guess}{f' {hint}' if hint else ''}")

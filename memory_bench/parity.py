@@ -1,0 +1,174 @@
+"""Replays reference cases of the official implementations (`memory-bench verify`) against the product's own classes.
+
+A case is a folder: ``case.json`` (model, source, backbone, memory settings, procedure, tolerance),
+``weights.safetensors`` (``backbone.*``, ``memory.*``), ``inputs.safetensors`` and ``expected.safetensors``. Every
+memory model publishes a replay (entry point group ``memory_bench.parity``): a function from a `Case` to tensors named
+as in ``expected``. This file knows no model; it builds the backbone, compares, and says where the first divergence is.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from memory_bench.backbone import Backbone
+from memory_bench.errors import UserError
+
+
+class Settings:
+    """A case's memory settings, read one by one; what nobody read is an error, never ignored."""
+
+    def __init__(self, values: Mapping[str, Any], case: str) -> None:
+        self._left = dict(values)
+        self._case = case
+
+    def take(self, name: str, default: Any = None) -> Any:
+        """The value of `name` (or `default` where it is absent), now counted as read."""
+        return self._left.pop(name, default)
+
+    def finish(self) -> None:
+        """Raise for settings that were never taken.
+
+        Raises:
+            UserError: naming them.
+        """
+        if self._left:
+            raise UserError(f"Case {self._case}: unknown memory setting(s) {', '.join(sorted(self._left))}.")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One reference case, read from its folder."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """``case.json``."""
+        try:
+            return cast(dict[str, Any], json.loads((self.folder / "case.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder} is no reference case: cannot read case.json ({error}).") from error
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return str(self.info["model"])
+
+    def settings(self) -> Settings:
+        """The memory settings, to be read completely."""
+        return Settings(self.info["memory"], self.name)
+
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """``weights``, ``inputs`` or ``expected``."""
+        path = self.folder / f"{part}.safetensors"
+        try:
+            with safe_open(path, framework="pt") as handle:
+                return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a dict)
+        except Exception as error:
+            raise UserError(f"Case {self.name}: cannot read {path.name} ({error}).") from error
+
+    def weights(self, prefix: str) -> dict[str, Tensor]:
+        """The weights below `prefix` (``backbone.`` or ``memory.``), without it."""
+        return {k.removeprefix(prefix): t for k, t in self.tensors("weights").items() if k.startswith(prefix)}
+
+    def backbone(self) -> Backbone:
+        """The recorded backbone in float32, weights loaded strictly (a tied head may be absent from the file)."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = dict(self.info["backbone"])
+        kind = config.pop("model_type")
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config), dtype=torch.float32).eval()
+        missing, unexpected = model.load_state_dict(self.weights("backbone."), strict=False)
+        tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+        wrong = (set(missing) - tied) | set(unexpected)
+        if wrong:
+            raise UserError(f"Case {self.name}: backbone weights do not fit ({', '.join(sorted(wrong)[:3])} …).")
+        return Backbone(model)
+
+
+def load_strictly(target: torch.nn.Module, weights: Mapping[str, Tensor], case: str) -> None:
+    """Copy `weights` into the parameters and buffers that `target` adds to its backbone, by name.
+
+    Raises:
+        UserError: a name is missing on either side, or a shape differs.
+    """
+    own = {k: t for k, t in target.state_dict().items() if not k.startswith("backbone.")}
+    wrong = sorted(set(own) ^ set(weights)) or [k for k in own if own[k].shape != weights[k].shape]
+    if wrong:
+        raise UserError(f"Case {case}: memory weights do not fit the model ({', '.join(wrong[:3])} …).")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of one case; `detail` is a sentence for a person."""
+
+    case: str
+    model: str
+    ok: bool
+    max_abs: float | None
+    compared: tuple[str, ...]
+    skipped: tuple[str, ...]
+    detail: str
+
+
+def compare(case: Case, got: Mapping[str, Tensor]) -> Verdict:
+    """Every expected tensor against `got`, within the case's tolerance.
+
+    ``grad.*`` may be missing from `got`; anything else that is missing is listed as skipped and fails the case.
+    Gradients are compared relative to the largest entry where the case says so.
+    """
+    tolerance = case.info["tolerance"]
+    compared: list[str] = []
+    skipped: list[str] = []
+    worst, first = 0.0, ""
+    for name, expected in case.tensors("expected").items():
+        if name not in got:
+            skipped.append(name)
+            continue
+        compared.append(name)
+        ours, theirs = got[name].detach().double().cpu(), expected.double()
+        if ours.shape != theirs.shape:
+            first = first or f"{name}: shape {list(ours.shape)} instead of {list(theirs.shape)}"
+            continue
+        error = (ours - theirs).abs()
+        relative = tolerance.get("gradients_relative_to_max") if name.startswith("grad.") else None
+        allowed = relative * theirs.abs().max() if relative else tolerance["atol"] + tolerance["rtol"] * theirs.abs()
+        worst = max(worst, float(error.max()) if error.numel() else 0.0)
+        bad = ~(error <= allowed)  # NaN is bad
+        if bad.any() and not first:
+            at = tuple(bad.nonzero()[0].tolist())
+            first = f"{name}{list(at)}: {float(ours[at]):.6g} instead of {float(theirs[at]):.6g}"
+    needed = [name for name in skipped if not name.startswith("grad.")]
+    detail = first or (f"not compared: {', '.join(needed[:3])}" if needed else f"largest deviation {worst:.1e}")
+    return Verdict(case.name, case.model, not first and not needed, worst, tuple(compared), tuple(skipped), detail)
+
+
+def find_cases(places: Iterable[Path]) -> Iterator[Case]:
+    """The cases in `places`: case folders, or folders of case folders.
+
+    Raises:
+        UserError: a place holds no case.
+    """
+    for place in places:
+        if (place / "case.json").is_file():
+            yield Case(place)
+            continue
+        inside = sorted(p.parent for p in place.glob("*/case.json")) if place.is_dir() else []
+        if not inside:
+            raise UserError(f"{place} is neither a reference case nor a folder of them (no case.json).")
+        yield from (Case(folder) for folder in inside)

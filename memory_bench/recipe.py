@@ -1,0 +1,111 @@
+"""Training recipes as data: stages, optimiser, schedule. Lengths are shares of the budget or fixed numbers of steps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from memory_bench.errors import unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a training with examples of one length.
+
+    Attributes:
+        segments: segments in an example.
+        rows: examples in a batch.
+        share: share of the budget's tokens, FLOPs or seconds spent here; ignored with `steps`.
+        steps: a fixed number of optimiser steps (curricula that all models must see alike).
+        model: config fields of the model that differ in this stage, for example ``{"recall": False}``; names that a
+            model does not have are ignored, so that one recipe serves all.
+    """
+
+    segments: int
+    rows: int
+    share: float = 1.0
+    steps: int | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a model is trained; the same for all models of a comparison.
+
+    Attributes:
+        name: as in `RECIPES`.
+        stages: in order; one optimiser and one schedule span all of them.
+        lr: peak learning rate (AdamW).
+        betas, weight_decay, clip: of the optimiser; decay on matrices only; clip is a gradient norm.
+        warmup: steps of linear warm-up.
+        decay_from: share of the training after which the rate falls linearly.
+        floor: the last rate as a share of the peak.
+        bptt: segments between two detachments of the state; None: gradients flow through the whole example.
+        trains: ``all`` weights or only the ``memory`` (what the method adds).
+        checkpoint: recompute each segment in the backward pass instead of keeping its activations.
+        aux_from: share of the training after which a model's own auxiliary loss is added.
+        version: raised when numbers may change.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    warmup: int = 20
+    decay_from: float = 0.4
+    floor: float = 0.03
+    bptt: int | None = None
+    trains: str = "all"
+    checkpoint: bool = False
+    aux_from: float = 2 / 3
+    version: int = 1
+
+    def rate(self, done: float, step: int) -> float:
+        """Learning rate when the share `done` (0 to 1) of the training is over, at optimiser step `step` (from 0)."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup))
+        if done <= self.decay_from:
+            return self.lr * warm
+        left = (1 - min(done, 1.0)) / (1 - self.decay_from)
+        return self.lr * warm * (self.floor + (1 - self.floor) * left)
+
+
+RECIPES: dict[str, Recipe] = {
+    r.name: r
+    for r in (
+        Recipe("tiny-pretrain", (Stage(segments=8, rows=8, steps=280),), lr=3e-3),
+        Recipe("tiny", (Stage(segments=8, rows=8),), lr=1.5e-3),
+        Recipe("tiny-qa", (Stage(segments=0, rows=8),), lr=1.5e-3),
+        Recipe(
+            "invented-studies",
+            (
+                Stage(segments=1, rows=32, steps=150),
+                Stage(segments=2, rows=32, steps=80),
+                Stage(segments=4, rows=32, steps=200),
+            ),
+            lr=3e-3,
+            warmup=50,
+            decay_from=0.6,
+        ),
+        Recipe("adapt", (Stage(segments=4, rows=8),), lr=1e-4, trains="memory", checkpoint=True),
+        Recipe(
+            "hmt-two-stage",
+            (
+                Stage(segments=2, rows=8, share=0.3, model={"recall": False}),
+                Stage(segments=8, rows=8, share=0.7),
+            ),
+            lr=1.5e-3,
+        ),
+    )
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe called `name`.
+
+    Raises:
+        UserError: no such recipe.
+    """
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name]

@@ -1,0 +1,1 @@
+"""Tasks, installed as `memory_bench.tasks`."""
