@@ -1,0 +1,35 @@
+"""What can be known of a backbone without loading it: enough to size a model to it and to plan a run."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneCard:
+    """Facts about a backbone.
+
+    Attributes:
+        name: as the user gave it.
+        family: ``llama``, ``gpt2`` or ``opt``.
+        width: embedding width d.
+        layers, heads, kv_heads, head_width, mlp_width, vocab: sizes.
+        window: tokens of text a model reads per step by default.
+        pretrained: it has been trained on other data before, so it can be asked zero-shot.
+        parameters: number of weights.
+        max_positions: longest sequence; None where rotary positions set no hard limit.
+        revision: content hash of its files, or of the recipe that makes it.
+    """
+
+    name: str
+    family: str
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    mlp_width: int
+    vocab: int
+    window: int
+    pretrained: bool
+    parameters: int
+    max_positions: int | None = None
+    revision: str = ""
