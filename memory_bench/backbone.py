@@ -83,6 +83,7 @@ class Backbone(nn.Module):
         width: d, the width of embeddings and of the final hidden states.
         layers, heads, kv_heads, head_width, vocab: sizes.
         max_positions: longest sequence, for learned absolute positions; None with rotary ones.
+        rotary: keys and queries are rotated; may be switched off for a model that is trained without positions.
 
     Raises:
         DataError: the architecture is none of the three families, or uses sliding-window attention.
@@ -106,6 +107,7 @@ class Backbone(nn.Module):
         self.vocab = int(self._embedding.weight.shape[0])
         learned = self.family != "llama"
         self.max_positions = int(config.max_position_embeddings) if learned else None
+        self.rotary = not learned
         size = self.kv_heads * self.head_width
         shifts = [nn.Parameter(torch.zeros(size)) for _ in range(self.layers)] if key_shift else []
         self.key_shift = nn.ParameterList(shifts)
@@ -208,7 +210,7 @@ class Backbone(nn.Module):
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines ``[rows, 1, tokens, head]`` for `rotate`; None without rotary positions."""
-        if self.family != "llama":
+        if not self.rotary:
             return None
         like = self._embedding.weight
         cos, sin = self._decoder.rotary_emb(like, positions)
@@ -262,9 +264,16 @@ class Backbone(nn.Module):
         hidden = hidden + linear("fc2", block.fc2, inner)
         return hidden if before else cast(Tensor, block.final_layer_norm(hidden))
 
-    def positions(self, mask: Tensor) -> Tensor:
-        """``[rows, tokens]``: the real tokens of each row counted from 0; padding takes no position."""
-        return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    def positions(self, mask: Tensor, *, count_padding: bool = False) -> Tensor:
+        """``[rows, tokens]``: the real tokens of each row counted from 0; padding takes no position.
+
+        With `count_padding`, what Hugging Face's ``forward`` does when it is given no positions: Llama and GPT-2 count
+        every slot, OPT only the real ones (and its padding stands at -1).
+        """
+        if count_padding and self.family != "opt":
+            return torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+        counted = mask.long().cumsum(dim=1)
+        return counted * mask - 1 if count_padding else (counted - 1).clamp(min=0)
 
     def run(
         self, embeds: Tensor, mask: Tensor, *, positions: Tensor | None = None, text: Tensor | None = None
@@ -286,7 +295,7 @@ class Backbone(nn.Module):
         self,
         embeds: Tensor,
         mask: Tensor,
-        past: Past | None = None,
+        past: Past | tuple[Past, ...] | None = None,
         *,
         positions: Tensor | None = None,
         text: Tensor | None = None,
@@ -294,14 +303,14 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, Past | None]:
         """`run` over cached keys and values; also returns this input's own entries (None unless `keep`).
 
-        `positions` must be given with a `past`: keys are rotated to ``past.positions``, queries to `positions`.
+        `positions` must be given with a `past`: keys are rotated to ``past.positions``, queries to `positions`. Several
+        pasts are read in order; they are joined one layer at a time, so a long one need not be copied to grow.
         """
+        pasts = () if past is None else (past,) if isinstance(past, Past) else past
         where = self.positions(mask) if positions is None else positions
-        visible = self._visible(mask, past)
+        visible = self._visible(mask, pasts)
         turn = self.rotation(where)
-        turn_all = turn
-        if past is not None:
-            turn_all = self.rotation(torch.cat([past.positions, where], dim=1))
+        turn_all = self.rotation(torch.cat([*(p.positions for p in pasts), where], dim=1)) if pasts else turn
         text = mask if text is None else text & mask
         hidden = self.begin(embeds, where)
         keys: list[Tensor] = []
@@ -311,25 +320,25 @@ class Backbone(nn.Module):
             if keep:
                 keys.append(k)
                 values.append(v)
-            if past is not None:
-                k, v = torch.cat([past.keys[layer], k], dim=2), torch.cat([past.values[layer], v], dim=2)
+            if pasts:
+                k = torch.cat([*(p.keys[layer] for p in pasts), k], dim=2)
+                v = torch.cat([*(p.values[layer] for p in pasts), v], dim=2)
             attended = self.attend(self.rotate(q, turn), self.rotate(k, turn_all), v, visible)
             hidden = self.close(layer, hidden, attended)
         own = Past(tuple(keys), tuple(values), mask, where) if keep else None
         return self.end(hidden), own
 
     @staticmethod
-    def _visible(mask: Tensor, past: Past | None) -> Tensor | None:
+    def _visible(mask: Tensor, pasts: tuple[Past, ...]) -> Tensor | None:
         """``[rows, 1, tokens, cached + tokens]`` or None where plain causal attention does."""
-        if past is None and bool(mask.all()):
+        if not pasts and bool(mask.all()):
             return None
         tokens = mask.shape[1]
         causal = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril()
-        # Every query sees itself, so that a padding row is never empty (its softmax would be NaN).
-        own = (causal & mask[:, None, :]) | torch.eye(tokens, dtype=torch.bool, device=mask.device)
-        if past is None:
-            return own[:, None]
-        return torch.cat([past.mask[:, None, :].expand(-1, tokens, -1), own], dim=2)[:, None]
+        own = causal & mask[:, None, :]
+        # A query that would see nothing sees itself: the softmax of an empty row is NaN.
+        own = own | (torch.eye(tokens, dtype=torch.bool, device=mask.device) & ~own.any(dim=2, keepdim=True))
+        return torch.cat([*(p.mask[:, None, :].expand(-1, tokens, -1) for p in pasts), own], dim=2)[:, None]
 
     def flops(self, tokens: int, keys: int, *, predicted: int | None = None) -> int:
         """Forward operations of `tokens` positions that each attend `keys` keys (multiply-add = 2).

@@ -1,0 +1,88 @@
+"""Full context: the backbone attends to everything read so far. The ceiling, at a cost that grows with the text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memory_bench.backbone import Backbone, Past
+from memory_bench.budget import Budget
+from memory_bench.card import BackboneCard
+from memory_bench.errors import UserError
+from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
+
+
+@dataclass(frozen=True, slots=True)
+class FullContextConfig:
+    """Options of `FullContext`."""
+
+    segment: int = 512  # tokens per step; without influence on predictions, unless the backbone shifts keys
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript(State):
+    """Keys and values of all text, in the pieces it came in: a longer transcript shares them instead of copying.
+
+    Attributes:
+        parts: cached pieces, oldest first.
+        seen: ``[rows]`` int64, real tokens so far.
+    """
+
+    parts: tuple[Past, ...]
+    seen: Tensor
+
+
+class FullContext(MemoryModel[Transcript]):
+    """The backbone over the whole stream.
+
+    With learned positions (GPT-2, OPT) a stream can be as long as the backbone has positions. The `tiny` backbone's
+    key shift sees one step's input only, so with it predictions depend slightly on the cut.
+    """
+
+    Config = FullContextConfig
+    source = "The backbone as published, with a cache of all keys and values."
+
+    def __init__(self, backbone: Backbone, config: FullContextConfig, rng: torch.Generator) -> None:
+        super().__init__()
+        del rng  # nothing to initialise
+        self.backbone = backbone
+        self.config = config
+        self.traits = Traits(segment=config.segment, bounded=False, chunk_invariant=not len(backbone.key_shift))
+
+    @classmethod
+    def fit(cls, card: BackboneCard, budget: Budget) -> FullContextConfig:
+        """Steps of the backbone's own window; whether the text fits the budget is for the run to find out."""
+        del budget
+        return FullContextConfig(segment=card.window)
+
+    def open(self, rows: int, *, seeds: Sequence[int] | None = None) -> Transcript:
+        """See `MemoryModel.open`."""
+        del seeds
+        return Transcript((), torch.zeros(rows, dtype=torch.long, device=self.backbone.device))
+
+    def step(self, state: Transcript, segment: Segment, *, write: bool = True) -> tuple[Readout, Transcript]:
+        """See `MemoryModel.step`.
+
+        Raises:
+            UserError: the stream is longer than the backbone has learned positions.
+        """
+        seen = state.seen + segment.lengths
+        limit = self.backbone.max_positions
+        if limit is not None and int(seen.max()) > limit:
+            raise UserError(
+                f"full-context cannot read more than {limit} tokens with this {self.backbone.family} backbone: it has no "
+                f"positions beyond. Limit the text or choose a backbone with rotary positions."
+            )
+        where = state.seen[:, None] + self.backbone.positions(segment.mask)
+        if limit is not None:
+            where = where.clamp(max=limit - 1)  # padding of a row that is exactly full points one further
+        embeds = self.backbone.embed(segment.ids)
+        hidden, own = self.backbone.run_cached(embeds, segment.mask, state.parts, positions=where, keep=write)
+        if own is not None:
+            state = Transcript((*state.parts, own), seen)
+        return Readout(hidden, self.backbone.head), state
+
+    def flops(self, tokens: int, remembered: int) -> int:
+        """See `MemoryModel.flops`."""
+        return self.backbone.flops(tokens, keys=remembered + tokens)
