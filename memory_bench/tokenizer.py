@@ -1,0 +1,76 @@
+"""Tokenizers as one function: text to token ids and the UTF-8 bytes each of them covers."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from memory_bench.errors import DataError
+
+
+class Tokens:
+    """A `tokenizers.Tokenizer` without special tokens, with bytes counted so that they add up to the text's."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def encode(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids, and for each the bytes from the end of the token before to its own end.
+
+        Blanks that a tokenizer drops and bytes that share a character are counted with a neighbour; the sum is the
+        text's length in bytes.
+        """
+        found = self.tokenizer.encode(text, add_special_tokens=False)
+        to_byte = [0, *accumulate(len(c.encode()) for c in text)]
+        ends = list(accumulate((to_byte[end] for _, end in found.offsets), max))
+        if ends:
+            ends[-1] = to_byte[-1]
+        return list(found.ids), [end - before for before, end in zip([0, *ends], ends, strict=False)]
+
+
+def train_bpe(texts: Sequence[str], vocab: int, folder: Path) -> Tokens:
+    """A byte-level BPE of `vocab` tokens trained on `texts`, saved to ``folder/tokenizer.json``."""
+    tokenizer = Tokenizer(models.BPE())
+    pre: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return Tokens(tokenizer)
+
+
+def word_level(words: Sequence[str]) -> Tokens:
+    """One token a word, words separated by blanks; the id is the place in `words`."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return Tokens(tokenizer)
+
+
+def load_tokens(folder: Path) -> Tokens:
+    """The tokenizer of a model folder.
+
+    Raises:
+        DataError: there is none.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return Tokens(_convert(folder))
+    try:
+        return Tokens(Tokenizer.from_file(str(path)))
+    except Exception as error:  # the binding raises bare Exception
+        raise DataError(f"Cannot read {path.name} of {folder.name}: {error}.") from error
+
+
+def _convert(folder: Path) -> Tokenizer:
+    """The fast tokenizer that transformers makes of older files (GPT-2 and OPT: vocab.json and merges.txt)."""
+    from transformers import AutoTokenizer
+
+    try:
+        fast: Tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    except Exception as error:
+        raise DataError(f"{folder.name} has no tokenizer that can be loaded (tokenizer.json): {error}.") from error
+    return fast
