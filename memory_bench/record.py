@@ -1,0 +1,184 @@
+"""Records: what came of one cell, as one JSON file that is enough to rebuild every table.
+
+The cell in a record is what was asked; `provenance` is what happened (versions, machine, commit, times) and is no part
+of the identity. Nothing here imports torch: reports must open in a fraction of a second.
+"""
+
+import importlib.metadata
+import math
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from memory_bench import cell as cells
+from memory_bench.budget import Usage
+from memory_bench.cell import Cell
+from memory_bench.episode import Estimate
+
+SCHEMA = 1
+STATUSES = ("ok", "over_budget", "failed", "skipped")
+VERDICTS = ("learned", "not learned", "no memory", "untrained")
+PACKAGES = ("torch", "transformers", "pandas", "memory-bench")
+
+
+@dataclass(frozen=True)
+class Record:
+    """The result of one cell.
+
+    Attributes:
+        cell: what was asked.
+        status: ``ok``, ``over_budget``, ``failed`` or ``skipped``; all four are results.
+        detail: why, where the status is not ``ok``; for ``over_budget`` the limit and where it struck
+            (``device_bytes@segment 37/391``).
+        metrics: of this cell alone; tables over several seeds are computed from the samples.
+        usage: what was spent.
+        provenance: of `provenance`, and ``look_ahead``: how many tokens past the predicting position the model may see.
+        learned: whether a trained memory learned anything: ``verdict`` (one of `VERDICTS`), ``lift``, ``low``,
+            ``high`` and ``against`` (the control it was measured against).
+        levels: reference levels of the headline, for example chance and majority.
+        schema: version of this format.
+    """
+
+    cell: Cell
+    status: str
+    detail: str
+    metrics: tuple[Estimate, ...]
+    usage: Usage
+    provenance: dict[str, Any]
+    learned: dict[str, Any] | None
+    levels: dict[str, float]
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status '{self.status}' is none of {', '.join(STATUSES)}")
+        if self.learned is not None and self.learned.get("verdict") not in VERDICTS:
+            raise ValueError(f"verdict '{self.learned.get('verdict')}' is none of {', '.join(VERDICTS)}")
+
+    @property
+    def key(self) -> str:
+        """Of the cell: 16 hexadecimal digits."""
+        return self.cell.key
+
+    @property
+    def look_ahead(self) -> int:
+        """How many tokens past the predicting position a prediction could see; such numbers are no headline."""
+        return int(self.provenance.get("look_ahead") or 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, with null for numbers that are not finite."""
+        plain = {
+            "schema": self.schema,
+            "key": self.key,
+            "title": self.cell.title,
+            "status": self.status,
+            "detail": self.detail,
+            "metrics": [asdict(m) for m in self.metrics],
+            "usage": asdict(self.usage),
+            "learned": self.learned,
+            "levels": dict(self.levels),
+            "cell": cells.to_json(self.cell),
+            "provenance": self.provenance,
+        }
+        return {name: _finite(value) for name, value in plain.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Record":
+        """The record that `to_json` wrote.
+
+        Raises:
+            ValueError: another schema, another way of identifying cells, or fields missing or unknown.
+        """
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"it has schema {data.get('schema')}, this version reads {SCHEMA}")
+        try:
+            metrics = [{**m, "value": math.nan if m["value"] is None else m["value"]} for m in data["metrics"]]
+            record = cls(
+                cell=cells.from_json(data["cell"]),
+                status=data["status"],
+                detail=data["detail"],
+                metrics=tuple(Estimate(**m) for m in metrics),
+                usage=Usage(**data["usage"]),
+                provenance=data["provenance"],
+                learned=data["learned"],
+                levels={name: math.nan if value is None else value for name, value in data["levels"].items()},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"a field is missing or unknown ({error})") from error
+        if record.key != data["key"]:
+            raise ValueError("its key is not that of its cell; another version wrote it, or it was edited")
+        return record
+
+
+def _finite(value: Any) -> Any:
+    """Plain data without NaN, infinities and numpy scalars."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, str | bytes):
+        value = value.item()  # numpy and torch scalars
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' versions that decide numbers, without importing them."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def provenance(*, device: str, threads: int, started: str, finished: str = "") -> dict[str, Any]:
+    """Where and with what a cell was run. Holds no path and no host name.
+
+    Args:
+        device: name of the device, for example ``cpu`` or ``NVIDIA H200``.
+        threads: CPU threads of torch.
+        started: of `now`, before training.
+        finished: of `now`; empty: this moment.
+    """
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "device": device,
+        "threads": threads,
+        **checkout(),
+        "started": started,
+        "finished": finished or now(),
+    }
+
+
+@lru_cache(maxsize=1)
+def checkout() -> dict[str, Any]:
+    """Commit and dirty flag of the git checkout this package is run from; None for both where it is installed."""
+    folder = Path(__file__).resolve().parent
+    nothing: dict[str, Any] = {"commit": None, "dirty": None}
+    # A package installed into an environment inside some other repository must not report that repository's commit.
+    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return nothing
+    commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return nothing if commit is None else {"commit": commit.strip(), "dirty": bool(changes and changes.strip())}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Output of a git command in `folder`, None where it fails or there is no git."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
