@@ -1,0 +1,131 @@
+"""What replays of segment-recurrent models share: cutting texts, losses, greedy continuations, gradients.
+
+Knows no model. Everything that is compared comes out of `MemoryModel.step` and `MemoryModel.decode`.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from memory_bench.errors import UserError
+from memory_bench.parity import Case
+from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, State
+
+S = TypeVar("S", bound=State)
+
+
+def segment_lengths(tokens: int, segment: int, alignment: str = "left") -> list[int]:
+    """Lengths of the segments of a text: the short one last (``left``), first (``right``), or near-equal (``center``).
+
+    Raises:
+        UserError: unknown alignment.
+    """
+    full, rest = divmod(tokens, segment)
+    if alignment == "left":
+        return [segment] * full + [rest] * bool(rest)
+    if alignment == "right":
+        return [rest] * bool(rest) + [segment] * full
+    if alignment == "center":
+        return [len(part) for part in torch.arange(tokens).chunk(math.ceil(tokens / segment))]
+    raise UserError(f"Unknown segment alignment '{alignment}': use left, right or center.")
+
+
+def cut(ids: Tensor, mask: Tensor, lengths: Sequence[int], *, given: bool = False) -> list[Segment]:
+    """Consecutive segments of `ids` ``[rows, tokens]``; with `given`, every token is handed over as a condition."""
+    ends = list(accumulate(lengths, initial=0))
+    parts = [(ids[:, start:end], mask[:, start:end]) for start, end in pairwise(ends)]
+    return [Segment(i, m, torch.ones_like(m) if given else None) for i, m in parts]
+
+
+def attention_mask(inputs: Mapping[str, Tensor]) -> Tensor:
+    """``[rows, tokens]`` bool: the recorded mask, or all real."""
+    ids = inputs["input_ids"]
+    return inputs.get("attention_mask", torch.ones_like(ids)).bool()
+
+
+def stream(model: MemoryModel[S], segments: Sequence[Segment]) -> Iterator[tuple[int, Segment, S, Readout, S]]:
+    """Read segments into a fresh state: (index, segment, state before, readout, state after) of each."""
+    state = model.open(segments[0].ids.shape[0])
+    for index, segment in enumerate(segments):
+        readout, after = model.step(state, segment)
+        yield index, segment, state, readout, after
+        state = after
+
+
+def last_logits(model: MemoryModel[Any], segments: Sequence[Segment]) -> Tensor:
+    """Logits ``[rows, tokens, vocab]`` of the last segment after reading those before it."""
+    *_, last = stream(model, segments)
+    return last[3].logits()
+
+
+def tail_loss(logits: Tensor, labels: Tensor, tail: int) -> Tensor:
+    """Mean cross entropy of the last `tail` labels (-100 is left out), each predicted one position earlier.
+
+    The first label has no prediction, so at most ``tokens - 1`` are scored.
+    """
+    tail = min(tail, labels.shape[1] - 1)
+    return _cross_entropy(logits[:, -(tail + 1) : -1], labels[:, -tail:])
+
+
+def shifted_loss(logits: Tensor, labels: Tensor, predicting: Tensor | None = None) -> Tensor:
+    """Mean cross entropy of every label but the first (-100 is left out), each predicted one position earlier.
+
+    Args:
+        logits: ``[rows, tokens, vocab]``.
+        labels: ``[rows, tokens]``.
+        predicting: ``[rows, tokens]``, true at the *predicting* positions to keep; None: all.
+    """
+    targets = labels[:, 1:]
+    if predicting is not None:
+        targets = targets.masked_fill(~predicting[:, :-1].bool(), -100)
+    return _cross_entropy(logits[:, :-1], targets)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+
+
+@torch.no_grad()
+def greedy(model: MemoryModel[Any], prompt: Sequence[Segment], new_tokens: int) -> Tensor:
+    """Greedy continuation ``[rows, new_tokens]``: all segments but the last are written, nothing new is folded in.
+
+    A padded last segment is continued row by row without its padding (a prompt of `MemoryModel.decode` has none).
+    """
+    *history, last = prompt
+    state = model.open(last.ids.shape[0])
+    for segment in history:
+        state = model.absorb(state, segment)
+    plan = DecodePlan(new_tokens, fold=False)
+    if bool(last.mask.all()):
+        return model.decode(state, last, plan)
+    rows = torch.arange(last.ids.shape[0])[:, None]
+    alone = [model.decode(state.rows(row), Segment.full(last.ids[row][last.mask[row]][None]), plan) for row in rows]
+    return torch.cat(alone)
+
+
+def gradients(loss: Tensor, model: MemoryModel[Any]) -> dict[str, Tensor]:
+    """Derivatives of the loss: ``grad.memory.<name>``, ``grad.backbone.<name>``, ``grad.backbone.input_embedding``.
+
+    Parameters the loss does not depend on are left out.
+    """
+    inner: Any = model.backbone.model
+    named: dict[str, nn.Parameter] = {f"memory.{name}": p for name, p in model.memory_parameters().items()}
+    named |= {f"backbone.{name}": p for name, p in inner.named_parameters()}
+    named["backbone.input_embedding"] = inner.get_input_embeddings().weight
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, retain_graph=True)
+    return {f"grad.{name}": g for name, g in zip(named, found, strict=True) if g is not None}
+
+
+def check_described(case: Case, name: str, recorded: Any, ours: Any) -> None:
+    """A setting that only describes the run must agree with what is run; None says nothing.
+
+    Raises:
+        UserError: it does not.
+    """
+    if recorded is not None and recorded != ours:
+        raise UserError(f"Case {case.name}: {name} is recorded as {recorded}, but the other settings give {ours}.")
