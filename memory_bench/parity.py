@@ -7,8 +7,8 @@ as in ``expected``. This file knows no model; it builds the backbone, compares, 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -172,3 +172,37 @@ def find_cases(places: Iterable[Path]) -> Iterator[Case]:
         if not inside:
             raise UserError(f"{place} is neither a reference case nor a folder of them (no case.json).")
         yield from (Case(folder) for folder in inside)
+
+
+def verify(case: Case, replay: Callable[[Case], Mapping[str, Tensor]]) -> Verdict:
+    """Replay one case. A replay that fails is a verdict, not an exception; a malformed case raises `UserError`."""
+    try:
+        return compare(case, replay(case))
+    except UserError:
+        raise
+    except Exception as error:
+        expected = tuple(sorted(case.tensors("expected")))
+        return Verdict(case.name, case.model, False, None, (), expected, f"{type(error).__name__}: {error}")
+
+
+def certificates(verdicts: Iterable[Verdict], sources: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """One certificate a model: number of cases, how many agree, largest deviation, commit of the official code.
+
+    Args:
+        verdicts: of all cases.
+        sources: case name to ``repository@commit``.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for v in verdicts:
+        entry = found.setdefault(v.model, {"cases": 0, "agree": 0, "max_abs": 0.0, "sources": []})
+        entry["cases"] += 1
+        entry["agree"] += int(v.ok)
+        entry["max_abs"] = max(entry["max_abs"], v.max_abs or 0.0)
+        entry["sources"] = sorted({*entry["sources"], sources[v.case]})
+    return found
+
+
+def to_json(verdict: Verdict) -> dict[str, Any]:
+    """The verdict as ``verify --json`` prints it."""
+    plain = asdict(verdict)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}

@@ -17,8 +17,9 @@ Unusual here, on purpose:
   (`memory_bench.stream`), never to a model.
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -26,6 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from memory_bench.backbone import Backbone
+from memory_bench.budget import Budget
+from memory_bench.card import BackboneCard
 from memory_bench.state import Nothing, State, StateSize
 
 __all__ = ["DecodePlan", "MemoryModel", "Nothing", "Readout", "Segment", "State", "StateSize", "Traits"]
@@ -141,15 +144,28 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
         version: raised when numbers may change; part of every cell's identity.
         families: the backbone families it works on.
         source: paper, official repository and commit, deviations.
+        ablations: variants that a comparison needs beside the model (title to changed config fields), run as controls.
     """
 
     Config: ClassVar[type[Any]]
     version: ClassVar[int] = 1
     families: ClassVar[tuple[str, ...]] = ("llama", "gpt2", "opt")
     source: ClassVar[str] = ""
+    ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     traits: Traits
     backbone: Backbone
+
+    @classmethod
+    def fit(cls, card: BackboneCard, budget: Budget) -> Any:
+        """The config sized for a backbone and a budget; its result is part of the cell. Default: the card's window.
+
+        Args:
+            card: facts about the backbone.
+            budget: the limits.
+        """
+        names = {f.name for f in dataclasses.fields(cls.Config)}
+        return cls.Config(**({"segment": card.window} if "segment" in names else {}))
 
     @abstractmethod
     def open(self, rows: int, *, seeds: Sequence[int] | None = None) -> S:

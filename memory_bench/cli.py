@@ -1,0 +1,215 @@
+"""The command line. Heavy packages are imported inside the commands, so that ``--help`` answers at once."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from memory_bench.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Models = Annotated[str, typer.Option(help="Comma-separated models, e.g. hmt,rmt,mplus or hmt[recall_query=current-half].")]
+Tasks = Annotated[str, typer.Option(help="Comma-separated tasks, e.g. pg19,pubmedqa.")]
+Backbone = Annotated[str, typer.Option(help="tiny, smollm2-135m, a folder or a hub id; default: what suits the machine.")]
+BudgetName = Annotated[str, typer.Option("--budget", help="A preset (list budgets) or a TOML file.")]
+Seeds = Annotated[str, typer.Option(help="How many seeds (3), or which (0,1,7); default: the budget's.")]
+Suite = Annotated[str, typer.Option(help="A named suite or a TOML file with any of these options.")]
+Data = Annotated[Path | None, typer.Option(help="Folder with real data (also MEMORY_BENCH_DATA).")]
+NoStandIns = Annotated[bool, typer.Option("--no-stand-ins", help="Refuse stand-in data.")]
+Out = Annotated[Path | None, typer.Option(help="Where results go; the same folder continues a run.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Documents (language modelling) or questions per task.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="An option of a model or task: hmt.segment=64.")]
+NoControls = Annotated[bool, typer.Option("--no-controls", help="Leave out control models and control readings.")]
+ExecutorName = Annotated[str, typer.Option("--executor", help="local (a process per cell) or inline.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def run(
+    models: Models = "",
+    tasks: Tasks = "",
+    backbone: Backbone = "",
+    budget: BudgetName = "",
+    seeds: Seeds = "",
+    suite: Suite = "",
+    data: Data = None,
+    no_stand_ins: NoStandIns = False,
+    out: Out = None,
+    limit: Limit = None,
+    settings: Settings = None,
+    no_controls: NoControls = False,
+    executor: ExecutorName = "local",
+    retry: Annotated[str, typer.Option(help="`failed`: run failed cells again.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Run every cell again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `plan`.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train what must be trained, evaluate, write results and a report; repeat the command to continue.
+
+    Example: memory-bench run --models hmt,rmt,mplus --tasks pg19,pubmedqa
+    """
+    from memory_bench import commands
+
+    options = commands.Options(
+        models, tasks, backbone, budget, seeds, suite, _data_folder(data), not no_stand_ins, out, limit,
+        tuple(settings or ()), not no_controls, executor, retry, force, quiet, as_json, _cache(), _hub(),
+    )  # fmt: skip
+    raise typer.Exit(commands.plan(options) if dry_run else commands.run(options))
+
+
+@app.command()
+def plan(
+    models: Models = "",
+    tasks: Tasks = "",
+    backbone: Backbone = "",
+    budget: BudgetName = "",
+    seeds: Seeds = "",
+    suite: Suite = "",
+    data: Data = None,
+    no_stand_ins: NoStandIns = False,
+    out: Out = None,
+    limit: Limit = None,
+    settings: Settings = None,
+    no_controls: NoControls = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what `run` would do: cells, tokens, FLOPs, memory, time. Trains nothing.
+
+    Example: memory-bench plan --models hmt,rmt --tasks pg19
+    """
+    from memory_bench import commands
+
+    options = commands.Options(
+        models, tasks, backbone, budget, seeds, suite, _data_folder(data), not no_stand_ins, out, limit,
+        tuple(settings or ()), not no_controls, "local", "", False, quiet, as_json, _cache(), _hub(),
+    )  # fmt: skip
+    raise typer.Exit(commands.plan(options))
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="models, tasks, backbones, budgets, suites or reported.")],
+    grep: Annotated[str, typer.Option(help="Only lines with this text.")] = "",
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what there is, one line each.
+
+    Example: memory-bench list models
+    """
+    from memory_bench import listing
+
+    rows = listing.rows(what, _data_folder(data), _cache())
+    rows = [row for row in rows if grep.lower() in json.dumps(row, ensure_ascii=False).lower()]
+    typer.echo(json.dumps(rows, indent=1, ensure_ascii=False) if as_json else listing.text(rows))
+
+
+@app.command()
+def report(out: Annotated[Path, typer.Argument(help="The --out folder of a run.")], quiet: Quiet = False) -> None:
+    """Rebuild tables, plots and the page from the records alone.
+
+    Example: memory-bench report results/runs/latest
+    """
+    from memory_bench import commands
+
+    raise typer.Exit(commands.report(out, quiet=quiet))
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Models of one run, or folders of runs.")],
+    out: Annotated[Path, typer.Option(help="The run whose models are compared.")] = Path("results/runs/latest"),
+    as_json: AsJson = False,
+) -> None:
+    """Paired, clustered, Holm-corrected differences between models of one run or between runs.
+
+    Example: memory-bench compare hmt rmt --out results/runs/latest
+    """
+    from memory_bench import commands
+
+    raise typer.Exit(commands.compare(names, out, as_json=as_json))
+
+
+@app.command()
+def verify(
+    cases: Annotated[list[Path] | None, typer.Argument(help="Case folders, or folders of cases; default: shipped.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write certificates.json beside the shipped cases.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Replay reference vectors of the official implementations.
+
+    Example: memory-bench verify
+    """
+    from memory_bench import commands
+
+    raise typer.Exit(commands.verify(cases or [], write=write, as_json=as_json))
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="books, pubmedqa, tiny, smollm2-135m …; default: all.")] = None,
+    data: Data = None,
+    no_stand_ins: NoStandIns = False,
+) -> None:
+    """Download and pin data and backbones beforehand.
+
+    Example: memory-bench fetch books smollm2-135m
+    """
+    from memory_bench import commands
+
+    raise typer.Exit(commands.fetch(names or [], _data_folder(data), _cache(), stand_ins=not no_stand_ins, hub=_hub()))
+
+
+@app.command()
+def doctor(data: Data = None) -> None:
+    """Show what this machine can run: devices, memory, data sources, extras.
+
+    Example: memory-bench doctor
+    """
+    from memory_bench import commands
+
+    raise typer.Exit(commands.doctor(_data_folder(data), _cache(), hub=_hub()))
+
+
+def _data_folder(given: Path | None) -> Path | None:
+    """The data folder: the option, else the environment."""
+    if given is not None:
+        return given
+    named = os.environ.get("MEMORY_BENCH_DATA")
+    return Path(named) if named else None
+
+
+def _cache() -> Path:
+    """The user's cache folder."""
+    from platformdirs import user_cache_path
+
+    named = os.environ.get("MEMORY_BENCH_CACHE")
+    return Path(named) if named else user_cache_path("memory-bench")
+
+
+def _hub() -> bool:
+    """Whether the hub may be asked."""
+    return os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("", "0", "false", "no")
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry of the command: user mistakes become one sentence and exit code 2."""
+    try:
+        return app(args=arguments, standalone_mode=True)
+    except UserError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. Finished cells are kept; the same command continues.", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

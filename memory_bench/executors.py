@@ -1,0 +1,198 @@
+"""Runs jobs: `inline` in this process (tests, debuggers), `local` in one fresh process per cell (default).
+
+Files are the only channel for results; a worker's standard output carries progress. A crash, a kill by the system or a
+hang of one cell is written down as that cell's record and never takes the run down.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import Queue
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+from memory_bench.budget import Usage
+from memory_bench.cell import Cell
+from memory_bench.errors import UserError
+from memory_bench.record import Record, now, provenance
+from memory_bench.store import Store
+
+SLACK_SECONDS = 600.0  # start-up, encoding and controls, which the budget does not count
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened to a cell: ``start``, progress (`phase` done of total), or its `record`."""
+
+    cell: Cell
+    phase: str
+    done: int = 0
+    total: int = 1
+    record: Record | None = None
+
+
+class Executor(Protocol):
+    """Runs jobs and tells of them as they go; every job ends with an event that holds its record."""
+
+    def run(self, jobs: Sequence[Any]) -> Iterator[Event]:
+        """Run `jobs` (`memory_bench.worker.Job`)."""
+        ...
+
+
+class Inline:
+    """One cell after the other, in this process."""
+
+    def run(self, jobs: Sequence[Any]) -> Iterator[Event]:
+        """See `Executor.run`."""
+        from memory_bench.worker import run_cell
+
+        for job in jobs:
+            yield Event(job.cell, "start")
+            record = run_cell(job, lambda phase, done, total: None)
+            yield Event(job.cell, "record", record=record)
+
+
+class Local:
+    """A fresh process per cell, a few at a time.
+
+    Args:
+        workers: how many cells run at once.
+        command: what runs a job file.
+    """
+
+    def __init__(self, workers: int, *, command: Sequence[str] = (sys.executable, "-m", "memory_bench.worker")) -> None:
+        self.workers = max(1, workers)
+        self.command = tuple(command)
+        self._running: dict[str, subprocess.Popen[str]] = {}
+
+    def run(self, jobs: Sequence[Any]) -> Iterator[Event]:
+        """See `Executor.run`. Cells of a training that is under way wait, so that nothing is trained twice."""
+        waiting = list(jobs)
+        events: Queue[Event] = Queue()
+        busy: set[str] = set()
+        prepared: set[str] = set()
+        with TemporaryDirectory() as folder:
+            try:
+                for job in self._preparations(waiting):
+                    yield Event(job.cell, "backbone")
+                    self._prepare(job, Path(folder))
+                    prepared.add(job.cell.training.backbone.name)
+                while waiting or busy:
+                    job = next((j for j in waiting if j.cell.training.key not in busy), None)
+                    if job is not None and len(busy) < self.workers:
+                        waiting.remove(job)
+                        busy.add(job.cell.training.key)
+                        yield Event(job.cell, "start")
+                        threading.Thread(target=self._work, args=(job, Path(folder), events), daemon=True).start()
+                        continue
+                    event = events.get()
+                    if event.record is not None:
+                        busy.discard(event.cell.training.key)
+                    yield event
+            finally:
+                self.stop()
+
+    def stop(self) -> None:
+        """Kill what still runs, with its children."""
+        for process in list(self._running.values()):
+            _kill(process)
+        self._running.clear()
+
+    @staticmethod
+    def _preparations(jobs: Sequence[Any]) -> list[Any]:
+        """One job per backbone that must be trained or converted before its cells can start."""
+        first: dict[str, Any] = {}
+        for job in jobs:
+            first.setdefault(job.cell.training.backbone.name, job)
+        return list(first.values())
+
+    def _job_file(self, job: Any, folder: Path) -> Path:
+        path = folder / f"{job.cell.key}.json"
+        path.write_text(json.dumps(job.to_json()), encoding="utf-8")
+        return path
+
+    def _prepare(self, job: Any, folder: Path) -> None:
+        cores = os.cpu_count() or 1
+        path = self._job_file(replace(job, threads=cores), folder)
+        process = subprocess.Popen(
+            [*self.command, "--prepare", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        self._running["prepare"] = process
+        _, errors = process.communicate()
+        del self._running["prepare"]
+        if process.returncode:
+            last = (errors.strip().splitlines() or ["no message"])[-1]
+            raise UserError(f"The backbone {job.cell.training.backbone.name} could not be prepared: {last}")
+
+    def _work(self, job: Any, folder: Path, events: "Queue[Event]") -> None:
+        """One cell from start to record, in a thread that only waits."""
+        store, started = Store(job.out), now()
+        try:
+            with store.log_path(job.cell.key).open("w", encoding="utf-8") as log:
+                process = subprocess.Popen(
+                    [*self.command, str(self._job_file(job, folder))], stdout=subprocess.PIPE, stderr=log, text=True,
+                    start_new_session=True,
+                )  # fmt: skip
+                self._running[job.cell.key] = process
+                timer = threading.Timer(_deadline(job.cell), _kill, (process,))
+                timer.start()
+                assert process.stdout is not None
+                for line in process.stdout:
+                    told = _progress(line)
+                    if told is not None:
+                        events.put(Event(job.cell, *told))
+                code = process.wait()
+                late = not timer.is_alive()
+                timer.cancel()
+            self._running.pop(job.cell.key, None)
+            record = store.record(job.cell.key)
+            fresh = record is not None and code in (0, 1)
+            if not fresh:
+                record = _obituary(job, code, late, started)
+                store.write_record(record, None)
+        except Exception as error:
+            record = _obituary(job, 1, False, started, f"{type(error).__name__}: {error}")
+        events.put(Event(job.cell, "record", record=record))
+
+
+def _deadline(cell: Cell) -> float:
+    budget = cell.training.budget
+    return 2 * ((budget.train_seconds or 86_400) + (budget.eval_seconds or 86_400)) + SLACK_SECONDS
+
+
+def _progress(line: str) -> tuple[str, int, int] | None:
+    try:
+        told = json.loads(line)
+        return str(told["phase"]), int(told["done"]), int(told["total"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _obituary(job: Any, code: int, late: bool, started: str, said: str = "") -> Record:
+    """The record of a cell whose process died without writing one."""
+    if late:
+        status, detail = "over_budget", "wall_seconds@killed at its deadline"
+    elif code == -signal.SIGKILL:
+        status, detail = "failed", "the process was killed by the system (signal 9), most likely out of memory"
+    elif code < 0:
+        status, detail = "failed", f"the process died of signal {-code}"
+    else:
+        status, detail = "failed", said or f"the process ended with code {code} without a record; see its log.txt"
+    facts = provenance(device=job.device, threads=job.threads, started=started)
+    return Record(
+        cell=job.cell, status=status, detail=detail, metrics=(), usage=Usage(), provenance=facts, learned=None, levels={}
+    )
+
+
+def _kill(process: "subprocess.Popen[str]") -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        process.kill()

@@ -1,0 +1,196 @@
+"""From names to cells: what is to be run, what is skipped and why. Every mistake is found before anything trains."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from memory_bench import plugins
+from memory_bench.backbones import Backbones
+from memory_bench.budget import Budget
+from memory_bench.card import BackboneCard
+from memory_bench.cell import Cell, Choice, Training
+from memory_bench.data.library import Library
+from memory_bench.episode import Task, TrainingPlan
+from memory_bench.errors import UserError
+from memory_bench.recipe import Recipe, find_recipe
+
+CONTROLS = ("truncation", "xl-cache")  # what every comparison needs: the window and the cheapest memory, trained equally
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A run as asked for.
+
+    Attributes:
+        models: names, each possibly with options: ``hmt[recall_query=current-half]``.
+        tasks: names.
+        backbone: name, folder or hub id.
+        budget: limits.
+        seeds: of the trainings.
+        limit: documents or questions per task; None: all.
+        settings: options by plug-in name (``--set hmt.segment=64``).
+        controls: also run the models a comparison needs, and the controls inside each cell.
+    """
+
+    models: tuple[str, ...]
+    tasks: tuple[str, ...]
+    backbone: str
+    budget: Budget
+    seeds: tuple[int, ...]
+    limit: int | None = None
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    controls: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A pair that cannot work, with the reason in a sentence."""
+
+    model: str
+    task: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """All cells of a run, asked ones first, and the pairs that are skipped."""
+
+    cells: tuple[Cell, ...]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    name: str
+    options: Mapping[str, Any]
+    role: str
+    label: str
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Comma-separated names; commas inside brackets belong to a name's options."""
+    return tuple(part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip())
+
+
+def _parse_model(text: str) -> tuple[str, dict[str, Any]]:
+    match = re.fullmatch(r"([^\[\]]+?)(?:\[(.*)\])?", text)
+    if match is None:
+        raise UserError(f"Cannot read the model '{text}'; options go into brackets: hmt[recall=false].")
+    options: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in (match[2] or "").split(","))):
+        if "=" not in part:
+            raise UserError(f"Cannot read the option '{part}' of {match[1]}; write option=value.")
+        key, value = part.split("=", 1)
+        options[key.strip()] = plugins.parse_value(value.strip())
+    return match[1], options
+
+
+def _wanted(request: Request) -> list[_Wanted]:
+    """The models asked for, then the controls that are not among them."""
+    wanted: list[_Wanted] = []
+    for text in request.models:
+        name, options = _parse_model(text)
+        cls = plugins.load("models", name)
+        short = name.rsplit(":", 1)[-1].lower() if ".py:" in name else name
+        label = short if not options else f"{short}[{','.join(f'{k}={v}' for k, v in options.items())}]"
+        wanted.append(_Wanted(name, {**request.settings.get(short, {}), **options}, "asked", label))
+        if request.controls:
+            for title, change in cls.ablations.items():
+                label = f"{short} ({title})"
+                wanted.append(_Wanted(name, {**request.settings.get(short, {}), **change}, "control", label))
+    if request.controls:
+        installed = plugins.installed("models")
+        wanted += [_Wanted(n, request.settings.get(n, {}), "control", n) for n in CONTROLS if n in installed]
+    unique: dict[str, _Wanted] = {}
+    for w in wanted:
+        unique.setdefault(w.label, w)
+    return sorted(unique.values(), key=lambda w: w.role)
+
+
+def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
+    """The cells of a request.
+
+    Raises:
+        UserError: an unknown name or option, data or a backbone that cannot be had, or nothing left to run.
+    """
+    _check_settings(request)
+    wanted = _wanted(request)
+    resolved = backbones.resolve(request.backbone)
+    cells: list[Cell] = []
+    skipped: list[Skipped] = []
+    for task_name in request.tasks:
+        task, options = _make_task(task_name, request)
+        chosen = backbones.card(resolved)
+        plan = task.plan(library, pretrained=chosen.pretrained)
+        card = backbones.card(plan.backbone) if plan.backbone else chosen
+        recipe = find_recipe(plan.recipe or default_recipe(card))
+        source = library.source(task.needs)
+        task_choice = Choice(task_name, task.version, {**options, "data": source.label}, source.revision)
+        for w in wanted:
+            cls = plugins.load("models", w.name)
+            if card.family not in cls.families:
+                reason = f"{w.label} works on {', '.join(cls.families)} backbones, and {card.name} is of the {card.family} family"
+                skipped.append(Skipped(w.label, task_name, reason))
+                continue
+            config = plugins.configure(w.label, cls.fit(card, request.budget), w.options)
+            for seed in request.seeds:
+                training = _training(w, cls.version, config, card, recipe, plan, task, library, request.budget, seed)
+                cells.append(Cell(training, task_choice, request.limit, request.controls, w.role, w.label))
+    if not any(cell.role == "asked" for cell in cells):
+        reasons = "; ".join(dict.fromkeys(s.reason for s in skipped)) or "no models or tasks were given"
+        raise UserError(f"Nothing to run: {reasons}.")
+    return Grid(tuple(cells), tuple(skipped))
+
+
+def _check_settings(request: Request) -> None:
+    """Every ``--set`` must concern something that runs."""
+    models = {_parse_model(m)[0] for m in request.models} | (set(CONTROLS) if request.controls else set())
+    for owner in request.settings:
+        if owner not in models | set(request.tasks):
+            raise UserError(
+                f"--set {owner}.…: '{owner}' is no model or task of this run ({', '.join(sorted(models | set(request.tasks)))})."
+            )
+
+
+def _make_task(name: str, request: Request) -> tuple[Task, dict[str, Any]]:
+    cls = plugins.load("tasks", name)
+    changes = {**request.budget.tasks.get(name, {}), **request.settings.get(name, {})}
+    config = plugins.configure(name, cls.Config(), changes)
+    return cls(config), asdict(config)
+
+
+def make_task(choice: Choice) -> Task:
+    """The task of a cell."""
+    cls = plugins.load("tasks", choice.name)
+    options = {k: v for k, v in choice.config.items() if k != "data"}
+    task: Task = cls(plugins.configure(choice.name, cls.Config(), options))
+    return task
+
+
+def default_recipe(card: BackboneCard) -> str:
+    """How models on this backbone are trained unless the task says otherwise."""
+    return "adapt" if card.pretrained else "tiny"
+
+
+def _training(
+    wanted: _Wanted,
+    version: int,
+    config: Any,
+    card: BackboneCard,
+    recipe: Recipe,
+    plan: TrainingPlan,
+    task: Task,
+    library: Library,
+    budget: Budget,
+    seed: int,
+) -> Training:
+    need = "books" if plan.corpus == "books" else task.needs
+    return Training(
+        model=Choice(wanted.name, version, asdict(config)),
+        backbone=Choice(card.name, revision=card.revision),
+        corpus=Choice(plan.corpus, plan.version, revision=library.source(need).revision),
+        recipe=Choice(recipe.name, recipe.version),
+        budget=budget,
+        seed=seed,
+    )

@@ -1,0 +1,135 @@
+"""Finds models, tasks and replays: entry points of installed packages, and scratch files named outright.
+
+Nothing registers itself. An entry point's value is ``module:Class``; listing reads the class's docstring and constant
+attributes from the source file without importing it (importing a model means importing torch: seconds), so a broken
+third-party package costs one line of a list and nothing else.
+"""
+
+import ast
+import importlib.util
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from memory_bench.errors import UserError, unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a list shows of a plug-in.
+
+    Attributes:
+        name: as used on the command line.
+        text: first sentence of the class's docstring.
+        constants: class attributes that are literals (``families``, ``version``, ``source`` …).
+        origin: distribution that installed it.
+        broken: why it cannot be read; empty if it can.
+    """
+
+    name: str
+    text: str
+    constants: Mapping[str, Any]
+    origin: str
+    broken: str = ""
+
+
+def installed(kind: str) -> dict[str, EntryPoint]:
+    """Entry points of ``memory_bench.<kind>`` (``models``, ``tasks``, ``parity``) by name."""
+    return {e.name: e for e in sorted(entry_points(group=f"memory_bench.{kind}"), key=lambda e: e.name)}
+
+
+def load(kind: str, name: str) -> Any:
+    """The object that `name` stands for: an entry point, or ``path/to/file.py:Class``.
+
+    Raises:
+        UserError: no such name or file, or it cannot be imported.
+    """
+    if ".py:" in name:
+        return _from_file(*name.rsplit(":", 1))
+    known = installed(kind)
+    if name not in known:
+        singular = kind.removesuffix("s")
+        raise unknown(singular, name, known, f"`memory-bench list {kind}` shows all." if kind != "parity" else "")
+    try:
+        return known[name].load()
+    except Exception as error:  # a plug-in may fail in any way; it must not take the others down
+        origin = known[name].dist.name if known[name].dist else "unknown"
+        raise UserError(f"The {kind.removesuffix('s')} '{name}' of package {origin} cannot be loaded: {error}") from error
+
+
+def _from_file(path: str, attribute: str) -> Any:
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"There is no file {path} to load '{attribute}' from.")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path} cannot be imported: {error}") from error
+    if not hasattr(module, attribute):
+        raise unknown(f"name in {path}", attribute, [n for n in vars(module) if not n.startswith("_")])
+    return getattr(module, attribute)
+
+
+def summarise(entry: EntryPoint) -> Summary:
+    """What can be known of a plug-in without importing it."""
+    origin = entry.dist.name if entry.dist else ""
+    try:
+        spec = importlib.util.find_spec(entry.module)
+        if spec is None or spec.origin is None:
+            return Summary(entry.name, "", {}, origin, f"module {entry.module} is not installed")
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except (ImportError, OSError, SyntaxError) as error:
+        return Summary(entry.name, "", {}, origin, str(error))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == entry.attr:
+            text = (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ")
+            return Summary(entry.name, text, _constants(node), origin)
+    return Summary(entry.name, "", {}, origin, f"{entry.module} has no class {entry.attr}")
+
+
+def _constants(node: ast.ClassDef) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for line in node.body:
+        target = line.targets[0] if isinstance(line, ast.Assign) else line.target if isinstance(line, ast.AnnAssign) else None
+        value = getattr(line, "value", None)
+        if isinstance(target, ast.Name) and value is not None:
+            try:
+                found[target.id] = ast.literal_eval(value)
+            except ValueError:
+                continue
+    return found
+
+
+def parse_value(text: str) -> Any:
+    """A command-line value as TOML reads it (numbers, true/false, lists, quoted text); anything else is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def configure(owner: str, config: Any, changes: Mapping[str, Any]) -> Any:
+    """`config` (a frozen dataclass) with `changes`, checked against its types.
+
+    Raises:
+        UserError: an option that does not exist, or a value of the wrong type.
+    """
+    names = {f.name for f in fields(config)}
+    for name in changes:
+        if name not in names:
+            raise unknown(f"option of {owner}", name, names)
+    try:
+        return TypeAdapter(type(config)).validate_python({**asdict(config), **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or next(iter(changes), "")
+        raise UserError(f"{owner}.{where}: {first['msg']} (got {first['input']!r}).") from error

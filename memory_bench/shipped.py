@@ -1,0 +1,34 @@
+"""Data that travels with the package: reference cases and certificates under ``results/parity``."""
+
+import json
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+
+def parity_folder() -> Path:
+    """The folder of the shipped reference cases, in a checkout or an installed wheel."""
+    beside = Path(__file__).resolve().parent.parent / "results" / "parity"  # a checkout (editable install)
+    return beside if beside.is_dir() else Path(__file__).resolve().parent / "results" / "parity"
+
+
+def read_certificates() -> dict[str, dict[str, Any]]:
+    """Certificate of each model, as ``verify --write`` left them; empty where there are none."""
+    path = parity_folder() / "certificates.json"
+    if not path.is_file():
+        return {}
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["models"]
+    return found
+
+
+def parity_text(certificate: dict[str, Any] | None) -> str:
+    """For the leaderboard's column: ``exact``, ``max|Δ|=…``, or ``none``."""
+    if not certificate or certificate.get("agree") != certificate.get("cases"):
+        return "none"
+    worst = float(certificate["max_abs"])
+    return "exact" if worst == 0 else f"max|Δ|={worst:.0e}"
+
+
+def installed_version() -> str:
+    """Version of the installed distribution."""
+    return distribution("memory-bench").version

@@ -1,0 +1,218 @@
+"""Runs one cell in a process of its own: the only file that joins model, backbone, task and budget.
+
+`python -m memory_bench.worker JOB.json` reads a job, writes the cell's record into the store, and prints progress as
+JSON lines. Whatever happens is a record: a limit that was passed is ``over_budget``, an exception is ``failed``.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from memory_bench import plugins
+from memory_bench.backbones import Backbones, Loaded
+from memory_bench.budget import Usage
+from memory_bench.cell import Cell, from_json, to_json
+from memory_bench.checkpoints import load_checkpoint, save_checkpoint
+from memory_bench.data.library import Library
+from memory_bench.episode import Estimate, Task
+from memory_bench.errors import BudgetExceeded, UserError
+from memory_bench.grid import make_task
+from memory_bench.learned import judge
+from memory_bench.meter import Meter
+from memory_bench.observe import observe
+from memory_bench.protocol import MemoryModel
+from memory_bench.recipe import Recipe, find_recipe
+from memory_bench.record import Record, now, provenance
+from memory_bench.store import Store
+from memory_bench.train import Trained, train, untrained
+
+Say = Callable[[str, int, int], None]
+"""Told (phase, done, total)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A cell and where its things are.
+
+    Attributes:
+        cell: what to run.
+        out: folder of the store.
+        data: folder of real data, or None.
+        cache: the user's cache folder.
+        stand_ins, hub: what the library may use.
+        device: ``cpu`` or ``cuda``.
+        threads: of torch.
+    """
+
+    cell: Cell
+    out: Path
+    data: Path | None
+    cache: Path
+    stand_ins: bool
+    hub: bool
+    device: str
+    threads: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the job file."""
+        plain = {**asdict(self), "cell": to_json(self.cell)}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Job":
+        """The job that `to_json` wrote."""
+        folder = Path(data["data"]) if data["data"] else None
+        paths = {"out": Path(data["out"]), "data": folder, "cache": Path(data["cache"])}
+        return cls(**{**data, **paths, "cell": from_json(data["cell"])})
+
+
+def run_cell(job: Job, say: Say) -> Record:
+    """Train (or load) the cell's model, evaluate it, write the record. Never raises for what a cell can do wrong."""
+    cell, store = job.cell, Store(job.out)
+    started = now()
+    meter = Meter(cell.training.budget, torch.device(job.device))
+    samples: pd.DataFrame | None = None
+    result = Record(cell=cell, status="failed", detail="", metrics=(), usage=meter.usage, provenance={}, learned=None, levels={})
+    try:
+        result, samples = _evaluate(job, store, meter, say, result)
+    except BudgetExceeded as error:
+        result = replace(result, status="over_budget", detail=str(error))
+    except (MemoryError, torch.OutOfMemoryError):
+        meter.read_memory()
+        result = replace(result, status="over_budget", detail=f"device_bytes@{meter.where} (out of memory)")
+    except UserError as error:
+        result = replace(result, detail=str(error))
+    except Exception as error:
+        traceback.print_exc()
+        result = replace(result, detail=f"{type(error).__name__}: {error}")
+    facts = provenance(device=_device_name(job.device), threads=job.threads, started=started)
+    result = replace(result, usage=meter.usage, provenance={**facts, **result.provenance})
+    store.write_record(result, samples)
+    return result
+
+
+def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> tuple[Record, pd.DataFrame]:
+    cell, training = job.cell, job.cell.training
+    library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub)
+    loaded = Backbones(library, job.cache, hub=job.hub).load(training.backbone.name, seed=training.seed, device=job.device)
+    task = make_task(cell.task)
+    recipe = find_recipe(training.recipe.name)
+    with store.lock(training.key):
+        trained = _trained_model(job, store, meter, say, library, loaded, task, recipe)
+    model = trained.model
+    _count_parameters(model, loaded, recipe, meter.usage)
+    _check_added(meter)
+    episodes = list(task.episodes(library, cell.limit))
+    with meter.phase("eval"):
+        rows = observe(
+            model,
+            episodes,
+            loaded.encode,
+            seed=training.seed,
+            controls=cell.controls,
+            watcher=meter,
+            progress=lambda done, total: say("eval", done, total),
+        )
+    samples = pd.DataFrame(rows)
+    meter.usage.scored_tokens = int(samples.loc[samples["control"] == "", "tokens"].sum())
+    metrics = tuple(_mark_look_ahead(e, model.traits.look_ahead) for e in task.metrics(samples))
+    learned = judge(samples, task.headline, trained=trained.ended_by != "none", has_memory=bool(meter.usage.state_bytes))
+    facts = {
+        "curve": trained.curve[:: max(1, len(trained.curve) // 200)],
+        "look_ahead": model.traits.look_ahead,
+        "segment": model.traits.segment,
+        "episodes": len(episodes),
+    }
+    done = replace(blank, status="ok", metrics=metrics, learned=learned, levels=dict(task.levels(library)), provenance=facts)
+    return done, samples
+
+
+def _trained_model(
+    job: Job, store: Store, meter: Meter, say: Say, library: Library, loaded: Loaded, task: Task, recipe: Recipe
+) -> Trained:
+    """The trained model of the cell: from its checkpoint if another task has trained it, else trained now."""
+    training = job.cell.training
+    cls = plugins.load("models", training.model.name)
+    base = plugins.configure(training.model.name, cls.fit(loaded.card, training.budget), training.model.config)
+
+    def build(config: Any) -> MemoryModel[Any]:
+        rng = torch.Generator().manual_seed(training.seed + 1)
+        model: MemoryModel[Any] = cls(loaded.backbone, config, rng).to(job.device)
+        return model
+
+    folder = store.checkpoint_folder(training.key)
+    found = load_checkpoint(folder, build, base, meter.usage)
+    if found is not None:
+        return found
+    if untrained(training.budget, recipe):
+        return Trained(build(base).eval().requires_grad_(False), [], "none")
+    plan = task.plan(library, pretrained=loaded.card.pretrained)
+    say("data", 0, 1)
+    corpus = task.corpus(library, plan, loaded.encode)
+    with meter.phase("train"):
+        trained = train(
+            build, base, recipe, corpus, meter, seed=training.seed, progress=lambda done, total: say("train", done, total)
+        )
+    save_checkpoint(folder, trained, recipe, training, meter.usage)
+    return trained
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device.startswith("cuda") else device
+
+
+def _count_parameters(model: MemoryModel[Any], loaded: Loaded, recipe: Recipe, usage: Usage) -> None:
+    added = sum(p.numel() for p in model.memory_parameters().values())
+    usage.parameters = sum(p.numel() for p in model.parameters())
+    usage.added_parameters = added
+    trains = usage.train_steps > 0
+    usage.trained_parameters = (added if recipe.trains == "memory" else usage.parameters) if trains else 0
+
+
+def _check_added(meter: Meter) -> None:
+    limit = meter.budget.added_parameters
+    if limit is not None and meter.usage.added_parameters > limit:
+        raise BudgetExceeded("added_parameters", f"{meter.usage.added_parameters} added")
+
+
+def _mark_look_ahead(estimate: Estimate, look_ahead: int) -> Estimate:
+    """Numbers of a model that looks ahead carry it in their slice, so that they are never a headline."""
+    if not look_ahead:
+        return estimate
+    mark = f"look_ahead={look_ahead}"
+    return replace(estimate, slice=f"{mark},{estimate.slice}" if estimate.slice else mark)
+
+
+def prepare(job: Job, say: Say) -> None:
+    """Train or convert the cell's backbone so that the cells themselves find it ready."""
+    library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub)
+    say("backbone", 0, 1)
+    Backbones(library, job.cache, hub=job.hub).prepare(job.cell.training.backbone.name)
+    say("backbone", 1, 1)
+
+
+def main(arguments: list[str]) -> int:
+    """Entry of the process: ``JOB.json`` or ``--prepare JOB.json``."""
+    only_prepare, path = arguments[0] == "--prepare", Path(arguments[-1])
+    job = Job.from_json(json.loads(path.read_text(encoding="utf-8")))
+    torch.set_num_threads(job.threads)
+
+    def say(phase: str, done: int, total: int) -> None:
+        sys.stdout.write(json.dumps({"phase": phase, "done": done, "total": total}) + "\n")
+        sys.stdout.flush()
+
+    if only_prepare:
+        prepare(job, say)
+        return 0
+    return 0 if run_cell(job, say).status in ("ok", "over_budget") else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
