@@ -1,0 +1,364 @@
+"""A pool of memory tokens in every layer: what MemoryLLM and M+ share (prefix attention, write pass, merge, decoding).
+
+Unusual here:
+
+- The pool has a row axis and lives in the state; two streams never share one, and nothing is a module attribute.
+- Memory rows are raw residual-stream vectors. They enter a layer in front of the text, give keys and values only, and
+  are not passed on: the next layer puts its own memory rows in front.
+- Rows are processed without padding (`grouping`); inside this file every row of a batch has equally many tokens and
+  has been written equally often.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from memory_bench.backbone import Backbone, LinearFn, plain
+from memory_bench.errors import UserError
+from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, Traits
+
+from .grouping import alike, group_rows, join_rows, scatter_rows
+from .lora import Adapter
+from .pool_state import PoolState, draw_permutations, fill_pool
+
+P = TypeVar("P", bound=PoolState)
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A layer's keys (rotated) and values so far, and the normalised input of its last text row."""
+
+    keys: Tensor
+    values: Tensor
+    last: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a read pass gives.
+
+    Attributes:
+        hidden: final hidden states ``[rows, tokens, width]``.
+        recalled: per layer ``[rows, n, width]``, rows recalled from beyond the pool.
+        inputs: per layer the text's layer input; only while training.
+        cache: per layer; only on request.
+    """
+
+    hidden: Tensor
+    recalled: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...]
+    cache: tuple[Cached, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a write pass gives.
+
+    Attributes:
+        block: ``[rows, layers, new tokens, width]``.
+        hidden: last layer's output at the text ``[rows, tokens, width]``, before the final norm.
+        inputs: per layer the text's layer input, before that layer's offset.
+    """
+
+    block: Tensor
+    hidden: Tensor
+    inputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Positions and masks of a pass of `length` rows of which the last `text` are text and the last `queries` ask."""
+
+    length: int
+    start: int
+    turn: tuple[Tensor, Tensor] | None
+    visible: Tensor | None
+    is_text: Tensor
+
+    @classmethod
+    def of(cls, backbone: Backbone, length: int, text: int, queries: int) -> "Frame":
+        """Positions 0 .. length - 1 over memory and text; a query sees everything up to itself."""
+        where = torch.arange(length, device=backbone.device)[None]
+        start = length - queries
+        visible = None
+        if start:
+            visible = torch.ones(1, 1, queries, length, dtype=torch.bool, device=backbone.device).tril(start)
+        return cls(length, start, backbone.rotation(where), visible, where >= length - text)
+
+
+def run_layer(backbone: Backbone, layer: int, full: Tensor, frame: Frame, linear: LinearFn) -> tuple[Tensor, Cached]:
+    """One decoder layer over memory and text rows ``[rows, length, width]``; the output has the asking rows only."""
+    normed = backbone.norm_input(layer, full)
+    q, k, v = backbone.project(layer, normed, frame.is_text, _asking_from(frame.start, linear))
+    q_turn = None if frame.turn is None else (frame.turn[0][:, :, frame.start :], frame.turn[1][:, :, frame.start :])
+    k = backbone.rotate(k, frame.turn)
+    attended = backbone.attend(backbone.rotate(q, q_turn), k, v, frame.visible)
+    return backbone.close(layer, full[:, frame.start :], attended, linear), Cached(k, v, normed[:, -1:])
+
+
+def _asking_from(start: int, linear: LinearFn) -> LinearFn:
+    """`linear`, with queries computed from row `start` on: memory rows ask nothing."""
+
+    def apply(name: str, module: nn.Module, x: Tensor) -> Tensor:
+        return linear(name, module, x[:, start:] if name == "self_attn.q_proj" else x)
+
+    return apply if start else linear
+
+
+class PoolModel(MemoryModel[P]):
+    """Reading with the whole pool as a prefix, and writing in a pass of its own. Subclasses say what a write keeps."""
+
+    families = ("llama",)
+
+    def __init__(self, backbone: Backbone, config: Any, rng: torch.Generator) -> None:
+        super().__init__()
+        if backbone.family != "llama":
+            raise UserError(f"{type(self).__name__} works on Llama-family backbones only, not on '{backbone.family}'.")
+        self.backbone = backbone
+        self.config = config
+        like: dict[str, Any] = {"device": backbone.device, "dtype": backbone.dtype}
+        width = backbone.hidden_width
+        pool = torch.randn(backbone.layers, config.pool_tokens, width, generator=rng).to(**like)
+        self.pool: Tensor
+        if config.learned_start:
+            self.pool = nn.Parameter(pool)
+        else:
+            self.register_buffer("pool", pool)
+        self.new_memory_positional_embedding = nn.Parameter(torch.zeros(1, 1, width, **like))
+        if config.bos_embedding:
+            self.bos_embedding = nn.Parameter(_bos_start(backbone, rng).repeat(backbone.layers, 1, 1).to(**like))
+        self.lora = nn.ModuleDict()
+        for name in ("write", "read") if config.add_read_lora else ("write",):
+            if config.lora_rank:
+                self.lora[name] = Adapter(backbone, config.lora_rank, config.lora_alpha, config.lora_targets, rng)
+        self.traits = Traits(segment=config.segment)
+
+    @property
+    def starts_filled(self) -> bool:
+        """Fresh streams begin with a pool that is worth reading."""
+        return bool(self.config.pool_initialized or self.config.learned_start)
+
+    def start(self, rows: int, seeds: Sequence[int] | None) -> PoolState:
+        """The pool part of a fresh state."""
+        return PoolState(
+            pool=self.pool.expand(rows, -1, -1, -1),
+            host_filled=torch.full((rows,), self.starts_filled),
+            host_writes=torch.zeros(rows, dtype=torch.int64),
+            host_seeds=torch.tensor(list(seeds) if seeds is not None else [0] * rows, dtype=torch.int64),
+        )
+
+    def step(self, state: P, segment: Segment, *, write: bool = True) -> tuple[Readout, P]:
+        """Predict the segment with the pool as it is; then, with `write`, run the write pass and merge its block."""
+        groups = group_rows(segment, state.host_writes)
+        hidden: list[Tensor] = []
+        states: list[P] = []
+        losses: list[Tensor] = []
+        for group in groups:
+            own = self.in_step(state if group.index is None else state.rows(group.index))
+            if not group.ids.shape[1]:
+                hidden.append(self.backbone.embed(group.ids))
+                states.append(own)
+                continue
+            reading = self.read(own, group.ids, group.given)
+            hidden.append(reading.hidden)
+            loss = self.reading_loss(own, reading)
+            losses += [loss * len(group.ids)] if loss is not None else []
+            states.append(self.write(own, group.ids) if write else own)
+        aux = torch.stack(losses).sum() / len(segment.ids) if losses else None
+        readout = Readout(scatter_rows(segment, groups, hidden), self.backbone.head, aux)
+        return readout, join_rows(groups, states) if write else state
+
+    def absorb(self, state: P, segment: Segment) -> P:
+        """The state after reading; only the write pass is run, because predictions leave no trace in memory."""
+        groups = group_rows(replace(segment, given=None), state.host_writes)
+        states = []
+        for group in groups:
+            own = self.in_step(state if group.index is None else state.rows(group.index))
+            states.append(self.write(own, group.ids) if group.ids.shape[1] else own)
+        return join_rows(groups, states)
+
+    def read(
+        self, state: P, ids: Tensor, given: Tensor | None = None, *, adapter: str = "read", keep: bool = False
+    ) -> Reading:
+        """The read pass: per layer the prefix [bos, recalled rows, pool], then the text.
+
+        Args:
+            state: of as many rows as `ids`, all in step.
+            ids: ``[rows, tokens]``.
+            given: ``[rows, tokens]`` bool or None; see `Segment`.
+            adapter: ``read``, or ``write`` for reading a single un-merged block as the official code does.
+            keep: also return what `decode` continues from.
+        """
+        filled = bool(state.host_filled[0])
+        hidden = self.backbone.embed(ids)  # Llama adds nothing to the embeddings
+        inputs: list[Tensor] = []
+        recalled: list[Tensor] = []
+        cache: list[Cached] = []
+        frame: Frame | None = None
+        for layer in range(self.backbone.layers):
+            inputs += [hidden] if self.training and torch.is_grad_enabled() else []
+            full = hidden
+            if filled:
+                recalled.append(self.recall(state, layer, hidden, given))
+                full = torch.cat([*self._bos(layer, len(ids)), recalled[-1], state.pool[:, layer], hidden], dim=1)
+            if frame is None or frame.length != full.shape[1]:
+                frame = Frame.of(self.backbone, full.shape[1], ids.shape[1], ids.shape[1])
+            hidden, cached = run_layer(self.backbone, layer, full, frame, self._linear(adapter, layer))
+            cache += [cached] if keep else []
+        return Reading(self.backbone.end(hidden), tuple(recalled), tuple(inputs), tuple(cache))
+
+    def recall(self, state: P, layer: int, hidden: Tensor, given: Tensor | None) -> Tensor:  # noqa: ARG002 (a hook)
+        """Rows ``[rows, n, width]`` from beyond the pool for this layer's prefix; here none."""
+        return hidden[:, :0]
+
+    def reading_loss(self, state: P, reading: Reading) -> Tensor | None:  # noqa: ARG002 (a hook)
+        """A training loss of the model's own; here none."""
+        return None
+
+    def in_step(self, state: P) -> P:
+        """The state of rows that have been written equally often, without filling; here it has none."""
+        return state
+
+    def write_pass(self, state: P, ids: Tensor) -> Written:
+        """The new block: outputs of every layer at the last rows of [bos, newest block, text].
+
+        The offset ``new_memory_positional_embedding`` is added to those rows in front of every layer and stays in the
+        residual stream. A text shorter than a block lets the newest old rows ask along and carries them over. Before
+        the first write there is no prefix, and the block has no more rows than the text.
+        """
+        filled, text, size = bool(state.host_filled[0]), ids.shape[1], self.config.tokens_per_block
+        new = size if filled else min(text, size)
+        hidden = self.backbone.embed(ids)
+        inputs: list[Tensor] = []
+        block: list[Tensor] = []
+        frame: Frame | None = None
+        for layer in range(self.backbone.layers):
+            inputs.append(hidden)
+            prefix = [*self._bos(layer, len(ids)), state.pool[:, layer, -size:]] if filled else []
+            full = torch.cat([*prefix, hidden], dim=1)
+            full = torch.cat([full[:, :-new], full[:, -new:] + self.new_memory_positional_embedding], dim=1)
+            frame = frame or Frame.of(self.backbone, full.shape[1], text, max(text, new))
+            out, _ = run_layer(self.backbone, layer, full, frame, self._linear("write", layer))
+            block.append(out[:, -new:])
+            hidden = out[:, -text:]
+        if self.config.leak_first_offset and not filled:
+            block[:-1] = [rows + self.new_memory_positional_embedding for rows in block[:-1]]
+        return Written(torch.stack(block, dim=1), hidden, tuple(inputs))
+
+    def write(self, state: P, ids: Tensor) -> P:
+        """The state after `ids` ``[rows, tokens]`` were read (the write pass and the merge)."""
+        return self.store(state, self.write_pass(state, ids))
+
+    def store(self, state: P, written: Written, permutations: Tensor | None = None) -> P:
+        """The state with a written block in it: the first fill, or `merge` with own or recorded `permutations`."""
+        if not bool(state.host_filled[0]):
+            state = self.fill(state, written.block)
+        else:
+            if permutations is None:
+                permutations = draw_permutations(state, self.backbone.layers if self.config.drop_per_layer else 1)
+            state = self.merge(state, written.block, permutations)
+        return replace(state, host_writes=state.host_writes + 1)
+
+    def fill(self, state: P, block: Tensor) -> P:
+        """The first fill: the pool becomes copies of the block."""
+        return replace(
+            state, pool=fill_pool(block, state.pool.shape[2]), host_filled=torch.ones_like(state.host_filled)
+        )
+
+    @abstractmethod
+    def merge(self, state: P, block: Tensor, permutations: Tensor) -> P:
+        """The state after `merge_pool`; `permutations` ``[rows or 1, layers or 1, pool_tokens]``."""
+
+    @torch.no_grad()
+    def decode(self, state: P, prompt: Segment, plan: DecodePlan) -> Tensor:
+        """As `MemoryModel.decode`, with the keys and values of prefix and text cached while a segment is open."""
+        out = prompt.ids.new_zeros(len(prompt.ids), plan.new_tokens)
+        for index in alike(state.host_writes[:, None]):
+            rows = slice(None) if index is None else index.to(out.device)
+            own = state if index is None else state.rows(index)
+            out[rows] = self._decode(self.in_step(own), prompt.ids[rows], plan)
+        return out
+
+    def _decode(self, state: P, ids: Tensor, plan: DecodePlan) -> Tensor:
+        new: list[Tensor] = []
+        given: Tensor | None = torch.ones_like(ids, dtype=torch.bool)
+        cache: tuple[Cached, ...] = ()
+        stops = torch.tensor(plan.stop_ids, device=ids.device)
+        while len(new) < plan.new_tokens:
+            if not cache:
+                reading = self.read(state, ids, given, keep=True)
+                hidden, cache = reading.hidden[:, -1:], reading.cache
+            else:
+                hidden, cache = self._advance(cache, ids[:, -1:])
+            token = self.backbone.head(hidden)[:, 0].argmax(dim=-1)
+            if plan.fold and ids.shape[1] >= self.config.segment:
+                state, ids, given, cache = self.write(state, ids), ids[:, :0], None, ()
+            if new and plan.stop_ids:
+                token = torch.where(torch.isin(new[-1], stops), new[-1], token)
+            new.append(token)
+            ids = torch.cat([ids, token[:, None]], dim=1)
+        return torch.stack(new, dim=1) if new else ids[:, :0]
+
+    def _advance(self, cache: tuple[Cached, ...], ids: Tensor) -> tuple[Tensor, tuple[Cached, ...]]:
+        """Hidden states of one more token ``[rows, 1, width]`` and the cache with it."""
+        backbone, hidden = self.backbone, self.backbone.embed(ids)
+        longer: list[Cached] = []
+        for layer, past in enumerate(cache):
+            linear = self._linear("read", layer)
+            normed = backbone.norm_input(layer, hidden)
+            # The row before goes along because a backbone may mix its key into this one's.
+            q, k, v = backbone.project(layer, torch.cat([past.last, normed], dim=1), None, _asking_from(1, linear))
+            turn = backbone.rotation(torch.tensor([[past.keys.shape[2]]], device=ids.device))
+            keys = torch.cat([past.keys, backbone.rotate(k[:, :, 1:], turn)], dim=2)
+            values = torch.cat([past.values, v[:, :, 1:]], dim=2)
+            seen = torch.ones(1, 1, 1, keys.shape[2], dtype=torch.bool, device=ids.device)
+            attended = backbone.attend(backbone.rotate(q, turn), keys, values, seen)
+            hidden = backbone.close(layer, hidden, attended, linear)
+            longer.append(Cached(keys, values, normed))
+        return backbone.end(hidden), tuple(longer)
+
+    def _bos(self, layer: int, rows: int) -> list[Tensor]:
+        return [self.bos_embedding[layer].expand(rows, -1, -1)] if self.config.bos_embedding else []
+
+    def _linear(self, adapter: str, layer: int) -> LinearFn:
+        if "write" not in self.lora:
+            return plain
+        return cast(Adapter, self.lora[adapter if adapter in self.lora else "write"]).linear(layer)
+
+    def pass_flops(self, text: int, prefix: int, asking: int, adapter: str, predicted: int) -> int:
+        """Operations of a pass of `text` rows behind `prefix` memory rows of which the last `asking` rows ask."""
+        backbone = self.backbone
+        total = backbone.flops(asking, prefix + text, predicted=predicted)
+        silent = prefix + text - asking  # rows that only give keys and values
+        total += 4 * backbone.layers * silent * backbone.hidden_width * backbone.kv_heads * backbone.head_width
+        if "write" in self.lora:
+            used = cast(Adapter, self.lora[adapter if adapter in self.lora else "write"])
+            total += used.flops(asking, silent)
+        return total
+
+    def flops(self, tokens: int, remembered: int) -> int:
+        """The read pass behind bos and pool (and what is recalled), and the write pass behind bos and one block."""
+        config, bos = self.config, int(self.config.bos_embedding)
+        filled = self.starts_filled or remembered >= config.segment
+        size = config.tokens_per_block
+        pool = bos + config.pool_tokens if filled else 0
+        read = self.pass_flops(tokens, pool + self.recalled(remembered), tokens, "read", tokens)
+        asking = max(tokens, size) if filled else tokens
+        return read + self.pass_flops(tokens, bos + size if filled else 0, asking, "write", 0)
+
+    def recalled(self, remembered: int) -> int:  # noqa: ARG002 (a hook)
+        """Rows recalled from beyond the pool after `remembered` text tokens; here none."""
+        return 0
+
+
+def _bos_start(backbone: Backbone, rng: torch.Generator) -> Tensor:
+    """``[1, 1, width]``: the embedding of the backbone's bos token, or noise of the embedding's scale without one."""
+    noise = torch.randn(1, 1, backbone.hidden_width, generator=rng) * backbone.embedding_scale()
+    token = getattr(getattr(backbone.model, "config", None), "bos_token_id", None)
+    if not isinstance(token, int) or not 0 <= token < backbone.vocab:
+        return noise
+    return backbone.embed(torch.tensor([[token]], device=backbone.device)).detach()
