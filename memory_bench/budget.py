@@ -40,11 +40,13 @@ class Budget:
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, int | float) and value < (1 if f.name == "seeds" else 0):
-                raise UserError(f"Budget '{self.name}': {f.name} = {value} is negative or too small; leave it out for no limit.")
+                raise UserError(
+                    f"Budget '{self.name}': {f.name} = {value} is negative or too small; leave it out for no limit."
+                )
 
 
 GB = 10**9
-_CPU = dict(device_bytes=4 * GB, host_bytes=6 * GB, added_parameters=50_000_000)
+_CPU: dict[str, Any] = {"device_bytes": 4 * GB, "host_bytes": 6 * GB, "added_parameters": 50_000_000}
 PRESETS: dict[str, Budget] = {
     b.name: b
     for b in (

@@ -12,9 +12,13 @@ from memory_bench.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-Models = Annotated[str, typer.Option(help="Comma-separated models, e.g. hmt,rmt,mplus or hmt[recall_query=current-half].")]
+Models = Annotated[
+    str, typer.Option(help="Comma-separated models, e.g. hmt,rmt,mplus or hmt[recall_query=current-half].")
+]
 Tasks = Annotated[str, typer.Option(help="Comma-separated tasks, e.g. pg19,pubmedqa.")]
-Backbone = Annotated[str, typer.Option(help="tiny, smollm2-135m, a folder or a hub id; default: what suits the machine.")]
+Backbone = Annotated[
+    str, typer.Option(help="tiny, smollm2-135m, a folder or a hub id; default: what suits the machine.")
+]
 BudgetName = Annotated[str, typer.Option("--budget", help="A preset (list budgets) or a TOML file.")]
 Seeds = Annotated[str, typer.Option(help="How many seeds (3), or which (0,1,7); default: the budget's.")]
 Suite = Annotated[str, typer.Option(help="A named suite or a TOML file with any of these options.")]
@@ -139,7 +143,9 @@ def compare(
 
 @app.command()
 def verify(
-    cases: Annotated[list[Path] | None, typer.Argument(help="Case folders, or folders of cases; default: shipped.")] = None,
+    cases: Annotated[
+        list[Path] | None, typer.Argument(help="Case folders, or folders of cases; default: shipped.")
+    ] = None,
     write: Annotated[bool, typer.Option("--write", help="Write certificates.json beside the shipped cases.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -154,7 +160,9 @@ def verify(
 
 @app.command()
 def fetch(
-    names: Annotated[list[str] | None, typer.Argument(help="books, pubmedqa, tiny, smollm2-135m …; default: all.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="books, pubmedqa, tiny, smollm2-135m …; default: all.")
+    ] = None,
     data: Data = None,
     no_stand_ins: NoStandIns = False,
 ) -> None:

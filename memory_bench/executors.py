@@ -187,7 +187,14 @@ def _obituary(job: Any, code: int, late: bool, started: str, said: str = "") -> 
         status, detail = "failed", said or f"the process ended with code {code} without a record; see its log.txt"
     facts = provenance(device=job.device, threads=job.threads, started=started)
     return Record(
-        cell=job.cell, status=status, detail=detail, metrics=(), usage=Usage(), provenance=facts, learned=None, levels={}
+        cell=job.cell,
+        status=status,
+        detail=detail,
+        metrics=(),
+        usage=Usage(),
+        provenance=facts,
+        learned=None,
+        levels={},
     )
 
 

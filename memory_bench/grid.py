@@ -11,11 +11,14 @@ from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.cell import Cell, Choice, Training
 from memory_bench.data.library import Library
-from memory_bench.episode import Task, TrainingPlan
+from memory_bench.episode import Task
 from memory_bench.errors import UserError
-from memory_bench.recipe import Recipe, find_recipe
+from memory_bench.recipe import find_recipe
 
-CONTROLS = ("truncation", "xl-cache")  # what every comparison needs: the window and the cheapest memory, trained equally
+CONTROLS = (
+    "truncation",
+    "xl-cache",
+)  # what every comparison needs: the window and the cheapest memory, trained equally
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +129,26 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
         card = backbones.card(plan.backbone) if plan.backbone else chosen
         recipe = find_recipe(plan.recipe or default_recipe(card))
         source = library.source(task.needs)
+        trained_on = library.source("books" if plan.corpus == "books" else task.needs)
+        corpus = Choice(plan.corpus, plan.version, revision=trained_on.revision)
         task_choice = Choice(task_name, task.version, {**options, "data": source.label}, source.revision)
         for w in wanted:
             cls = plugins.load("models", w.name)
             if card.family not in cls.families:
-                reason = f"{w.label} works on {', '.join(cls.families)} backbones, and {card.name} is of the {card.family} family"
+                families = ", ".join(cls.families)
+                reason = f"{w.label} works on {families} backbones; {card.name} is of the {card.family} family"
                 skipped.append(Skipped(w.label, task_name, reason))
                 continue
             config = plugins.configure(w.label, cls.fit(card, request.budget), w.options)
             for seed in request.seeds:
-                training = _training(w, cls.version, config, card, recipe, plan, task, library, request.budget, seed)
+                training = Training(
+                    model=Choice(w.name, cls.version, asdict(config)),
+                    backbone=Choice(card.name, revision=card.revision),
+                    corpus=corpus,
+                    recipe=Choice(recipe.name, recipe.version),
+                    budget=request.budget,
+                    seed=seed,
+                )
                 cells.append(Cell(training, task_choice, request.limit, request.controls, w.role, w.label))
     if not any(cell.role == "asked" for cell in cells):
         reasons = "; ".join(dict.fromkeys(s.reason for s in skipped)) or "no models or tasks were given"
@@ -148,9 +161,8 @@ def _check_settings(request: Request) -> None:
     models = {_parse_model(m)[0] for m in request.models} | (set(CONTROLS) if request.controls else set())
     for owner in request.settings:
         if owner not in models | set(request.tasks):
-            raise UserError(
-                f"--set {owner}.…: '{owner}' is no model or task of this run ({', '.join(sorted(models | set(request.tasks)))})."
-            )
+            known = ", ".join(sorted(models | set(request.tasks)))
+            raise UserError(f"--set {owner}.…: '{owner}' is no model or task of this run ({known}).")
 
 
 def _make_task(name: str, request: Request) -> tuple[Task, dict[str, Any]]:
@@ -171,26 +183,3 @@ def make_task(choice: Choice) -> Task:
 def default_recipe(card: BackboneCard) -> str:
     """How models on this backbone are trained unless the task says otherwise."""
     return "adapt" if card.pretrained else "tiny"
-
-
-def _training(
-    wanted: _Wanted,
-    version: int,
-    config: Any,
-    card: BackboneCard,
-    recipe: Recipe,
-    plan: TrainingPlan,
-    task: Task,
-    library: Library,
-    budget: Budget,
-    seed: int,
-) -> Training:
-    need = "books" if plan.corpus == "books" else task.needs
-    return Training(
-        model=Choice(wanted.name, version, asdict(config)),
-        backbone=Choice(card.name, revision=card.revision),
-        corpus=Choice(plan.corpus, plan.version, revision=library.source(need).revision),
-        recipe=Choice(recipe.name, recipe.version),
-        budget=budget,
-        seed=seed,
-    )

@@ -8,7 +8,9 @@ import pandas as pd
 from memory_bench.stats import mean_interval
 
 
-def judge(samples: pd.DataFrame, headline: str, *, trained: bool, has_memory: bool, seed: int = 0) -> dict[str, Any] | None:
+def judge(
+    samples: pd.DataFrame, headline: str, *, trained: bool, has_memory: bool, seed: int = 0
+) -> dict[str, Any] | None:
     """Verdict on one cell.
 
     Args:
@@ -38,5 +40,5 @@ def judge(samples: pd.DataFrame, headline: str, *, trained: bool, has_memory: bo
         frame = pd.DataFrame({"lift": sums["gain"] / sums["tokens"], "cluster": sums.index})
     values, clusters = np.asarray(frame["lift"], dtype=float), np.asarray(frame["cluster"])
     value, low, high = mean_interval(values, clusters, seed=seed)
-    verdict = "untrained" if not trained else "learned" if low > 0 else "not learned"
+    verdict = "untrained" if not trained else "learned" if low is not None and low > 0 else "not learned"
     return {"verdict": verdict, "lift": value, "low": low, "high": high, "against": "control:wiped"}

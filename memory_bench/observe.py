@@ -4,7 +4,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ def word_ends(text: str, nbytes: Sequence[int]) -> list[int]:
     ends = [m.end() for m in re.finditer(rb"\S+", text.encode())]
     borders = list(accumulate(nbytes))
     before = [bisect_right(ends, border) for border in [0, *borders]]
-    return [after - at for at, after in zip(before, before[1:], strict=False)]
+    return [after - at for at, after in pairwise(before)]
 
 
 def encode_episode(episode: Episode, encode: Encode, seed: int) -> Stream:
@@ -111,9 +111,7 @@ def encode_episode(episode: Episode, encode: Encode, seed: int) -> Stream:
         scored[0] = False
     row_seed = int(digest({"episode": episode.id, "seed": seed})[:7], 16)
     line = Line(torch.tensor(ids, dtype=torch.long), torch.tensor(scored, dtype=torch.bool), seed=row_seed)
-    return Stream(
-        episode, line, torch.tensor(nbytes), torch.tensor(words), torch.tensor(events), tuple(questions)
-    )
+    return Stream(episode, line, torch.tensor(nbytes), torch.tensor(words), torch.tensor(events), tuple(questions))
 
 
 def observe(
@@ -153,9 +151,7 @@ def observe(
     return [{"seed": seed, **row} for row in rows]
 
 
-def _read(
-    model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher | None, controls: bool
-) -> list[Row]:
+def _read(model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher | None, controls: bool) -> list[Row]:
     """Scored reading: the main pass and its controls."""
     scored = [s for s in streams if bool(s.line.scored.any())]
     if not scored:
@@ -200,9 +196,7 @@ def _identity(episode: Episode) -> Row:
     return {"episode": episode.id, "cluster": episode.cluster or episode.id}
 
 
-def _ask(
-    model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher | None, controls: bool
-) -> list[Row]:
+def _ask(model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher | None, controls: bool) -> list[Row]:
     """Every question, on a fork of the state at its place; the stream is read once."""
     length = segment_length(model)
     asked = [s for s in streams if s.questions]
@@ -215,7 +209,10 @@ def _ask(
     state = open_lines(model, [asked[i].line for i in alive])
     for number in range(max(stops) + 1):
         due = [
-            (place, asked[i], q) for place, i in enumerate(alive) for q in asked[i].questions if q.at // length == number
+            (place, asked[i], q)
+            for place, i in enumerate(alive)
+            for q in asked[i].questions
+            if q.at // length == number
         ]
         if due:
             rows += _answer(model, state, due, number * length, watcher, controls)

@@ -59,8 +59,11 @@ def load(kind: str, name: str) -> Any:
     try:
         return known[name].load()
     except Exception as error:  # a plug-in may fail in any way; it must not take the others down
-        origin = known[name].dist.name if known[name].dist else "unknown"
-        raise UserError(f"The {kind.removesuffix('s')} '{name}' of package {origin} cannot be loaded: {error}") from error
+        dist = known[name].dist
+        origin = dist.name if dist else "unknown"
+        raise UserError(
+            f"The {kind.removesuffix('s')} '{name}' of package {origin} cannot be loaded: {error}"
+        ) from error
 
 
 def _from_file(path: str, attribute: str) -> Any:
@@ -68,7 +71,8 @@ def _from_file(path: str, attribute: str) -> Any:
     if not file.is_file():
         raise UserError(f"There is no file {path} to load '{attribute}' from.")
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no Python file that can be imported.")
     module: ModuleType = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -99,7 +103,13 @@ def summarise(entry: EntryPoint) -> Summary:
 def _constants(node: ast.ClassDef) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for line in node.body:
-        target = line.targets[0] if isinstance(line, ast.Assign) else line.target if isinstance(line, ast.AnnAssign) else None
+        target = (
+            line.targets[0]
+            if isinstance(line, ast.Assign)
+            else line.target
+            if isinstance(line, ast.AnnAssign)
+            else None
+        )
         value = getattr(line, "value", None)
         if isinstance(target, ast.Name) and value is not None:
             try:

@@ -58,7 +58,9 @@ def encode_documents(texts: Sequence[str], encode: Encode) -> list[Tensor]:
     return [torch.tensor(encode(text)[0], dtype=torch.long) for text in texts]
 
 
-def pretrain(backbone: Backbone, encode: Encode, library: Library, *, window: int = 32, seed: int = 0) -> dict[str, Any]:
+def pretrain(
+    backbone: Backbone, encode: Encode, library: Library, *, window: int = 32, seed: int = 0
+) -> dict[str, Any]:
     """Train `backbone` in place on the training books with the recipe ``tiny-pretrain``.
 
     Returns:

@@ -1,7 +1,6 @@
 """Data that travels with the package: reference cases and certificates under ``results/parity``."""
 
 import json
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,18 @@ def read_certificates() -> dict[str, dict[str, Any]]:
     return found
 
 
+def read_measured() -> dict[str, dict[str, Any]]:
+    """Measured look-ahead and added parameters of each model, as ``verify --write`` left them."""
+    path = parity_folder() / "certificates.json"
+    found: dict[str, dict[str, Any]] = (
+        json.loads(path.read_text(encoding="utf-8"))["measured"] if path.is_file() else {}
+    )
+    return found
+
+
 def parity_text(certificate: dict[str, Any] | None) -> str:
     """For the leaderboard's column: ``exact``, ``max|Δ|=…``, or ``none``."""
     if not certificate or certificate.get("agree") != certificate.get("cases"):
         return "none"
     worst = float(certificate["max_abs"])
     return "exact" if worst == 0 else f"max|Δ|={worst:.0e}"
-
-
-def installed_version() -> str:
-    """Version of the installed distribution."""
-    return distribution("memory-bench").version

@@ -2,9 +2,10 @@
 
 Unusual here:
 
-- A training example is cut, carried over and scored by the same `walk` as the evaluation, so nothing is learned that is
-  not asked, and segment borders are trained on.
-- Lengths are shares of the budget: the first limit reached ends training, the schedule is a function of the share spent.
+- A training example is cut, carried over and scored by the same `walk` as the evaluation, so segment
+  borders are trained on and nothing is learned that is not asked.
+- Lengths are shares of the budget: the first limit reached ends training, and the schedule follows the
+  share that is spent.
 - Order of data, initial values and a model's own draws come from separate generators, so all models of a comparison
   see the same data in the same order.
 """
@@ -16,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from memory_bench.budget import Budget
-from memory_bench.corpus import Corpus
+from memory_bench.corpus import Corpus, Line
 from memory_bench.meter import Meter
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, Stage
@@ -57,20 +58,12 @@ def trained_parameters(model: MemoryModel[Any], recipe: Recipe) -> dict[str, nn.
     return dict(model.named_parameters())
 
 
-def _optimizer(parameters: dict[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
-    trained = [p for p in parameters.values() if p.requires_grad]
+def _optimizer(trained: list[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, betas=recipe.betas)
-
-
-def _carry_over(old: MemoryModel[Any], new: MemoryModel[Any]) -> None:
-    """Copy what both stages' models have; the backbone is shared already."""
-    wanted = new.state_dict()
-    kept = {k: v for k, v in old.state_dict().items() if k in wanted and wanted[k].shape == v.shape}
-    new.load_state_dict(kept, strict=False)
 
 
 def train(
@@ -86,7 +79,7 @@ def train(
     """Train the model of `config` on `corpus` until the recipe or the budget ends it.
 
     Args:
-        build: makes the model of a config; called once a stage whose config differs.
+        build: makes the model of a config; called once for every stage whose config differs from the one before.
         config: of the evaluated model.
         recipe: stages, optimiser, schedule.
         corpus: of training lines.
@@ -98,83 +91,90 @@ def train(
         BudgetExceeded: a hard limit (memory) was passed.
         FloatingPointError: the loss is not finite.
     """
-    rng = torch.Generator().manual_seed(seed)
-    fixed = fixed_steps(recipe)
-    curve: list[tuple[int, float]] = []
-    model: MemoryModel[Any] | None = None
-    optimizer: torch.optim.AdamW | None = None
-    step, ended_by, shares = 0, "steps" if fixed else "", 0.0
-    for number, stage in enumerate(recipe.stages):
+    loop = _Loop(recipe, corpus, meter, torch.Generator().manual_seed(seed), progress or (lambda done, total: None))
+    model, current = None, None
+    for stage in recipe.stages:
         wanted = stage_config(config, stage)
         if model is None or wanted != current:
-            fresh = build(wanted)
-            if model is not None:
-                _carry_over(model, fresh)
-            model, current, optimizer = fresh.train(), wanted, None
-        parameters = trained_parameters(model, recipe)
-        for name, p in model.named_parameters():
-            p.requires_grad_(name in parameters)
-        optimizer = optimizer or _optimizer(parameters, recipe)
-        shares += stage.share / sum(s.share for s in recipe.stages)
-        in_stage = 0
-        while True:
-            share, limit = meter.spent_share(tokens=not fixed)
-            done = step / fixed if fixed else share
-            if share >= 1 or (stage.steps is not None and in_stage >= stage.steps) or (not fixed and share >= shares):
-                ended_by = limit if share >= 1 else ended_by
-                break
-            rate = recipe.rate(done, step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            lines = corpus.batch(stage.rows, stage.segments, segment_length(model), rng)
-            loss = _step(model, lines, recipe, meter, parameters, optimizer, done >= recipe.aux_from)
-            curve.append((meter.usage.train_tokens, loss))
-            step, in_stage = step + 1, in_stage + 1
-            if progress is not None:
-                progress(int(1000 * min(1.0, (step / fixed) if fixed else share)), 1000)
-        if share >= 1:
+            model, current = _next_model(build(wanted), model), wanted
+            loop.optimise(model)
+        loop.run(model, stage)
+        if loop.ended_by not in ("", "steps"):
             break
-    assert model is not None
+    assert model is not None, "a recipe has at least one stage"
     if current != config:
-        final = build(config)
-        _carry_over(model, final)
-        model = final
-    meter.usage.train_steps = step
-    meter.usage.training_ended_by = ended_by if step else "none"
-    for p in model.parameters():
-        p.requires_grad_(False)
-    return Trained(model.eval(), curve, meter.usage.training_ended_by)
+        model = _next_model(build(config), model)
+    meter.usage.train_steps = loop.steps
+    meter.usage.training_ended_by = loop.ended_by if loop.steps else "none"
+    return Trained(model.eval().requires_grad_(False), loop.curve, meter.usage.training_ended_by)
 
 
-def _step(
-    model: MemoryModel[Any],
-    lines: Any,
-    recipe: Recipe,
-    meter: Meter,
-    parameters: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    with_aux: bool,
-) -> float:
-    """One optimiser step on a batch of lines; returns the mean surprisal of its scored tokens (nats)."""
-    count = sum(int(line.scored.sum()) for line in lines)
-    total: Tensor | None = None
-    aux: list[Tensor] = []
-    walked = walk(model, lines, detach_every=recipe.bptt, recompute=recipe.checkpoint, watcher=meter)
-    for piece in walked:
-        part = piece.nll.sum()
-        total = part if total is None else total + part
-        if with_aux and piece.aux is not None:
-            aux.append(piece.aux)
-    assert total is not None
-    loss = total / max(1, count)
-    if not math.isfinite(float(loss)):
-        raise FloatingPointError(f"The training loss became {float(loss)} at optimiser step with {count} scored tokens.")
-    full = loss + torch.stack(aux).mean() if aux else loss
-    optimizer.zero_grad(set_to_none=True)
-    full.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_([p for p in parameters.values() if p.grad is not None], recipe.clip)
-    optimizer.step()
-    return float(loss.detach())
+def _next_model(fresh: MemoryModel[Any], old: MemoryModel[Any] | None) -> MemoryModel[Any]:
+    """`fresh` with what both have taken over from `old`; the backbone is shared already."""
+    if old is not None:
+        wanted = fresh.state_dict()
+        kept = {k: v for k, v in old.state_dict().items() if k in wanted and wanted[k].shape == v.shape}
+        fresh.load_state_dict(kept, strict=False)
+    return fresh
+
+
+class _Loop:
+    """Optimiser steps, one stage after the other; one schedule spans them all."""
+
+    def __init__(self, recipe: Recipe, corpus: Corpus, meter: Meter, rng: torch.Generator, progress: Progress) -> None:
+        self.recipe, self.corpus, self.meter, self.rng, self.progress = recipe, corpus, meter, rng, progress
+        self.fixed = fixed_steps(recipe)
+        self.steps, self.ended_by = 0, ""
+        self.curve: list[tuple[int, float]] = []
+        self._stage_end = 0.0  # share of the training at which the current stage ends
+        self._parameters: list[nn.Parameter] = []
+        self._optimizer: torch.optim.AdamW | None = None
+
+    def optimise(self, model: MemoryModel[Any]) -> None:
+        """Make ready to train `model`."""
+        chosen = trained_parameters(model, self.recipe)
+        for name, p in model.named_parameters():
+            p.requires_grad_(name in chosen)
+        self._parameters = list(chosen.values())
+        self._optimizer = _optimizer(self._parameters, self.recipe)
+
+    def run(self, model: MemoryModel[Any], stage: Stage) -> None:
+        """Train until the stage's share or steps, or a limit of the budget, is used up."""
+        model.train()
+        self._stage_end += stage.share / sum(s.share for s in self.recipe.stages)
+        last = self.steps + stage.steps if self.fixed and stage.steps else None
+        while True:
+            share, limit = self.meter.spent_share(tokens=not self.fixed)
+            if share >= 1:
+                self.ended_by = limit
+                return
+            if self.steps == last or (not self.fixed and share >= self._stage_end):
+                self.ended_by = "steps" if self.fixed else ""
+                return
+            done = self.steps / self.fixed if self.fixed else share
+            lines = self.corpus.batch(stage.rows, stage.segments, segment_length(model), self.rng)
+            loss = self._step(model, lines, done)
+            self.curve.append((self.meter.usage.train_tokens, loss))
+            self.steps += 1
+            self.progress(int(1000 * done), 1000)
+
+    def _step(self, model: MemoryModel[Any], lines: list[Line], done: float) -> float:
+        """One optimiser step; returns the mean surprisal of the batch's scored tokens (nats)."""
+        assert self._optimizer is not None
+        recipe = self.recipe
+        for group in self._optimizer.param_groups:
+            group["lr"] = recipe.rate(done, self.steps)
+        pieces = list(walk(model, lines, detach_every=recipe.bptt, recompute=recipe.checkpoint, watcher=self.meter))
+        loss = torch.stack([p.nll.sum() for p in pieces]).sum() / max(1, sum(int(p.scored.sum()) for p in pieces))
+        aux = [p.aux for p in pieces if p.aux is not None] if done >= recipe.aux_from else []
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(f"The training loss became {value} at optimiser step {self.steps}.")
+        self._optimizer.zero_grad(set_to_none=True)
+        (loss + torch.stack(aux).mean() if aux else loss).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_([p for p in self._parameters if p.grad is not None], recipe.clip)
+        self._optimizer.step()
+        return value
 
 
 def fixed_steps(recipe: Recipe) -> int:

@@ -79,7 +79,9 @@ def run_cell(job: Job, say: Say) -> Record:
     started = now()
     meter = Meter(cell.training.budget, torch.device(job.device))
     samples: pd.DataFrame | None = None
-    result = Record(cell=cell, status="failed", detail="", metrics=(), usage=meter.usage, provenance={}, learned=None, levels={})
+    result = Record(
+        cell=cell, status="failed", detail="", metrics=(), usage=meter.usage, provenance={}, learned=None, levels={}
+    )
     try:
         result, samples = _evaluate(job, store, meter, say, result)
     except BudgetExceeded as error:
@@ -101,13 +103,15 @@ def run_cell(job: Job, say: Say) -> Record:
 def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> tuple[Record, pd.DataFrame]:
     cell, training = job.cell, job.cell.training
     library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub)
-    loaded = Backbones(library, job.cache, hub=job.hub).load(training.backbone.name, seed=training.seed, device=job.device)
+    loaded = Backbones(library, job.cache, hub=job.hub).load(
+        training.backbone.name, seed=training.seed, device=job.device
+    )
     task = make_task(cell.task)
     recipe = find_recipe(training.recipe.name)
     with store.lock(training.key):
         trained = _trained_model(job, store, meter, say, library, loaded, task, recipe)
     model = trained.model
-    _count_parameters(model, loaded, recipe, meter.usage)
+    _count_parameters(model, recipe, meter.usage)
     _check_added(meter)
     episodes = list(task.episodes(library, cell.limit))
     with meter.phase("eval"):
@@ -123,14 +127,18 @@ def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> 
     samples = pd.DataFrame(rows)
     meter.usage.scored_tokens = int(samples.loc[samples["control"] == "", "tokens"].sum())
     metrics = tuple(_mark_look_ahead(e, model.traits.look_ahead) for e in task.metrics(samples))
-    learned = judge(samples, task.headline, trained=trained.ended_by != "none", has_memory=bool(meter.usage.state_bytes))
+    learned = judge(
+        samples, task.headline, trained=trained.ended_by != "none", has_memory=bool(meter.usage.state_bytes)
+    )
     facts = {
         "curve": trained.curve[:: max(1, len(trained.curve) // 200)],
         "look_ahead": model.traits.look_ahead,
         "segment": model.traits.segment,
         "episodes": len(episodes),
     }
-    done = replace(blank, status="ok", metrics=metrics, learned=learned, levels=dict(task.levels(library)), provenance=facts)
+    done = replace(
+        blank, status="ok", metrics=metrics, learned=learned, levels=dict(task.levels(library)), provenance=facts
+    )
     return done, samples
 
 
@@ -158,7 +166,13 @@ def _trained_model(
     corpus = task.corpus(library, plan, loaded.encode)
     with meter.phase("train"):
         trained = train(
-            build, base, recipe, corpus, meter, seed=training.seed, progress=lambda done, total: say("train", done, total)
+            build,
+            base,
+            recipe,
+            corpus,
+            meter,
+            seed=training.seed,
+            progress=lambda done, total: say("train", done, total),
         )
     save_checkpoint(folder, trained, recipe, training, meter.usage)
     return trained
@@ -168,7 +182,7 @@ def _device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device.startswith("cuda") else device
 
 
-def _count_parameters(model: MemoryModel[Any], loaded: Loaded, recipe: Recipe, usage: Usage) -> None:
+def _count_parameters(model: MemoryModel[Any], recipe: Recipe, usage: Usage) -> None:
     added = sum(p.numel() for p in model.memory_parameters().values())
     usage.parameters = sum(p.numel() for p in model.parameters())
     usage.added_parameters = added

@@ -1,0 +1,357 @@
+"""What the commands do; `memory_bench.cli` parses, this works. Every function returns an exit code."""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from memory_bench import plugins
+from memory_bench.backbones import NAMED, Backbones
+from memory_bench.budget import load_budget
+from memory_bench.card import BackboneCard
+from memory_bench.cell import Cell, digest, to_json
+from memory_bench.console import Display, error, show
+from memory_bench.data.library import Library
+from memory_bench.errors import UserError, unknown
+from memory_bench.executors import Executor, Inline, Local
+from memory_bench.grid import Grid, Request, make_task, plan_grid, split_names
+from memory_bench.record import Record
+from memory_bench.shipped import parity_folder, parity_text, read_certificates
+from memory_bench.store import Store, link_latest, write_json
+
+RUNS = Path("results/runs")
+SMALL = 5_000_000  # parameters below which a cell gets one thread and cells run side by side
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of `run` and `plan`, as given."""
+
+    models: str
+    tasks: str
+    backbone: str
+    budget: str
+    seeds: str
+    suite: str
+    data: Path | None
+    stand_ins: bool
+    out: Path | None
+    limit: int | None
+    settings: tuple[str, ...]
+    controls: bool
+    executor: str
+    retry: str
+    force: bool
+    quiet: bool
+    as_json: bool
+    cache: Path
+    hub: bool
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _with_suite(options: Options) -> Options:
+    """The options with a suite's values where the command line is silent."""
+    if not options.suite:
+        return options
+    values = read_suite(options.suite)
+    known = {"models", "tasks", "backbone", "budget", "seeds", "limit", "set"}
+    for key in values:
+        if key not in known:
+            raise unknown(f"entry in the suite {options.suite}", key, known)
+    settings = tuple(f"{k}={json.dumps(v)}" for k, v in values.pop("set", {}).items())
+    filled: dict[str, Any] = {k: str(v) if k != "limit" else v for k, v in values.items() if not getattr(options, k)}
+    return replace(options, **filled, settings=settings + options.settings)
+
+
+def read_suite(name: str) -> dict[str, Any]:
+    """A suite's entries: a TOML file that ships with the package, or one at that path.
+
+    Raises:
+        UserError: no such suite, or it cannot be read.
+    """
+    shipped = {
+        f.name.removesuffix(".toml"): f
+        for f in resources.files("memory_bench.suites").iterdir()
+        if f.name.endswith(".toml")
+    }
+    try:
+        if name in shipped:
+            return tomllib.loads(shipped[name].read_text(encoding="utf-8"))
+        if name.endswith(".toml"):
+            return tomllib.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise UserError(f"Cannot read the suite {name}: {problem}.") from problem
+    raise unknown("suite", name, shipped, "Or give a TOML file; `memory-bench list suites` shows the shipped ones.")
+
+
+def _seeds(text: str, default: int) -> tuple[int, ...]:
+    """``3`` means seeds 0, 1, 2; ``0,7`` means those."""
+    parts = [p for p in text.split(",") if p.strip()]
+    try:
+        numbers = [int(p) for p in parts]
+    except ValueError:
+        raise UserError(f"--seeds {text}: give a number of seeds (3) or a list of them (0,1,7).") from None
+    if any(n < 0 for n in numbers) or (len(numbers) == 1 and "," not in text and numbers[0] < 1):
+        raise UserError(f"--seeds {text}: seeds must not be negative, and there must be at least one.")
+    if not numbers:
+        return tuple(range(default))
+    return tuple(range(numbers[0])) if len(numbers) == 1 and "," not in text else tuple(dict.fromkeys(numbers))
+
+
+def _settings(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        owner, dot, option = name.partition(".")
+        if not sign or not dot:
+            raise UserError(f"--set {text}: write model.option=value, for example --set hmt.segment=64.")
+        found.setdefault(owner, {})[option] = plugins.parse_value(value)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run, ready: nothing was trained, every mistake was found."""
+
+    request: Request
+    grid: Grid
+    library: Library
+    backbones: Backbones
+    out: Path
+
+
+def prepare(options: Options) -> Prepared:
+    """Everything that can be checked before work starts.
+
+    Raises:
+        UserError: any mistake in names, options, data or folders.
+    """
+    options = _with_suite(options)
+    if not options.models or not options.tasks:
+        raise UserError(
+            "Give --models and --tasks (or --suite); `memory-bench list models` and `list tasks` show them."
+        )
+    cuda = _cuda()
+    backbone = options.backbone or ("smollm2-135m" if cuda else "tiny")
+    small = backbone == "tiny"
+    budget = load_budget(options.budget or ("cpu-minutes" if small else "gpu-minutes" if cuda else "cpu-smol"))
+    request = Request(
+        models=split_names(options.models),
+        tasks=split_names(options.tasks),
+        backbone=backbone,
+        budget=budget,
+        seeds=_seeds(options.seeds, budget.seeds),
+        limit=options.limit,
+        settings=_settings(options.settings),
+        controls=options.controls,
+    )
+    library = Library(options.data, options.cache, stand_ins=options.stand_ins, hub=options.hub)
+    say = (lambda sentence: None) if options.quiet else error
+    backbones = Backbones(library, options.cache, hub=options.hub, report=say)
+    grid = plan_grid(request, library, backbones)
+    if not options.quiet:
+        for need in {make_task(cell.task).needs for cell in grid.cells} | {"books"}:
+            source = library.source(need)
+            if source.stand_in:
+                error(
+                    f"Note: no real data for {need}; using {source.label}. Its numbers are not those of the real data."
+                )
+    return Prepared(request, grid, library, backbones, _out_folder(options, request, grid))
+
+
+def _out_folder(options: Options, request: Request, grid: Grid) -> Path:
+    if options.out is not None:
+        return options.out
+    title = Path(options.suite).stem if options.suite else f"{'+'.join(request.models)}-{'+'.join(request.tasks)}"
+    name = "".join(c if c.isalnum() or c in "+-_.=" else "_" for c in title)[:80]
+    return RUNS / f"{name}-{digest([cell.key for cell in grid.cells])[:6]}"
+
+
+def workers_and_threads(card: BackboneCard, device: str) -> tuple[int, int]:
+    """How many cells run side by side, and torch's threads in each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device == "cuda":
+        import torch
+
+        return max(1, torch.cuda.device_count()), cores
+    return (cores, 1) if card.parameters < SMALL else (1, cores)
+
+
+def _executor(name: str, workers: int) -> Executor:
+    if name == "inline":
+        return Inline()
+    if name == "local":
+        return Local(workers)
+    raise unknown("executor", name, ["inline", "local"], "slurm and ray are not available in this version.")
+
+
+def run(options: Options) -> int:
+    """`memory-bench run`: 0 every cell has a result, 1 some cell failed."""
+    from memory_bench.worker import Job
+
+    prepared = prepare(options)
+    store = Store.open_or_create(prepared.out)
+    store.write_run(_grid_json(prepared))
+    link_latest(prepared.out.parent, prepared.out)
+    device = "cuda" if _cuda() else "cpu"
+    todo = _todo(prepared.grid.cells, store, options)
+    if not options.quiet:
+        error(f"{len(prepared.grid.cells) - len(todo)} cells done, {len(todo)} to run, results in {prepared.out}")
+        for s in prepared.grid.skipped:
+            error(f"Skipped: {s.model} on {s.task}: {s.reason}.")
+    cards = {c.training.backbone.name: prepared.backbones.card(c.training.backbone.name) for c in todo}
+    largest = max(cards.values(), key=lambda c: c.parameters, default=None)
+    workers, threads = workers_and_threads(largest, device) if largest else (1, 1)
+    jobs = [
+        Job(c, prepared.out, options.data, options.cache, options.stand_ins, options.hub, device, threads) for c in todo
+    ]
+    if jobs:
+        Display(len(jobs), quiet=options.quiet).follow(_executor(options.executor, workers).run(jobs))
+    code = report(prepared.out, quiet=options.quiet, as_json=options.as_json)
+    wanted = [store.record(cell.key) for cell in prepared.grid.cells]
+    return 1 if code or any(r is None or r.status == "failed" for r in wanted) else 0
+
+
+def _todo(cells: tuple[Cell, ...], store: Store, options: Options) -> list[Cell]:
+    """The cells without a usable record, given --force and --retry."""
+    if options.retry not in ("", "failed"):
+        raise unknown("value of --retry", options.retry, ["failed"])
+    todo: list[Cell] = []
+    for cell in cells:
+        record: Record | None = None if options.force else store.record(cell.key)
+        if record is None or (options.retry == "failed" and record.status == "failed"):
+            todo.append(cell)
+    return todo
+
+
+def _grid_json(prepared: Prepared) -> dict[str, Any]:
+    request = asdict(prepared.request)
+    return {
+        "request": request,
+        "cells": [cell.key for cell in prepared.grid.cells],
+        "roles": {cell.key: [cell.role, cell.label] for cell in prepared.grid.cells},
+        "skipped": [asdict(s) for s in prepared.grid.skipped],
+        "data": {
+            need: asdict(prepared.library.source(need))
+            for need in sorted({make_task(cell.task).needs for cell in prepared.grid.cells})
+        },
+        "budget": asdict(prepared.request.budget),
+        "first_cell": to_json(prepared.grid.cells[0]),
+    }
+
+
+def plan(options: Options) -> int:
+    """`memory-bench plan`: what a run would cost. Trains nothing."""
+    from memory_bench.planning import estimate, table
+
+    prepared = prepare(options)
+    rows = estimate(prepared.grid, prepared.backbones)
+    if options.as_json:
+        show(json.dumps({"cells": rows, "skipped": [asdict(s) for s in prepared.grid.skipped]}, indent=1))
+    else:
+        show(table(rows))
+        for s in prepared.grid.skipped:
+            show(f"Skipped: {s.model} on {s.task}: {s.reason}.")
+    return 0
+
+
+def report(out: Path, *, quiet: bool = False, as_json: bool = False) -> int:
+    """`memory-bench report`: tables, plots and page from the records alone."""
+    from memory_bench.report import build
+
+    store = Store.open(out)
+    tasks = {r.cell.task.name: make_task(r.cell.task) for r in store.records()}
+    texts = {name: parity_text(certificate) for name, certificate in read_certificates().items()}
+    built = build(store, tasks, certificates=texts)
+    built.write(out)
+    for warning in store.warnings:
+        error(f"Warning: {warning}")
+    show(json.dumps(built.rows(), indent=1) if as_json else built.markdown())
+    if not quiet:
+        error(f"Tables, plots and page: {out}/leaderboard.html")
+    return 0
+
+
+def compare(names: list[str], out: Path, *, as_json: bool = False) -> int:
+    """`memory-bench compare`: paired differences between models, or between runs."""
+    from memory_bench.report import compare as compare_models
+
+    folders = [Path(n) for n in names if Path(n).is_dir()]
+    stores = [Store.open(f) for f in folders] or [Store.open(out)]
+    models = [n for n in names if not Path(n).is_dir()]
+    tasks = {r.cell.task.name: make_task(r.cell.task) for s in stores for r in s.records()}
+    table = compare_models(stores, models, tasks)
+    show(table.to_json(orient="records", indent=1) if as_json else table.to_string(index=False))
+    return 0
+
+
+def verify(places: list[Path], *, write: bool, as_json: bool) -> int:
+    """`memory-bench verify`: 0 all cases agree, 1 some do not."""
+    from memory_bench import parity
+
+    cases = list(parity.find_cases(places or [parity_folder()]))
+    known = plugins.installed("parity")
+    replays: Mapping[str, Any] = {c.model: plugins.load("parity", c.model) for c in cases if c.model in known}
+    verdicts: list[parity.Verdict] = []
+    for case in cases:
+        if case.model not in replays:
+            expected = tuple(sorted(case.tensors("expected")))
+            verdict = parity.Verdict(
+                case.name, case.model, False, None, (), expected, f"no replay for '{case.model}' is installed"
+            )
+        else:
+            verdict = parity.verify(case, replays[case.model])
+        verdicts.append(verdict)
+        if not as_json:
+            show(f"{'ok  ' if verdict.ok else 'FAIL'} {verdict.case} ({verdict.model}): {verdict.detail}")
+    if as_json:
+        show(json.dumps([parity.to_json(v) for v in verdicts], indent=1))
+    if write:
+        sources = {c.name: f"{c.info['source']['repository']}@{c.info['source']['commit'][:7]}" for c in cases}
+        from memory_bench.measured import measure_models
+
+        found = parity.certificates(verdicts, sources)
+        write_json(parity_folder() / "certificates.json", {"schema": 1, "models": found, "measured": measure_models()})
+    return 0 if all(v.ok for v in verdicts) else 1
+
+
+def fetch(names: list[str], data: Path | None, cache: Path, *, stand_ins: bool, hub: bool) -> int:
+    """`memory-bench fetch`: 0 everything is here, 1 something could not be had."""
+    library = Library(data, cache, stand_ins=stand_ins, hub=hub)
+    backbones = Backbones(library, cache, hub=hub, report=error)
+    needs = ("books", "wikitext103", "pubmedqa")
+    failed = 0
+    for name in names or [*needs[::2], "tiny"]:
+        if name not in needs and name not in NAMED and not Path(name).is_dir() and "/" not in name:
+            raise unknown("thing to fetch", name, [*needs, *NAMED])
+        try:
+            if name in needs:
+                source = library.source(name)
+                library.prepare(name)
+                show(f"{name}: {source.label}, revision {source.revision}")
+            else:
+                resolved = backbones.resolve(name)
+                backbones.prepare(resolved)
+                show(f"{resolved}: ready")
+        except UserError as problem:
+            failed = 1
+            error(f"{name}: {problem}")
+    return failed
+
+
+def doctor(data: Path | None, cache: Path, *, hub: bool) -> int:
+    """`memory-bench doctor`: what this machine can run."""
+    from memory_bench.machine import facts
+
+    for name, value in facts(data, cache, hub=hub):
+        show(f"{name:<16} {value}")
+    return 0

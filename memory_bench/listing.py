@@ -1,0 +1,157 @@
+"""What `memory-bench list` shows. Imports neither torch nor any plug-in: facts come from sources and certificates."""
+
+import tomllib
+from dataclasses import asdict, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from memory_bench import plugins
+from memory_bench.budget import PRESETS, Budget
+from memory_bench.errors import unknown
+from memory_bench.shipped import parity_text, read_certificates, read_measured
+
+KINDS = ("models", "tasks", "backbones", "budgets", "suites", "reported")
+
+
+def rows(what: str, data: Path | None, cache: Path) -> list[dict[str, Any]]:
+    """The entries of one kind.
+
+    Args:
+        what: one of `KINDS`.
+        data: folder of real data, or None.
+        cache: the user's cache folder.
+
+    Raises:
+        UserError: no such kind.
+    """
+    if what == "models":
+        return _models()
+    if what == "tasks":
+        return _tasks(data)
+    if what == "backbones":
+        return _backbones(cache)
+    if what == "budgets":
+        return [_budget(b) for b in PRESETS.values()]
+    if what == "suites":
+        return _suites()
+    if what == "reported":
+        return []
+    raise unknown("list", what, KINDS)
+
+
+def _models() -> list[dict[str, Any]]:
+    certificates, measured = read_certificates(), read_measured()
+    found: list[dict[str, Any]] = []
+    for entry in plugins.installed("models").values():
+        s = plugins.summarise(entry)
+        certificate, facts = certificates.get(s.name), measured.get(s.name, {})
+        found.append(
+            {
+                "name": s.name,
+                "status": f"broken: {s.broken}" if s.broken else "installed",
+                "summary": s.text,
+                "families": list(s.constants.get("families", ("llama", "gpt2", "opt"))),
+                "parity": parity_text(certificate),
+                "certificate": certificate,
+                "look_ahead": facts.get("look_ahead"),
+                "added_parameters": facts.get("added_parameters"),
+                "source": s.constants.get("source", ""),
+                "package": s.origin,
+            }
+        )
+    return found
+
+
+def _tasks(data: Path | None) -> list[dict[str, Any]]:
+    from memory_bench.data.folder import FILES
+
+    found: list[dict[str, Any]] = []
+    for entry in plugins.installed("tasks").values():
+        s = plugins.summarise(entry)
+        need = str(s.constants.get("needs", ""))
+        files = [f for f in _files(FILES, need) if data is not None and (data / f).is_file()]
+        where = (
+            "real data in the folder"
+            if files
+            else "no stand-in: needs --data or the hub"
+            if need == "wikitext103"
+            else "stand-in, unless --data or the hub has it"
+        )
+        status = f"broken: {s.broken}" if s.broken else where
+        found.append(
+            {
+                "name": s.name,
+                "status": status,
+                "summary": s.text,
+                "headline": s.constants.get("headline", ""),
+                "package": s.origin,
+            }
+        )
+    return found
+
+
+def _files(table: Any, need: str) -> list[str]:
+    """The file names the data folder has for a need, whatever the shape of the table."""
+    value = table.get(need, ())
+    if isinstance(value, str):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value
+    return [v for v in values if isinstance(v, str)]
+
+
+def _backbones(cache: Path) -> list[dict[str, Any]]:
+    named = {
+        "tiny": "0.5M parameters, trained by the harness on the training books; the default without a GPU",
+        "smollm2-135m": "SmolLM2-135M-Instruct from the hub, full precision",
+        "smollm2-135m-q4": "the same model from a 4-bit GGUF file in a Python wheel, converted once",
+    }
+    folder = cache / "backbones"
+    found = []
+    for name, summary in named.items():
+        ready = any(p.is_dir() and p.suffix != ".part" for p in folder.glob(f"{name}*")) if folder.is_dir() else False
+        found.append({"name": name, "status": "cached" if ready else "made or fetched when needed", "summary": summary})
+    found.append(
+        {"name": "DIR or HUB_ID", "status": "", "summary": "any Llama, Mistral, Qwen, SmolLM, GPT-2 or OPT causal LM"}
+    )
+    return found
+
+
+def _budget(budget: Budget) -> dict[str, Any]:
+    limits = {f.name: getattr(budget, f.name) for f in fields(budget) if f.name not in ("name", "tasks")}
+    shown = ", ".join(f"{k} {v:,}" for k, v in limits.items() if v is not None)
+    return {"name": budget.name, "status": "preset", "summary": shown, "limits": asdict(budget)}
+
+
+def _suites() -> list[dict[str, Any]]:
+    found = []
+    for file in sorted(resources.files("memory_bench.suites").iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".toml"):
+            text = file.read_text(encoding="utf-8")
+            first = text.splitlines()[0].lstrip("# ") if text.startswith("#") else ""
+            found.append(
+                {
+                    "name": file.name.removesuffix(".toml"),
+                    "status": "suite",
+                    "summary": first,
+                    "options": tomllib.loads(text),
+                }
+            )
+    return found
+
+
+def text(entries: list[dict[str, Any]]) -> str:
+    """One line per entry."""
+    if not entries:
+        return "Nothing to list."
+    lines = []
+    for e in entries:
+        parts = [f"{e['name']:<18}"]
+        if "parity" in e:
+            look = e["look_ahead"]
+            added = e["added_parameters"] or {}
+            parts.append(f"parity {e['parity']:<14} look-ahead {'?' if look is None else look!s:<3}")
+            parts.append(f"adds {added.get('tiny', 0):>7,} (tiny)" if added else f"{'':>19}")
+        status = "" if e["status"] == "installed" else f"[{e['status']}] "
+        lines.append("  ".join(parts) + f"  {status}{e['summary']}")
+    return "\n".join(lines)

@@ -1,0 +1,49 @@
+"""Facts about the installed models that are measured rather than declared: look-ahead and parameters added."""
+
+from typing import Any
+
+import torch
+
+from memory_bench import plugins
+from memory_bench.backbone import Backbone
+from memory_bench.backbones import TINY, small_card, small_model
+from memory_bench.budget import PRESETS
+from memory_bench.card import BackboneCard
+from memory_bench.testing import measure_look_ahead
+
+SMOLLM2 = BackboneCard(
+    name="smollm2-135m", family="llama", width=576, layers=30, heads=9, kv_heads=3, head_width=64, mlp_width=1536,
+    vocab=49_152, window=512, pretrained=True, parameters=134_515_008,
+)  # fmt: skip
+
+
+def measure_models() -> dict[str, dict[str, Any]]:
+    """Per model: measured look-ahead at the tiny size, parameters added to `tiny` and to SmolLM2-135M."""
+    budget = PRESETS["cpu-minutes"]
+    tiny = small_model(TINY, torch.Generator().manual_seed(0))
+    large = _random_llama(SMOLLM2)
+    found: dict[str, dict[str, Any]] = {}
+    for name in plugins.installed("models"):
+        cls = plugins.load("models", name)
+        entry: dict[str, Any] = {"added_parameters": {}}
+        for card, backbone in ((small_card("tiny", TINY, ""), tiny), (SMOLLM2, large)):
+            if card.family not in cls.families:
+                continue
+            model = cls(backbone, cls.fit(card, budget), torch.Generator().manual_seed(0)).eval()
+            entry["added_parameters"][card.name] = sum(p.numel() for p in model.memory_parameters().values())
+            if card.name == "tiny":
+                entry["look_ahead"] = measure_look_ahead(model)
+        found[name] = entry
+    return found
+
+
+def _random_llama(card: BackboneCard) -> Backbone:
+    """An untrained model of the card's sizes."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=card.vocab, hidden_size=card.width, intermediate_size=card.mlp_width, num_hidden_layers=card.layers,
+        num_attention_heads=card.heads, num_key_value_heads=card.kv_heads, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        return Backbone(LlamaForCausalLM(config))

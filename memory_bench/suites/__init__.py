@@ -1,0 +1,1 @@
+"""Suites: TOML files with the options of `run`."""
