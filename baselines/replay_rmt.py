@@ -32,7 +32,10 @@ def replay(case: Case) -> dict[str, Tensor]:
     ids, mask = inputs["input_ids"], attention_mask(inputs)
     settings = case.settings()
     config = replace(
-        RMTConfig.official(), segment=settings.take("segment_length"), memory_tokens=settings.take("memory_tokens")
+        RMTConfig.official(),
+        segment=settings.take("segment_length"),
+        memory_tokens=settings.take("memory_tokens"),
+        legacy_write_slot=settings.take("legacy_write_slot", True),
     )
     lengths = segment_lengths(ids.shape[1], config.segment, settings.take("segment_alignment", "left"))
     check_described(case, "segment_lengths", settings.take("segment_lengths"), lengths)

@@ -54,14 +54,14 @@ class MemoryCache(State):
         return (query @ self.keys.transpose(1, 2))[:, 0]
 
     def mix(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """The softmax-weighted memory ``[rows, 1, width]`` and its weights ``[rows, slots]``.
+        """The softmax-weighted memory ``[rows, 1, width]`` and the weights ``[rows, slots]`` in float32.
 
-        The softmax runs in float32 and is rounded to the entries' type. A row without entries gets a mixture of empty
-        slots that means nothing.
+        Weights are rounded to the entries' type before they mix. A row without entries gets a mixture of empty slots
+        that means nothing.
         """
         masked = scores.float().masked_fill(~self.filled, torch.finfo(torch.float32).min)
-        weights = masked.softmax(dim=-1).to(self.entries.dtype)
-        return weights[:, None] @ self.entries, weights
+        weights = masked.softmax(dim=-1)
+        return weights.to(self.entries.dtype)[:, None] @ self.entries, weights
 
 
 def _push(old: Tensor, new: Tensor, wrote: Tensor) -> Tensor:
