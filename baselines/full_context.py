@@ -71,8 +71,8 @@ class FullContext(MemoryModel[Transcript]):
         limit = self.backbone.max_positions
         if limit is not None and int(seen.max()) > limit:
             raise UserError(
-                f"full-context cannot read more than {limit} tokens with this {self.backbone.family} backbone: it has no "
-                f"positions beyond. Limit the text or choose a backbone with rotary positions."
+                f"full-context cannot read more than {limit} tokens with this {self.backbone.family} backbone, "
+                "which has no further positions. Limit the text or choose a backbone with rotary positions."
             )
         where = state.seen[:, None] + self.backbone.positions(segment.mask)
         if limit is not None:

@@ -7,7 +7,7 @@ import torch
 
 from memory_bench.backbone import Backbone
 from memory_bench.card import BackboneCard
-from memory_bench.testing_backbones import card_of, tiny_backbone
+from memory_bench.testing.backbones import card_of, tiny_backbone
 
 torch.set_num_threads(1)  # tiny matrices: threads only wait for each other
 

@@ -1,0 +1,127 @@
+"""Promises about tasks: the same episodes every time, questions that can be answered, metrics at known values."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from memory_bench.backbone import Backbone
+from memory_bench.data import Library
+from memory_bench.episode import Episode, Estimate, Read, Task
+from memory_bench.observe import observe
+from memory_bench.protocol import MemoryModel, Nothing, Readout, Segment, Traits
+from memory_bench.testing.backbones import tiny_backbone
+from memory_bench.testing.measures import require
+
+BYTES = 256
+BITS_PER_BYTE = 8.0  # of a uniform guess among all bytes
+
+
+def check_task(task: Task, library: Library, *, limit: int = 4) -> None:
+    """Run every check on the first `limit` documents, questions or episodes of a task.
+
+    Raises:
+        AssertionError: naming the first promise that is broken.
+    """
+    episodes = list(task.episodes(library, limit))
+    require(bool(episodes), "a task must have episodes")
+    require(list(task.episodes(library, limit)) == episodes, "the episodes must be the same every time")
+    fewer = list(task.episodes(library, limit - 1))
+    require(len(fewer) <= len(episodes), "a smaller limit must not give more episodes")
+    require(fewer[:-1] == episodes[: len(fewer) - 1], "a smaller limit must give the first episodes")
+    ids = [e.id for e in episodes]
+    require(len(set(ids)) == len(ids), "episode ids must be unique")
+    for episode in episodes:
+        check_episode(episode)
+    check_metrics(task, episodes)
+
+
+def check_episode(episode: Episode) -> None:
+    """Something is scored or asked, every question can be answered, and its evidence was read before."""
+    tags: set[str] = set()
+    asked = False
+    for event in episode.events:
+        if isinstance(event, Read):
+            asked |= event.scored
+            tags |= {event.tag} - {""}
+            continue
+        asked = True
+        where = f"episode {episode.id}: "
+        require(event.answer in event.choices, f"{where}the answer {event.answer!r} is not among the choices")
+        distinct = len(event.choices) > 1 and len(set(event.choices)) == len(event.choices)
+        require(distinct, f"{where}a question needs two or more different choices")
+        read_before = event.evidence == "" or event.evidence in tags
+        require(read_before, f"{where}the evidence {event.evidence!r} must be read before its question")
+    require(asked, f"episode {episode.id}: nothing is scored and nothing is asked")
+
+
+def check_metrics(task: Task, episodes: Sequence[Episode]) -> None:
+    """The headline of an oracle and of a model that knows nothing are what they must be."""
+    rows = observe(UniformModel(tiny_backbone("llama")), list(episodes), as_bytes, seed=0)
+    guessed = pd.DataFrame(rows)
+    known = pd.DataFrame([{**row, "nll": 0.0, "predicted": row["answer"]} for row in rows])
+    worst, best = _headline(task, guessed), _headline(task, known)
+    better = best.value > worst.value if best.higher_is_better else best.value < worst.value
+    require(better, f"{task.headline} must be better for an oracle ({best.value}) than for a guess ({worst.value})")
+    if task.headline == "bits_per_byte":
+        require(
+            math.isclose(worst.value, BITS_PER_BYTE, rel_tol=1e-5), f"a uniform guess is {worst.value} bits per byte"
+        )
+        require(best.value == 0.0, f"an oracle has {best.value} bits per byte")
+    if task.headline == "accuracy":
+        require(best.value == 1.0, f"an oracle has an accuracy of {best.value}")
+    chances = [e for e in (best, worst) if e.low is not None and e.high is not None]
+    inside = all(e.low - 1e-9 <= e.value <= e.high + 1e-9 for e in chances if e.low is not None and e.high is not None)
+    require(inside, f"the interval of {task.headline} must contain its value")
+
+
+def _headline(task: Task, samples: pd.DataFrame) -> Estimate:
+    found = task.metrics(samples)
+    named = bool(found) and found[0].metric == task.headline and found[0].slice == ""
+    require(named, f"the first metric must be the headline {task.headline}, over everything")
+    return found[0]
+
+
+def as_bytes(text: str) -> tuple[list[int], list[int]]:
+    """A tokenizer without vocabulary: one token a byte."""
+    data = list(text.encode())
+    return data, [1] * len(data)
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    segment: int = 512
+
+
+class UniformModel(MemoryModel[Nothing]):
+    """Gives every byte the same probability, whatever was read."""
+
+    Config = _Config
+    source = "none"
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.traits = Traits(segment=512, chunk_invariant=True)
+
+    def open(self, rows: int, *, seeds: Sequence[int] | None = None) -> Nothing:
+        """See `MemoryModel.open`."""
+        del rows, seeds
+        return Nothing()
+
+    def step(self, state: Nothing, segment: Segment, *, write: bool = True) -> tuple[Readout, Nothing]:
+        """See `MemoryModel.step`."""
+        del write
+        return Readout(torch.zeros(*segment.ids.shape, 1), _flat), state
+
+    def flops(self, tokens: int, remembered: int) -> int:
+        """See `MemoryModel.flops`."""
+        del tokens, remembered
+        return 0
+
+
+def _flat(hidden: Tensor) -> Tensor:
+    return hidden.new_zeros(*hidden.shape[:-1], BYTES)

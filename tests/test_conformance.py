@@ -1,0 +1,63 @@
+"""Every installed memory model, on every backbone family it declares, keeps every promise."""
+
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pytest
+import torch
+
+from memory_bench.budget import Budget
+from memory_bench.protocol import MemoryModel
+from memory_bench.testing import Check, card_of, measure_look_ahead, model_checks, tiny_backbone
+
+KINDS = {"llama": ("llama", "qwen3"), "gpt2": ("gpt2",), "opt": ("opt",)}
+MODELS = {e.name: e for e in entry_points(group="memory_bench.models") if e.value.startswith("memory_bench.")}
+
+
+@cache
+def load(entry: EntryPoint) -> type[MemoryModel[Any]] | Exception:
+    """The model class, or why it cannot be imported: that is for the model's own tests to report."""
+    try:
+        kind: type[MemoryModel[Any]] = entry.load()
+    except Exception as error:
+        return error
+    return kind
+
+
+def build(kind: type[MemoryModel[Any]], backbone: str, **options: Any) -> MemoryModel[Any]:
+    """The model as it sizes itself to a tiny backbone with a window of 8 tokens."""
+    tiny = tiny_backbone(backbone)
+    config = replace(kind.fit(card_of(tiny, window=8), Budget("tests")), **options)  # type: ignore[attr-defined]
+    return kind(tiny, config, torch.Generator().manual_seed(1))
+
+
+def cases() -> list[Any]:
+    """(model, backbone) for every family a model declares; a broken import is one case of its own."""
+    found = []
+    for name, entry in sorted(MODELS.items()):
+        kind = load(entry)
+        families = ("llama",) if isinstance(kind, Exception) else kind.families
+        found += [pytest.param(entry, tiny, id=f"{name}-{tiny}") for family in families for tiny in KINDS[family]]
+    return found
+
+
+@pytest.mark.parametrize("check", model_checks(), ids=lambda check: check.__name__)
+@pytest.mark.parametrize(("entry", "backbone"), cases())
+def test_installed_models_keep_their_promises(entry: EntryPoint, backbone: str, check: Check) -> None:
+    kind = load(entry)
+    if isinstance(kind, Exception):
+        pytest.fail(f"{entry.value} cannot be imported: {kind!r}")
+    check(lambda: build(kind, backbone))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("hmt", {"recall_query": "current-half"}), ("mplus", {"retrieval_query": "all"})]
+)
+def test_official_look_ahead_is_measured(name: str, option: dict[str, str]) -> None:
+    kind = load(MODELS[name])
+    assert not isinstance(kind, Exception), kind
+    model = build(kind, "llama", **option).eval()
+    assert model.traits.look_ahead > 0
+    assert measure_look_ahead(model) == model.traits.look_ahead
