@@ -20,6 +20,8 @@ _LLAMA = {
 }
 _CONFIGS: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "mistral": _LLAMA,
     "qwen3": {**_LLAMA, "head_dim": WIDTH // HEADS, "tie_word_embeddings": True},
     "gpt2": {"vocab_size": VOCAB, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": POSITIONS},
     "opt": {
@@ -40,7 +42,8 @@ def tiny_backbone(kind: str = "llama", *, key_shift: bool | None = None, seed: i
     Every parameter, biases and norms included, is drawn at a scale where a forgotten one shows.
 
     Args:
-        kind: ``llama``, ``gpt2``, ``opt``, or ``qwen3`` (Llama family with q/k norms and, by default, the key shift).
+        kind: ``llama``, ``gpt2``, ``opt``; of the Llama family also ``qwen2``, ``mistral`` and ``qwen3`` (q/k norms
+            and, by default, the key shift).
         key_shift: see `Backbone`; default: only with ``qwen3``.
         seed: of the weights; the global random state is left as it was.
         config: fields of the Hugging Face configuration to change.

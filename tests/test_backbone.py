@@ -1,0 +1,157 @@
+"""The written-out pass equals the Hugging Face models' own, cached or not, padded or not."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from memory_bench.backbone import Backbone, Past
+from memory_bench.errors import DataError
+from memory_bench.testing import measured_flops
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama, grouped heads": ("llama", {}),
+    "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen3, q/k norm": ("qwen3", {"key_shift": False}),
+    "qwen2, q/k/v biases": ("qwen2", {}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "gpt2": ("gpt2", {}),
+    "opt, norm before": ("opt", {}),
+    "opt-350m, norm after, projected": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+}
+MASKS = {
+    "full": [[1] * 9] * 3,
+    "right": [[1] * 9, [1] * 5 + [0] * 4, [1] + [0] * 8],
+    "left": [[1] * 9, [0] * 4 + [1] * 5, [0] * 8 + [1]],
+    "holes": [[1, 0, 1, 1, 0, 0, 1, 1, 1], [0, 0, 1, 0, 1, 1, 1, 1, 0], [1] * 9],
+}
+
+
+def text(backbone: Backbone, rows: int = 3, tokens: int = 9) -> Tensor:
+    return torch.randint(backbone.vocab, (rows, tokens), generator=torch.Generator().manual_seed(3))
+
+
+def official(backbone: Backbone, ids: Tensor, mask: Tensor) -> Tensor:
+    """Logits of the model's own forward, told explicitly where the real tokens stand."""
+    positions = backbone.positions(mask)
+    with torch.no_grad():
+        out = backbone.model(ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
+    return out.logits
+
+
+@pytest.fixture(params=KINDS, ids=lambda name: name.replace(", ", "-").replace(" ", "_"))
+def backbone(request: pytest.FixtureRequest, make_backbone: Callable[..., Backbone]) -> Backbone:
+    kind, options = KINDS[request.param]
+    return make_backbone(kind, **options)
+
+
+@pytest.mark.parametrize("side", MASKS)
+def test_run_is_the_models_forward(backbone: Backbone, side: str) -> None:
+    ids, mask = text(backbone), torch.tensor(MASKS[side]).bool()
+    with torch.no_grad():
+        ours = backbone.head(backbone.run(backbone.embed(ids), mask))
+    torch.testing.assert_close(ours[mask], official(backbone, ids, mask)[mask], atol=2e-5, rtol=1e-4)
+
+
+def test_gradients_are_the_models(backbone: Backbone) -> None:
+    ids, twin = text(backbone), copy.deepcopy(backbone)
+    backbone.head(backbone.run(backbone.embed(ids), torch.ones_like(ids).bool())).square().mean().backward()
+    twin.model(ids).logits.square().mean().backward()
+    for (name, ours), theirs in zip(backbone.named_parameters(), twin.parameters(), strict=True):
+        assert ours.grad is not None, name
+        scale = float(theirs.grad.abs().max())
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6 + 1e-4 * scale, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("joined", [True, False], ids=["one past", "several pasts"])
+def test_pieces_with_a_cache_are_one_shot(backbone: Backbone, joined: bool) -> None:
+    ids, mask = text(backbone), torch.tensor(MASKS["holes"]).bool()
+    past: tuple[Past, ...] = ()
+    found = []
+    with torch.no_grad():
+        whole = backbone.run(backbone.embed(ids), mask)
+        for span in (slice(0, 2), slice(2, 3), slice(3, 9)):
+            where = backbone.positions(mask)[:, span]
+            hidden, own = backbone.run_cached(backbone.embed(ids[:, span]), mask[:, span], past, positions=where)
+            assert own is not None
+            past = (past[0].extend(own),) if joined and past else (*past, own)
+            found.append(hidden)
+    torch.testing.assert_close(torch.cat(found, dim=1)[mask], whole[mask], atol=2e-5, rtol=1e-4)
+
+
+def test_padding_sees_something_and_is_never_nan(backbone: Backbone) -> None:
+    ids, mask = text(backbone), torch.tensor([[0] * 9, [0] * 8 + [1], [1] * 9]).bool()
+    assert bool(backbone.run(backbone.embed(ids), mask).isfinite().all())
+
+
+def test_operations_are_counted(backbone: Backbone) -> None:
+    ids = text(backbone, rows=1)
+    mask = torch.ones_like(ids).bool()
+    _, past = backbone.run_cached(backbone.embed(ids), mask)
+    with torch.no_grad():
+        short = measured_flops(lambda: backbone.head(backbone.run(backbone.embed(ids), mask)))
+        after = measured_flops(
+            lambda: backbone.head(
+                backbone.run_cached(backbone.embed(ids), mask, past, positions=backbone.positions(mask) + 9)[0][:, -2:]
+            )
+        )
+    assert backbone.flops(9, keys=9) == short
+    assert backbone.flops(9, keys=18, predicted=2) == after
+
+
+def test_cached_keys_can_move(make_backbone: Callable[..., Backbone]) -> None:
+    backbone = make_backbone("llama")
+    ids, mask = text(backbone), torch.ones(3, 9).bool()
+    _, past = backbone.run_cached(backbone.embed(ids), mask)
+    assert past is not None
+    moved = Past(past.keys, past.values, past.mask, past.positions + 40)
+    with torch.no_grad():
+        here, _ = backbone.run_cached(backbone.embed(ids), mask, past, positions=backbone.positions(mask) + 9)
+        there, _ = backbone.run_cached(backbone.embed(ids), mask, moved, positions=backbone.positions(mask) + 49)
+    torch.testing.assert_close(here, there, atol=2e-5, rtol=1e-4)
+
+
+def test_key_shift_mixes_neighbouring_text_only(make_backbone: Callable[..., Backbone]) -> None:
+    backbone = make_backbone("llama", key_shift=True)
+    normed = torch.randn(1, 6, backbone.hidden_width, generator=torch.Generator().manual_seed(0))
+    is_text = torch.tensor([[False, True, True, True, False, True]])  # memory rows at 0 and 4
+    share = torch.sigmoid(backbone.key_shift[0])
+    _, shifted, _ = backbone.project(0, normed, is_text)
+    plain = backbone._blocks[0].self_attn.k_proj(normed)
+    expected = plain.clone()
+    for at in (2, 3):  # the only text rows whose neighbour is text
+        expected[:, at] = (1 - share) * plain[:, at] + share * plain[:, at - 1]
+    torch.testing.assert_close(shifted.transpose(1, 2).flatten(2), expected)
+
+
+def test_training_mode_drops_nothing(make_backbone: Callable[..., Backbone]) -> None:
+    backbone = make_backbone("gpt2", resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)
+    ids, mask = text(backbone), torch.ones(3, 9).bool()
+    with torch.no_grad():
+        calm = backbone.eval().run(backbone.embed(ids), mask)
+        busy = backbone.train().run(backbone.embed(ids), mask)
+    assert torch.equal(calm, busy)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "sentence"),
+    [
+        ("gpt_neox", {}, "'gpt_neox' is not a supported backbone"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0},
+            "sliding-window attention",
+        ),
+    ],
+)
+def test_other_architectures_are_refused(kind: str, options: dict[str, Any], sentence: str) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    with torch.random.fork_rng():
+        config = AutoConfig.for_model(kind, vocab_size=32, **sizes, **options)
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(DataError, match=sentence):
+        Backbone(model)
