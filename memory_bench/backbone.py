@@ -143,7 +143,7 @@ class Backbone(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings ``[rows, tokens, width]`` of `ids` ``[rows, tokens]``."""
-        return self._embedding(ids)
+        return cast(Tensor, self._embedding(ids))
 
     def embedding_scale(self) -> float:
         """Standard deviation over all entries of the input embedding: the scale of fresh memory tokens."""
@@ -353,8 +353,8 @@ class Backbone(nn.Module):
         Attention is counted as executed, without halving for causality. `predicted` positions (default: all) pay for
         the head. Norms, softmax and activations are left out, as in `torch.utils.flop_counter`.
         """
-        matrices = sum(p.numel() for name, p in self._blocks.named_parameters() if p.dim() == 2)
-        outside = sum(
+        matrices: int = sum(p.numel() for p in self._blocks.parameters() if p.dim() == 2)
+        outside: int = sum(
             p.numel()
             for name in ("project_in", "project_out")
             for p in (getattr(self._decoder, name, None) or nn.Identity()).parameters()

@@ -130,14 +130,14 @@ class Backbones:
         if name == "invented-studies":
             rng = torch.Generator().manual_seed(seed)
             backbone = small_model({**STUDIES, "vocab": card.vocab}, rng, rotary=False)
-            return Loaded(backbone.to(device), word_level(_study_words()).encode, card)
+            return Loaded(backbone.to(device), word_level(_study_words()), card)
         if name == "tiny":
             folder = self.prepare_tiny()
             backbone = small_model(TINY, torch.Generator())
             from safetensors.torch import load_model
 
             load_model(backbone, folder / "model.safetensors")
-            return Loaded(backbone.to(device), load_tokens(folder).encode, card)
+            return Loaded(backbone.to(device), load_tokens(folder, self.cache / "encoded"), card)
         from transformers import AutoModelForCausalLM
 
         folder = self._model_folder(name)
@@ -145,7 +145,7 @@ class Backbones:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
         except (OSError, ValueError) as error:
             raise DataError(f"Cannot load a causal language model from {name}: {str(error).splitlines()[0]}") from error
-        return Loaded(Backbone(model.eval()).to(device), load_tokens(folder).encode, card)
+        return Loaded(Backbone(model.eval()).to(device), load_tokens(folder, self.cache / "encoded"), card)
 
     def prepare(self, name: str) -> None:
         """Do now what loading would do the first time: train or convert, under a lock."""
@@ -168,7 +168,7 @@ class Backbones:
                 tokens = train_bpe([d.text for d in self.library.books("train")], TINY["vocab"], part)
                 rng = torch.Generator().manual_seed(0)
                 backbone = small_model(TINY, rng)
-                facts = pretrain(backbone, tokens.encode, self.library)
+                facts = pretrain(backbone, tokens, self.library)
                 from safetensors.torch import save_model
 
                 save_model(backbone, str(part / "model.safetensors"))

@@ -51,7 +51,7 @@ PRESETS: dict[str, Budget] = {
     b.name: b
     for b in (
         Budget("cpu-minutes", train_tokens=204_800, train_seconds=600, eval_seconds=600, seeds=2, **_CPU),
-        Budget("cpu-minutes-flops", train_flops=8.0e11, train_seconds=600, eval_seconds=600, seeds=2, **_CPU),
+        Budget("cpu-minutes-flops", train_flops=6.6e11, train_seconds=600, eval_seconds=600, seeds=2, **_CPU),
         Budget("cpu-smol", train_tokens=0, eval_seconds=1800, seeds=1, **_CPU),
         Budget("smoke", train_tokens=2_048, train_seconds=60, eval_seconds=60, seeds=1, **_CPU),
         Budget("gpu-minutes", device_bytes=80 * GB, train_seconds=180, eval_seconds=600, seeds=2),

@@ -16,6 +16,7 @@ from memory_bench.episode import Encode
 from memory_bench.meter import Meter
 from memory_bench.protocol import MemoryModel, Nothing, Readout, Segment, Traits
 from memory_bench.recipe import find_recipe
+from memory_bench.tokenizer import Tokens
 from memory_bench.train import train
 
 
@@ -55,6 +56,8 @@ class Window(MemoryModel[Nothing]):
 
 def encode_documents(texts: Sequence[str], encode: Encode) -> list[Tensor]:
     """Token ids ``[tokens]`` of each text."""
+    if isinstance(encode, Tokens):
+        return encode.documents(texts)
     return [torch.tensor(encode(text)[0], dtype=torch.long) for text in texts]
 
 

@@ -171,7 +171,7 @@ class _Loop:
         if not math.isfinite(value):
             raise FloatingPointError(f"The training loss became {value} at optimiser step {self.steps}.")
         self._optimizer.zero_grad(set_to_none=True)
-        (loss + torch.stack(aux).mean() if aux else loss).backward()  # type: ignore[no-untyped-call]
+        (loss + torch.stack(aux).mean() if aux else loss).backward()
         nn.utils.clip_grad_norm_([p for p in self._parameters if p.grad is not None], recipe.clip)
         self._optimizer.step()
         return value
