@@ -133,7 +133,7 @@ class PG19(LanguageModeling):
         self.config = config or self.Config()
 
     def episodes(self, library: Library, limit: int | None) -> Iterator[Episode]:
-        """One scored document per episode; `limit` counts them."""
+        """One scored document per episode; `limit` counts them. Books that end before the extent are left out."""
         documents = library.books("test")
         extent = parse_extent(self.config.extent)
         if extent is not None:
@@ -142,7 +142,10 @@ class PG19(LanguageModeling):
                 documents = consecutive(documents, first, last, EXCERPTS)
             else:
                 documents = [excerpt(d, first, last) for d in documents]
-        for document in [d for d in documents if d.text][:limit]:
+        documents = [d for d in documents if d.text]
+        if not documents:
+            raise UserError(f"pg19: no book is long enough for extent '{self.config.extent}'.")
+        for document in documents[:limit]:
             cluster = document.meta.get("work", document.id)
             yield Episode(document.id, (Read(document.text, scored=True, tag="text"),), cluster)
 

@@ -149,6 +149,16 @@ def test_few_documents_are_resampled_in_blocks_and_seeds_are_no_documents() -> N
     assert both.value != one.value
 
 
+def test_excerpts_of_few_works_are_the_units() -> None:
+    rows = [
+        {"episode": f"{work}:{i}", "cluster": work, "start": start, "tokens": 10, "nbytes": 30, "nll": 20.0 + i}
+        for work in "abc"
+        for i in range(8)
+        for start in (1, 11)
+    ]
+    assert PG19().metrics(table(rows))[0].n == 24
+
+
 def test_one_segment_has_a_number_but_no_interval() -> None:
     found = PG19().metrics(table([{"nll": 1.0}]))
     assert (found[0].low, found[0].high) == (None, None)
@@ -302,6 +312,11 @@ def test_pg19_documents(data: Library) -> None:
 
 def text_of(episode: Episode) -> str:
     return "".join(e.text for e in episode.events if isinstance(e, Read))
+
+
+def test_an_extent_beyond_all_books_is_a_sentence(data: Library) -> None:
+    with pytest.raises(UserError, match="long enough"):
+        list(PG19(PG19.Config(extent="bytes:9000000-9000100")).episodes(data, None))
 
 
 def test_books_corpus_is_the_training_text(data: Library) -> None:
