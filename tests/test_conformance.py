@@ -1,18 +1,23 @@
-"""Every installed memory model, on every backbone family it declares, keeps every promise."""
+"""Every installed memory model, on every backbone family it declares, and every task keeps every promise."""
 
+import os
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from memory_bench.budget import Budget
+from memory_bench.data import Library
 from memory_bench.protocol import MemoryModel
-from memory_bench.testing import Check, card_of, measure_look_ahead, model_checks, tiny_backbone
+from memory_bench.testing import Check, card_of, check_task, measure_look_ahead, model_checks, tiny_backbone
 
 KINDS = {"llama": ("llama", "qwen3"), "gpt2": ("gpt2",), "opt": ("opt",)}
+EMBEDDED = ("pubmedqa",)  # data whose stand-in is generated
+TASKS = {e.name: e for e in entry_points(group="memory_bench.tasks") if e.value.startswith("memory_bench.")}
 MODELS = {e.name: e for e in entry_points(group="memory_bench.models") if e.value.startswith("memory_bench.")}
 
 
@@ -61,3 +66,16 @@ def test_official_look_ahead_is_measured(name: str, option: dict[str, str]) -> N
     model = build(kind, "llama", **option).eval()
     assert model.traits.look_ahead > 0
     assert measure_look_ahead(model) == model.traits.look_ahead
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+@pytest.mark.parametrize("origin", ["data folder", "stand-in"])
+def test_installed_tasks_keep_their_promises(name: str, origin: str, tmp_path: Path) -> None:
+    task = TASKS[name].load()()
+    folder = os.environ.get("MEMORY_BENCH_DATA")
+    if origin == "data folder" and not folder:
+        pytest.skip("MEMORY_BENCH_DATA names no data folder")
+    if origin == "stand-in" and task.needs not in EMBEDDED:
+        pytest.skip(f"the stand-in for {task.needs} would have to be downloaded")
+    place = Path(str(folder)) if origin == "data folder" else None
+    check_task(task, Library(place, tmp_path, stand_ins=place is None, hub=False))

@@ -1,16 +1,29 @@
 """The conformance suite itself: it passes a small correct memory model, and catches the same model with one flaw."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 from memory_bench.backbone import Backbone
+from memory_bench.data import Library
+from memory_bench.episode import Ask, Episode, Estimate, Read, Task, TrainingPlan
 from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, State, Traits
-from memory_bench.testing import Check, check_model, measure_look_ahead, memory, model_checks, numbers, tiny_backbone
+from memory_bench.testing import (
+    Check,
+    check_model,
+    check_task,
+    measure_look_ahead,
+    memory,
+    model_checks,
+    numbers,
+    tiny_backbone,
+)
 
 SEGMENT = 8
 
@@ -145,3 +158,51 @@ def test_memory_on_the_module_is_caught() -> None:
 def test_every_flaw_is_caught(flaw: str, check: Check) -> None:
     with pytest.raises((AssertionError, RuntimeError)):
         check(toy(flaw))
+
+
+class Quiz(Task):
+    """Asks what was read; with one flaw."""
+
+    Config = ToyConfig
+    headline, needs = "accuracy", "nothing"
+
+    def __init__(self, flaw: str = "") -> None:
+        self.flaw, self.calls = flaw, 0
+
+    def episodes(self, library: Any, limit: int | None) -> Iterator[Episode]:
+        self.calls += 1
+        for number in range(limit or 9):
+            fact = Read(f"It is {number % 2}{' again' * self.calls if self.flaw == 'changes' else ''}.", tag="fact")
+            ask = Ask("Is it", (" 0", " 1"), " 2" if self.flaw == "answer" else f" {number % 2}", evidence="fact")
+            events = (ask, fact) if self.flaw == "evidence" else (fact, ask)
+            yield Episode("same" if self.flaw == "ids" else str(number), events)
+
+    def plan(self, library: Any, *, pretrained: bool) -> TrainingPlan:
+        return TrainingPlan("none")
+
+    def corpus(self, library: Any, plan: TrainingPlan, encode: Any) -> Any:
+        raise NotImplementedError
+
+    def metrics(self, samples: pd.DataFrame, seed: int = 0) -> list[Estimate]:
+        main = samples[samples["control"] == ""]
+        share = float((main["predicted"] == main["answer"]).mean())
+        return [Estimate("accuracy", 1 - share if self.flaw == "metrics" else share, None, None, len(main))]
+
+
+def test_a_correct_task_passes() -> None:
+    check_task(Quiz(), Library(None, Path("unused")))
+
+
+@pytest.mark.parametrize(
+    ("flaw", "sentence"),
+    [
+        ("changes", "the same every time"),
+        ("answer", "not among the choices"),
+        ("evidence", "read before its question"),
+        ("ids", "ids must be unique"),
+        ("metrics", "must be better for an oracle"),
+    ],
+)
+def test_every_flaw_of_a_task_is_caught(flaw: str, sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        check_task(Quiz(flaw), Library(None, Path("unused")))
