@@ -19,7 +19,7 @@ from memory_bench.episode import Ask, Document, Episode, Estimate, Read, Trainin
 from memory_bench.errors import DataError, UserError
 from memory_bench.tokenizer import word_level
 
-ENCODE = word_level(WORDS).encode
+ENCODE = word_level(WORDS)
 ROW: dict[str, Any] = {
     "seed": 0, "episode": "a", "cluster": "a", "event": 0, "kind": "read", "control": "", "start": 1, "tokens": 1,
     "nbytes": 1, "words": 1, "nll": 0.0, "distance_tokens": -1, "distance_bytes": -1, "choice_nll": None,
