@@ -1,0 +1,112 @@
+"""Episodes as tokens: what is read, how many bytes and words each token covers, and where the questions stand."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from memory_bench.cell import digest
+from memory_bench.corpus import Line
+from memory_bench.episode import Ask, Encode, Episode, Read
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """An `Ask`, encoded: `at` is its place in the stream (tokens read before it)."""
+
+    ask: Ask
+    event: int
+    at: int
+    distance_tokens: int
+    distance_bytes: int
+    evidence: Tensor
+    prompt: Tensor
+    choices: tuple[Tensor, ...]
+
+    def line(self, head: Tensor, choice: int, seed: int) -> Line:
+        """`head` (what is read, unscored), the prompt, and one choice, of which only the choice is scored."""
+        answer = self.choices[choice]
+        ids = torch.cat([head, self.prompt, answer])
+        scored = torch.zeros(len(ids), dtype=torch.bool)
+        scored[len(ids) - len(answer) :] = True
+        given = torch.zeros_like(scored)
+        given[len(head) : len(ids) - len(answer)] = True
+        return Line(ids, scored, given, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An episode, encoded.
+
+    Attributes:
+        episode: where it comes from.
+        line: all that is read; scored where a `Read` is.
+        nbytes: UTF-8 bytes of each token.
+        words: words that end in each token.
+        events: event index of each token.
+        questions: in order of their place.
+    """
+
+    episode: Episode
+    line: Line
+    nbytes: Tensor
+    words: Tensor
+    events: Tensor
+    questions: tuple[Question, ...]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The columns that say which episode a row belongs to."""
+        return {"episode": self.episode.id, "cluster": self.episode.cluster or self.episode.id}
+
+
+def word_ends(text: str, nbytes: Sequence[int]) -> list[int]:
+    """How many words (runs of non-blanks) end in each token, from the bytes each token covers."""
+    ends = [m.end() for m in re.finditer(rb"\S+", text.encode())]
+    borders = list(accumulate(nbytes))
+    before = [bisect_right(ends, border) for border in [0, *borders]]
+    return [after - at for at, after in pairwise(before)]
+
+
+def encode_episode(episode: Episode, encode: Encode, seed: int) -> Stream:
+    """Token ids, bytes and places of everything in an episode; the row's seed comes from its id and `seed`."""
+    ids: list[int] = []
+    nbytes: list[int] = []
+    words: list[int] = []
+    events: list[int] = []
+    scored: list[bool] = []
+    ends: dict[str, tuple[int, int, list[int]]] = {}
+    questions: list[Question] = []
+    for number, event in enumerate(episode.events):
+        if isinstance(event, Read):
+            new, sizes = encode(event.text)
+            ids += new
+            nbytes += sizes
+            words += word_ends(event.text, sizes)
+            events += [number] * len(new)
+            scored += [event.scored] * len(new)
+            if event.tag:
+                ends[event.tag] = (len(ids), sum(nbytes), new)
+        else:
+            end, byte_end, evidence = ends.get(event.evidence, (-1, -1, []))
+            questions.append(
+                Question(
+                    ask=event,
+                    event=number,
+                    at=len(ids),
+                    distance_tokens=len(ids) - end if end >= 0 else -1,
+                    distance_bytes=sum(nbytes) - byte_end if end >= 0 else -1,
+                    evidence=torch.tensor(evidence, dtype=torch.long),
+                    prompt=torch.tensor(encode(event.prompt)[0], dtype=torch.long),
+                    choices=tuple(torch.tensor(encode(c)[0], dtype=torch.long) for c in event.choices),
+                )
+            )
+    if scored:
+        scored[0] = False
+    row_seed = int(digest({"episode": episode.id, "seed": seed})[:7], 16)
+    line = Line(torch.tensor(ids, dtype=torch.long), torch.tensor(scored, dtype=torch.bool), seed=row_seed)
+    return Stream(episode, line, torch.tensor(nbytes), torch.tensor(words), torch.tensor(events), tuple(questions))
