@@ -55,7 +55,7 @@ def group_rows(segment: Segment, schedule: Tensor) -> list[Group]:
             at = index.to(ids.device)
             ids, mask, given = ids[at], mask[at], given[at]
         if tokens < ids.shape[1]:
-            ids, given = ids[mask].view(-1, tokens), given[mask].view(-1, tokens)
+            ids, given = (t[mask].view(len(mask), tokens) for t in (ids, given))
         groups.append(Group(index, ids, given if has_given else None))
     return groups
 

@@ -211,11 +211,11 @@ class PoolModel(MemoryModel[P]):
             cache += [cached] if keep else []
         return Reading(self.backbone.end(hidden), tuple(recalled), tuple(inputs), tuple(cache))
 
-    def recall(self, state: P, layer: int, hidden: Tensor, given: Tensor | None) -> Tensor:  # noqa: ARG002 (a hook)
+    def recall(self, state: P, layer: int, hidden: Tensor, given: Tensor | None) -> Tensor:
         """Rows ``[rows, n, width]`` from beyond the pool for this layer's prefix; here none."""
         return hidden[:, :0]
 
-    def reading_loss(self, state: P, reading: Reading) -> Tensor | None:  # noqa: ARG002 (a hook)
+    def reading_loss(self, state: P, reading: Reading) -> Tensor | None:
         """A training loss of the model's own; here none."""
         return None
 
@@ -350,7 +350,7 @@ class PoolModel(MemoryModel[P]):
         asking = max(tokens, size) if filled else tokens
         return read + self.pass_flops(tokens, bos + size if filled else 0, asking, "write", 0)
 
-    def recalled(self, remembered: int) -> int:  # noqa: ARG002 (a hook)
+    def recalled(self, remembered: int) -> int:
         """Rows recalled from beyond the pool after `remembered` text tokens; here none."""
         return 0
 
