@@ -14,7 +14,7 @@ from torch import Tensor
 from memory_bench.corpus import Line
 from memory_bench.encoding import Question, Stream
 from memory_bench.protocol import MemoryModel, State
-from memory_bench.stream import Watcher, cut, line_nll, open_lines, segment_length
+from memory_bench.stream import Watcher, charged, cut, line_nll, open_lines, segment_length
 
 Row = dict[str, Any]
 Due = tuple[int, Stream, Question]
@@ -78,7 +78,9 @@ def _answer(
     fresh = open_lines(model, [s.line for _, s, _ in due])
     heads = [stream.line.ids[start : q.at] for _, stream, q in due]
     rows = _score(model, state.rows(place), due, heads, "", start, watcher)
-    if controls:
+    if not controls:
+        return rows
+    with charged(None, watcher):
         rows += _score(model, fresh, due, heads, "wiped", 0, None)
         if others is not None:
             rows += _score(model, state.rows(others), due, heads, "foreign", 0, None)

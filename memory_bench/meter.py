@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -42,15 +43,32 @@ class Meter(Watcher):
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """Times what happens inside; the seconds are written even if it fails."""
+        """Times what happens inside; the seconds are written even if it fails. Hard limits are checked at its end.
+
+        Raises:
+            BudgetExceeded: see `enforce`.
+        """
         self._phase, self._started = name, time.monotonic()
         before = self._seconds(name)
         try:
             yield
+            self._synchronise()
+            self.enforce()
         finally:
             self._synchronise()
             setattr(self.usage, f"{name}_seconds", before + time.monotonic() - self._started)
             self.read_memory()
+
+    @contextmanager
+    def uncharged(self) -> Iterator[None]:
+        """See `Watcher.uncharged`: the clock stands still."""
+        self._synchronise()
+        before = time.monotonic()
+        try:
+            yield
+        finally:
+            self._synchronise()
+            self._started += time.monotonic() - before
 
     def _seconds(self, name: Phase) -> float:
         return self.usage.train_seconds if name == "train" else self.usage.eval_seconds
@@ -87,7 +105,7 @@ class Meter(Watcher):
 
     def read_memory(self) -> None:
         """Update the peaks."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = peak_bytes()
         self.usage.peak_host_bytes = max(self.usage.peak_host_bytes, peak)
         above = max(0, peak - self._start_bytes)
         on_device = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else above
@@ -123,3 +141,16 @@ class Meter(Watcher):
         if tokens and b.train_flops is not None:
             shares.append((u.train_flops / b.train_flops if b.train_flops else 1.0, "train_flops"))
         return max(shares)
+
+
+def peak_bytes() -> int:
+    """The most main memory this process has held.
+
+    Linux hands a parent's ``ru_maxrss`` down to the programs it starts, so there the kernel's figure of this program's
+    own address space is read.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -9,7 +9,7 @@ from memory_bench.asking import Row, ask
 from memory_bench.encoding import Stream, encode_episode
 from memory_bench.episode import Encode, Episode
 from memory_bench.protocol import MemoryModel
-from memory_bench.stream import Memory, Progress, Watcher, segment_length, walk
+from memory_bench.stream import Memory, Progress, Watcher, charged, segment_length, walk
 
 BATCH_TOKENS = 8192
 MAX_ROWS = 32
@@ -61,19 +61,15 @@ def _read(model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher |
     ways: list[Memory] = ["own", "wiped", "foreign"] if controls else ["own"]
     for memory in ways:
         own = memory == "own"
-        with _charged(watcher if own else None, watcher):
-            for piece in walk(model, [s.line for s in scored], memory=memory, watcher=watcher if own else None):
+        told = watcher if own else None
+        with charged(told, watcher):
+            for piece in walk(model, [s.line for s in scored], memory=memory, watcher=told):
                 sums = piece.nll.double().sum(dim=1).tolist()
                 for place, (at, nll) in enumerate(zip(piece.lines, sums, strict=True)):
                     row = _read_row(scored[at], piece.start, piece.scored.shape[1], nll)
                     if row is not None and bool(piece.scored[place].any()):
                         rows.append({**row, "control": "" if own else memory})
     return rows
-
-
-def _charged(told: Watcher | None, watcher: Watcher | None) -> AbstractContextManager[None]:
-    """The time inside is the model's where a watcher is `told` of the steps, and the harness's otherwise."""
-    return watcher.uncharged() if told is None and watcher is not None else nullcontext()
 
 
 def _read_row(stream: Stream, start: int, length: int, nll: float) -> Row | None:

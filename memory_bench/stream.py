@@ -13,6 +13,7 @@ next row, at the same place of another document; ``ceiling`` puts the evidence d
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -36,6 +37,15 @@ class Watcher:
 
     def state(self, state: State, rows: int) -> None:
         """A state of `rows` rows exists."""
+
+    def uncharged(self) -> AbstractContextManager[None]:
+        """What happens inside is the harness's own (controls): its time is not the model's."""
+        return nullcontext()
+
+
+def charged(told: Watcher | None, watcher: Watcher | None) -> AbstractContextManager[None]:
+    """The time inside is the model's where a watcher is `told` of the steps, and otherwise the harness's."""
+    return watcher.uncharged() if told is None and watcher is not None else nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
