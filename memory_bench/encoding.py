@@ -27,6 +27,13 @@ class Question:
     prompt: Tensor
     choices: tuple[Tensor, ...]
 
+    def place(self, length: int) -> int:
+        """How many segments of `length` tokens are remembered when it is asked.
+
+        Without a prompt the answer is predicted by the text's last token, so the segment of that token is still open.
+        """
+        return max(0, self.at - (not len(self.prompt))) // length
+
     def line(self, head: Tensor, choice: int, seed: int) -> Line:
         """`head` (what is read, unscored), the prompt, and one choice, of which only the choice is scored."""
         answer = self.choices[choice]

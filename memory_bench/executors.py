@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Queue
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from memory_bench.budget import Usage
 from memory_bench.cell import Cell
@@ -70,9 +70,11 @@ class Local:
         self.workers = max(1, workers)
         self.command = tuple(command)
         self._running: dict[str, subprocess.Popen[str]] = {}
+        self._stopping = False
 
     def run(self, jobs: Sequence[Any]) -> Iterator[Event]:
         """See `Executor.run`. Cells of a training that is under way wait, so that nothing is trained twice."""
+        self._stopping = False
         waiting = list(jobs)
         events: Queue[Event] = Queue()
         busy: set[str] = set()
@@ -99,7 +101,8 @@ class Local:
                 self.stop()
 
     def stop(self) -> None:
-        """Kill what still runs, with its children."""
+        """Kill what still runs, with its children; those cells get no record and are run again another time."""
+        self._stopping = True
         for process in list(self._running.values()):
             _kill(process)
         self._running.clear()
@@ -122,11 +125,11 @@ class Local:
         path = self._job_file(replace(job, threads=cores), folder)
         process = subprocess.Popen(
             [*self.command, "--prepare", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
+            errors="replace", start_new_session=True,
         )  # fmt: skip
         self._running["prepare"] = process
         _, errors = process.communicate()
-        del self._running["prepare"]
+        self._running.pop("prepare", None)
         if process.returncode:
             last = (errors.strip().splitlines() or ["no message"])[-1]
             raise UserError(f"The backbone {job.cell.training.backbone.name} could not be prepared: {last}")
@@ -135,31 +138,47 @@ class Local:
         """One cell from start to record, in a thread that only waits."""
         store, started = Store(job.out), now()
         try:
+            store.remove(job.cell.key)  # a result of an earlier attempt must not pass for this one's
             with store.log_path(job.cell.key).open("w", encoding="utf-8") as log:
-                process = subprocess.Popen(
-                    [*self.command, str(self._job_file(job, folder))], stdout=subprocess.PIPE, stderr=log, text=True,
-                    start_new_session=True,
-                )  # fmt: skip
-                self._running[job.cell.key] = process
-                timer = threading.Timer(_deadline(job.cell), _kill, (process,))
-                timer.start()
-                assert process.stdout is not None
-                for line in process.stdout:
-                    told = _progress(line)
-                    if told is not None:
-                        events.put(Event(job.cell, *told))
-                code = process.wait()
-                late = not timer.is_alive()
-                timer.cancel()
-            self._running.pop(job.cell.key, None)
+                code, late = self._watch(job, folder, log, events)
+            if self._stopping:
+                return
             record = store.record(job.cell.key)
-            fresh = record is not None and code in (0, 1)
-            if not fresh:
+            if record is None or code not in (0, 1):
                 record = _obituary(job, code, late, started)
                 store.write_record(record, None)
-        except Exception as error:
+        except Exception as error:  # for example a full disk: the run goes on, the cell stays to be done
             record = _obituary(job, 1, False, started, f"{type(error).__name__}: {error}")
         events.put(Event(job.cell, "record", record=record))
+
+    def _watch(self, job: Any, folder: Path, log: IO[str], events: "Queue[Event]") -> tuple[int, bool]:
+        """Run a cell's process and pass its progress on; its exit code, and whether it was killed at its deadline."""
+        process = subprocess.Popen(
+            [*self.command, str(self._job_file(job, folder))], stdout=subprocess.PIPE, stderr=log, text=True,
+            errors="replace", start_new_session=True,
+        )  # fmt: skip
+        self._running[job.cell.key] = process
+        if self._stopping:
+            _kill(process)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            _kill(process)
+
+        timer = threading.Timer(_deadline(job.cell), end)
+        timer.daemon = True
+        timer.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                told = _progress(line)
+                if told is not None:
+                    events.put(Event(job.cell, *told))
+            return process.wait(), late.is_set()
+        finally:
+            timer.cancel()
+            self._running.pop(job.cell.key, None)
 
 
 def _deadline(cell: Cell) -> float:

@@ -37,7 +37,8 @@ class Trained:
     Attributes:
         model: in evaluation mode.
         curve: (tokens read, mean surprisal of the batch in nats) of every optimiser step.
-        ended_by: the limit that ended training, ``steps`` where the recipe did, ``none`` without training.
+        ended_by: the limit that ended training, ``steps`` where the recipe did, ``none`` without training (also where
+            the recipe trains only the memory and the model adds no parameters).
     """
 
     model: MemoryModel[Any]
@@ -98,6 +99,8 @@ def train(
         if model is None or wanted != current:
             model, current = _next_model(build(wanted), model), wanted
             loop.optimise(model)
+        if loop.idle:
+            continue
         loop.run(model, stage)
         if loop.ended_by not in ("", "steps"):
             break
@@ -136,19 +139,25 @@ class _Loop:
         for name, p in model.named_parameters():
             p.requires_grad_(name in chosen)
         self._parameters = list(chosen.values())
-        self._optimizer = _optimizer(self._parameters, self.recipe)
+        self._optimizer = _optimizer(self._parameters, self.recipe) if chosen else None
+
+    @property
+    def idle(self) -> bool:
+        """The model has nothing that the recipe trains."""
+        return self._optimizer is None
 
     def run(self, model: MemoryModel[Any], stage: Stage) -> None:
         """Train until the stage's share or steps, or a limit of the budget, is used up."""
         model.train()
         self._stage_end += stage.share / sum(s.share for s in self.recipe.stages)
-        last = self.steps + stage.steps if self.fixed and stage.steps else None
+        final = stage is self.recipe.stages[-1]  # ends with the limit, not with a sum of rounded shares
+        last = self.steps + stage.steps if self.fixed and stage.steps is not None else None
         while True:
             share, limit = self.meter.spent_share(tokens=not self.fixed)
             if share >= 1:
                 self.ended_by = limit
                 return
-            if self.steps == last or (not self.fixed and share >= self._stage_end):
+            if self.steps == last or (not self.fixed and not final and share >= self._stage_end):
                 self.ended_by = "steps" if self.fixed else ""
                 return
             done = self.steps / self.fixed if self.fixed else share
@@ -168,10 +177,11 @@ class _Loop:
         loss = torch.stack([p.nll.sum() for p in pieces]).sum() / max(1, sum(int(p.scored.sum()) for p in pieces))
         aux = [p.aux for p in pieces if p.aux is not None] if done >= recipe.aux_from else []
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(f"The training loss became {value} at optimiser step {self.steps}.")
+        whole = loss + torch.stack(aux).mean() if aux else loss
+        if not math.isfinite(float(whole.detach())):
+            raise FloatingPointError(f"The training loss became {float(whole)} at optimiser step {self.steps}.")
         self._optimizer.zero_grad(set_to_none=True)
-        (loss + torch.stack(aux).mean() if aux else loss).backward()
+        whole.backward()
         nn.utils.clip_grad_norm_([p for p in self._parameters if p.grad is not None], recipe.clip)
         self._optimizer.step()
         return value
