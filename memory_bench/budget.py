@@ -52,7 +52,15 @@ PRESETS: dict[str, Budget] = {
     for b in (
         Budget("cpu-minutes", train_tokens=204_800, train_seconds=600, eval_seconds=600, seeds=2, **_CPU),
         Budget("cpu-minutes-flops", train_flops=6.6e11, train_seconds=600, eval_seconds=600, seeds=2, **_CPU),
-        Budget("cpu-smol", train_tokens=0, eval_seconds=1800, seeds=1, **_CPU),
+        # About 4,200 tokens of SmolLM2 per book: eight windows of 512.
+        Budget(
+            "cpu-smol",
+            train_tokens=0,
+            eval_seconds=1800,
+            seeds=1,
+            tasks={"pg19": {"extent": "bytes:20000-38500"}},
+            **_CPU,
+        ),
         Budget("smoke", train_tokens=2_048, train_seconds=60, eval_seconds=60, seeds=1, **_CPU),
         Budget("gpu-minutes", device_bytes=80 * GB, train_seconds=180, eval_seconds=600, seeds=2),
         Budget("gpu-24g-hour", device_bytes=24 * GB, train_tokens=20_000_000, train_seconds=3600, seeds=2),
