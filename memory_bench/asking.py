@@ -39,15 +39,18 @@ def ask(model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher | N
         return []
     rows: list[Row] = []
     # Reading stops at the last full segment before a stream's last question.
-    stops = [s.questions[-1].at // length for s in asked]
+    stops = [s.questions[-1].place(length) for s in asked]
     alive = sorted(range(len(asked)), key=lambda i: -stops[i])
     state = open_lines(model, [asked[i].line for i in alive])
     for number in range(max(stops) + 1):
         due: list[Due] = [
-            (row, asked[i], q) for row, i in enumerate(alive) for q in asked[i].questions if q.at // length == number
+            (row, asked[i], q) for row, i in enumerate(alive) for q in asked[i].questions if q.place(length) == number
         ]
         if due:
-            rows += _answer(model, state, due, number * length, watcher, controls)
+            rows += _answer(model, state, due, number * length, watcher)
+            if controls:
+                with charged(None, watcher):
+                    rows += _controls(model, state, len(alive), due, number * length)
         going = [i for i in alive if stops[i] > number]
         if not going:
             break
@@ -70,24 +73,28 @@ def _absorb(
 
 
 def _answer(
-    model: MemoryModel[Any], state: State, due: Sequence[Due], start: int, watcher: Watcher | None, controls: bool
+    model: MemoryModel[Any], state: State, due: Sequence[Due], start: int, watcher: Watcher | None
 ) -> list[Row]:
-    """Score the choices of the questions that stand in the segment at `start`, from `state` there and from controls."""
+    """Score the choices of the questions that stand in the segment at `start`, from `state` there."""
     place = torch.tensor([row for row, _, _ in due])
-    others = place.roll(1) if len({s.episode.id for _, s, _ in due}) == len(due) > 1 else None
+    return _score(model, state.rows(place), due, _heads(due, start), "", start, watcher)
+
+
+def _controls(model: MemoryModel[Any], state: State, alive: int, due: Sequence[Due], start: int) -> list[Row]:
+    """The same from fresh states, from the next of the `alive` rows of `state`, and with the evidence in the prompt."""
     fresh = open_lines(model, [s.line for _, s, _ in due])
-    heads = [stream.line.ids[start : q.at] for _, stream, q in due]
-    rows = _score(model, state.rows(place), due, heads, "", start, watcher)
-    if not controls:
-        return rows
-    with charged(None, watcher):
-        rows += _score(model, fresh, due, heads, "wiped", 0, None)
-        if others is not None:
-            rows += _score(model, state.rows(others), due, heads, "foreign", 0, None)
-        if all(len(q.evidence) for _, _, q in due):
-            heads = [_fit(q, model) for _, _, q in due]
-            rows += _score(model, fresh, due, heads, "ceiling", 0, None)
+    rows = _score(model, fresh, due, _heads(due, start), "wiped", 0, None)
+    if alive > 1:
+        others = torch.tensor([(row + 1) % alive for row, _, _ in due])
+        rows += _score(model, state.rows(others), due, _heads(due, start), "foreign", start, None)
+    if all(len(q.evidence) for _, _, q in due):
+        rows += _score(model, fresh, due, [_fit(q, model) for _, _, q in due], "ceiling", 0, None)
     return rows
+
+
+def _heads(due: Sequence[Due], start: int) -> list[Tensor]:
+    """What every question's stream has read since `start`: its open segment."""
+    return [stream.line.ids[start : q.at] for _, stream, q in due]
 
 
 def _score(
@@ -105,7 +112,8 @@ def _score(
     """
     length = segment_length(model)
     whole = control == "ceiling"
-    shared = [0 if whole else (len(h) + len(q.prompt) - 1) // length for h, (_, _, q) in zip(heads, due, strict=True)]
+    common = [max(0, len(head) + len(q.prompt) - 1) for head, (_, _, q) in zip(heads, due, strict=True)]
+    shared = [0 if whole else tokens // length for tokens in common]
     rows: list[Row] = []
     for segments in sorted(set(shared)):  # questions whose shared part fills equally many segments go together
         group = [n for n, count in enumerate(shared) if count == segments]
@@ -115,7 +123,7 @@ def _score(
             first = [choices[0] for choices in lines]
             after = _absorb(model, after, first, number * length, before + number * length, watcher)
         left = [[_from(line, segments * length) for line in choices] for choices in lines]
-        surprisal = _in_batches(model, left, after, whole, watcher)
+        surprisal = _in_batches(model, left, after, before + segments * length, whole, watcher)
         rows += [_row(due[n], control, nll) for n, nll in zip(group, surprisal, strict=True)]
     return rows
 
@@ -141,9 +149,14 @@ def _fit(question: Question, model: MemoryModel[Any]) -> Tensor:
 
 
 def _in_batches(
-    model: MemoryModel[Any], lines: Sequence[Sequence[Line]], state: State, whole: bool, watcher: Watcher | None
+    model: MemoryModel[Any],
+    lines: Sequence[Sequence[Line]],
+    state: State,
+    before: int,
+    whole: bool,
+    watcher: Watcher | None,
 ) -> list[list[float]]:
-    """Surprisal of every choice of every question; row i of `state` belongs to ``lines[i]``."""
+    """Surprisal of every choice of every question; row i of `state`, `before` tokens in, belongs to ``lines[i]``."""
     longest = max(len(line) for choices in lines for line in choices)
     step = longest if whole else min(longest, segment_length(model))
     size = max(1, CHOICE_TOKENS // (step * max(len(choices) for choices in lines)))
@@ -152,7 +165,8 @@ def _in_batches(
         part = lines[first : first + size]
         owner = torch.tensor([first + n for n, choices in enumerate(part) for _ in choices])
         flat = [line for choices in part for line in choices]
-        values = iter(line_nll(model, flat, state=state.rows(owner), length=step if whole else None, watcher=watcher))
+        own, size_of_step = state.rows(owner), step if whole else None
+        values = iter(line_nll(model, flat, state=own, length=size_of_step, before=before, watcher=watcher))
         found += [[next(values) for _ in choices] for choices in part]
     return found
 

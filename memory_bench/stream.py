@@ -134,6 +134,7 @@ def walk(
     state: State | None = None,
     memory: Memory = "own",
     length: int | None = None,
+    before: int = 0,
     detach_every: int | None = None,
     recompute: bool = False,
     watcher: Watcher | None = None,
@@ -146,6 +147,7 @@ def walk(
         state: where to start; default fresh.
         memory: what the predictions are read from (controls); ``foreign`` scores nothing while one row is left.
         length: tokens per step; default the model's segment.
+        before: tokens that `state` has read already (only the watcher is told).
         detach_every: cut gradients through the state after so many segments; None: never.
         recompute: gradient checkpointing, one segment at a time.
         watcher: told of every step.
@@ -171,7 +173,7 @@ def walk(
             nll, carry, aux, _ = advance(_read_from(model, state, chosen, memory), carry, segment, scored, False)
             state = model.absorb(state, segment) if memory == "foreign" and left else state
         if watcher is not None:
-            watcher.stepped(model, len(alive), segment.ids.shape[1], start, int(segment.mask.sum()))
+            watcher.stepped(model, len(alive), segment.ids.shape[1], before + start, int(segment.mask.sum()))
             watcher.state(state, len(alive))
         yield Piece(alive, start, nll, scored, aux)
         start += length
@@ -188,11 +190,12 @@ def line_nll(
     *,
     state: State | None = None,
     length: int | None = None,
+    before: int = 0,
     watcher: Watcher | None = None,
 ) -> list[float]:
     """Summed surprisal (nats) of each line's scored tokens."""
     total = [0.0] * len(lines)
-    for piece in walk(model, lines, state=state, length=length, watcher=watcher):
+    for piece in walk(model, lines, state=state, length=length, before=before, watcher=watcher):
         for line, value in zip(piece.lines, piece.nll.double().sum(dim=1).tolist(), strict=True):
             total[line] += value
     return total
