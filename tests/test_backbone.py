@@ -128,6 +128,19 @@ def test_key_shift_mixes_neighbouring_text_only(make_backbone: Callable[..., Bac
     torch.testing.assert_close(shifted.transpose(1, 2).flatten(2), expected)
 
 
+def test_key_shift_never_crosses_memory_rows(make_backbone: Callable[..., Backbone]) -> None:
+    shifting, plain = make_backbone("llama", key_shift=True), make_backbone("llama")
+    plain.load_state_dict(shifting.state_dict(), strict=False)
+    ids, mask = text(shifting, tokens=8), torch.ones(3, 8).bool()
+    no_neighbours = torch.tensor([[False, True, False, False, True, False, True, False]]).expand(3, -1)
+    with torch.no_grad():
+        same = shifting.run(shifting.embed(ids), mask, text=no_neighbours)
+        shifted = shifting.run(shifting.embed(ids), mask)
+        expected = plain.run(plain.embed(ids), mask)
+    torch.testing.assert_close(same, expected, atol=2e-5, rtol=1e-4)
+    assert float((shifted - expected).abs().max()) > 0.01
+
+
 def test_training_mode_drops_nothing(make_backbone: Callable[..., Backbone]) -> None:
     backbone = make_backbone("gpt2", resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)
     ids, mask = text(backbone), torch.ones(3, 9).bool()

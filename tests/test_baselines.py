@@ -85,6 +85,16 @@ def test_xl_cache_sees_the_previous_segment(make_backbone: Make, kind: str) -> N
         close(got[:, start : start + SEGMENT], forward(model.backbone, window)[:, SEGMENT:])
 
 
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [(XLCache, XLCacheConfig(SEGMENT, memory=40)), (SlidingWindow, SlidingWindowConfig(SEGMENT, window=40))],
+)
+def test_a_cache_with_room_for_everything_is_full_context(make_backbone: Make, kind: type[Any], config: Any) -> None:
+    model = build(kind, make_backbone("llama"), config)
+    ids = random_text(model, 2, 30)
+    close(logits(model, ids), forward(model.backbone, ids))
+
+
 def test_xl_cache_reaches_back_a_segment_per_layer(make_backbone: Make) -> None:
     model = build(XLCache, make_backbone("llama"), XLCacheConfig(SEGMENT))
     ids = random_text(model, 1, 32)
