@@ -39,7 +39,7 @@ def ratio_interval(numerator: ArrayLike, denominator: ArrayLike, *, seed: int, d
         draws: bootstrap samples.
     """
     top, bottom = _floats(numerator), _floats(denominator)
-    value = _ratio(top.sum(), bottom.sum())
+    value = float(_ratio(top.sum(), bottom.sum()))
     drawn = _draw(len(top), seed, draws, lambda w: _ratio(w @ top, w @ bottom))
     return value, *_percentiles(drawn, len(top))
 

@@ -29,7 +29,7 @@ def make_cell(model: str, task: str = "pg19", seed: int = 0, *, budget: str = "c
     return Cell(training, Choice(task, config={"data": data, "extent": "excerpt"}), role=role, label=label)
 
 
-def text_samples(seed: int, gain: float, *, documents: int = 32, segment: int = 32, wiped: float = 0.0) -> pd.DataFrame:
+def text_samples(seed: int, gain: float, *, documents: int = 24, segment: int = 32, wiped: float = 0.0) -> pd.DataFrame:
     """Scored reading of `documents` books; `gain` is in bits per byte against a window of about 2.5."""
     books = np.random.default_rng(0)  # the same books for every model
     noise = np.random.default_rng([seed, round(1000 * (gain + 1))])
@@ -38,9 +38,9 @@ def text_samples(seed: int, gain: float, *, documents: int = 32, segment: int = 
     for control, loss in (("", -gain), ("wiped", wiped), ("foreign", wiped + 0.002)):
         shift = noise.normal(0, 0.001)
         for book, level in enumerate(hard):
-            for start in range(0, 512, segment):
-                nbytes = round(2.7 * segment)
-                bits = level + loss + shift + noise.normal(0, 0.02) + 0.5 * math.exp(-start / 100)
+            for start in range(0, 256, segment):
+                nbytes = 11 * segment // 4
+                bits = level + loss + shift + noise.normal(0, 0.02) + 0.5 * math.exp(-(start // 64) / 2)
                 name = f"book-{book:02}"
                 rows.append(_row(seed, name, control, start, segment, nbytes=nbytes, nll=bits * nbytes * math.log(2)))
     return pd.DataFrame(rows)
@@ -87,7 +87,7 @@ class TextTask:
         main = samples[samples.control == ""]
         nll = self._rate(main, "nll", "", main.tokens, seed, "nats")
         found += [nll, Estimate("ppl_token", math.exp(nll.value), None, None, nll.n, "", "", False)]
-        for first in range(0, 512, 64):
+        for first in range(0, 256, 64):
             part = main[(main.start >= first) & (main.start < first + 64)]
             found.append(self._rate(part, "nll", f"position={first}-{first + 64}", part.tokens, seed, "nats"))
         return found
@@ -169,7 +169,7 @@ def make_store(folder: Path, budget: str = "cpu-minutes") -> Store:
                 seed, gain, segment=64 if name == "rmt" else 32, wiped=0.004 * (name != "truncation")
             )
             if name == "mplus" and seed == 1:
-                put(cell, samples[samples.episode < "book-20"], "over_budget", "eval_seconds@segment 12/16")
+                put(cell, samples[samples.episode < "book-16"], "over_budget", "eval_seconds@segment 6/8")
             else:
                 put(cell, samples)
         ahead = make_cell(

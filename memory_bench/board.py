@@ -1,0 +1,186 @@
+"""Boards: the cells of one task under one budget, aggregated over seeds, ranked and compared.
+
+A row is a model with its options; the samples of its seeds are concatenated and given to the task's own `metrics`, so
+a table can be made from the records' folder alone. A row that ran over budget, failed or was skipped stays.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+
+from memory_bench import pairing
+from memory_bench.budget import Budget
+from memory_bench.cell import Cell, digest
+from memory_bench.pairing import Difference
+from memory_bench.record import Record
+from memory_bench.rows import Row, Scorer, make_row, unanswered
+from memory_bench.stats import letters
+from memory_bench.store import Store
+
+WINDOW = "truncation"
+"""The equally trained model without memory, to which every row is compared."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """One table: a task on a data set with a backbone under a budget.
+
+    Attributes:
+        cell: any of its cells, for what they share.
+        metric: the headline.
+        rows: ranked, then those over budget, then those without a result; look-ahead rows are not among them.
+        ahead: rows whose predictions could see the text they predict, which no table ranks.
+        pairs: differences between all ranked rows.
+    """
+
+    cell: Cell
+    metric: str
+    rows: tuple[Row, ...]
+    ahead: tuple[Row, ...] = ()
+    pairs: tuple[Difference, ...] = ()
+    levels: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self.cell.task.name
+
+    @property
+    def data(self) -> str:
+        """The label of the data; a stand-in is named in it."""
+        return str(self.cell.task.config.get("data") or self.task)
+
+    @property
+    def backbone(self) -> str:
+        """The backbone's name."""
+        return self.cell.training.backbone.name
+
+    @property
+    def budget(self) -> Budget:
+        """The limits all rows share."""
+        return self.cell.training.budget
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Direction of the headline."""
+        return next((r.headline.higher_is_better for r in (*self.rows, *self.ahead) if r.headline), True)
+
+    @property
+    def kind(self) -> str:
+        """What is equal between the rows: the limit that ended training, or ``none`` where nothing was trained."""
+        trained = [r for row in self.rows for r in row.records if r.usage.train_tokens]
+        if not trained:
+            return "none"
+        limits = [n for n in ("train_tokens", "train_flops", "train_seconds") if getattr(self.budget, n) is not None]
+        ends = [r.usage.training_ended_by for r in trained]
+        return max(limits or ["train_tokens"], key=ends.count)
+
+    @cached_property
+    def letters(self) -> dict[str, str]:
+        """Per ranked row, the letters it shares with the rows it cannot be told apart from."""
+        named = {name for pair in self.pairs for name in (pair.a, pair.b)}
+        order = [row.label for row in self.rows if row.label in named]
+        return letters(order, {(p.a, p.b): 0.0 if p.told_apart else 1.0 for p in self.pairs}, pairing.ALPHA)
+
+    @property
+    def window(self) -> Row | None:
+        """The equally trained window without memory."""
+        return next((row for row in self.rows if row.model == WINDOW and row.headline), None)
+
+    def against_window(self, row: Row) -> Difference | None:
+        """`row` - window, from the board's pairs."""
+        return None if self.window is None else self.pair(row.label, self.window.label)
+
+    def pair(self, a: str, b: str) -> Difference | None:
+        """The difference a - b; None where they were not compared."""
+        for p in self.pairs:
+            if (p.a, p.b) == (a, b):
+                return p
+            if (p.b, p.a) == (a, b):
+                low, high = (None if x is None else -x for x in (p.high, p.low))
+                return replace(p, a=a, b=b, value=-p.value, low=low, high=high)
+        return None
+
+
+def collect(store: Store, tasks: Mapping[str, Scorer], keys: Collection[str] | None = None) -> list[Board]:
+    """The boards of a store; what cannot be used is added to ``store.warnings``.
+
+    Args:
+        store: with its samples.
+        tasks: by name; for a task that is missing the records' own metrics are averaged over seeds.
+        keys: cells to show; None: all.
+    """
+    groups: dict[str, dict[str, dict[int, Record]]] = {}
+    for record in store.records():
+        if keys is None or record.key in keys:
+            board, row = _identity(record.cell)
+            same = groups.setdefault(board, {}).setdefault(row, {})
+            seed = record.cell.training.seed
+            # Two records of one seed differ in a revision (another copy of the backbone); the later one counts.
+            if seed not in same or _finished(record) >= _finished(same[seed]):
+                same[seed] = record
+    boards = [
+        _board(store, tasks, [[r for _, r in sorted(s.items())] for s in rows.values()]) for rows in groups.values()
+    ]
+    return sorted(boards, key=lambda b: (b.task, b.backbone, b.budget.name, b.data, digest(asdict(b.cell.task))))
+
+
+def _identity(cell: Cell) -> tuple[str, str]:
+    """What the cells of a board share, and what those of a row share beyond it."""
+    budget = {k: v for k, v in asdict(cell.training.budget).items() if k not in ("seeds", "tasks")}
+    board = {"task": asdict(cell.task), "limit": cell.limit, "backbone": cell.training.backbone.name, "budget": budget}
+    model = {"model": asdict(cell.training.model), "recipe": asdict(cell.training.recipe), "controls": cell.controls}
+    return digest(board), digest(model)
+
+
+def _finished(record: Record) -> str:
+    return str(record.provenance.get("finished", ""))
+
+
+def _board(store: Store, tasks: Mapping[str, Scorer], groups: Sequence[Sequence[Record]]) -> Board:
+    cell = groups[0][0].cell
+    task = tasks.get(cell.task.name)
+    first = next((r.metrics[0].metric for records in groups for r in records if r.metrics), "")
+    metric = task.headline if task is not None else first
+    loaded = {r.key: store.samples(r.key) for records in groups for r in records}
+    questions = unanswered([r for records in groups for r in records], loaded)
+    labels = _labels(groups)
+    rows = [
+        make_row(label, records, loaded, task, metric, questions, store.warnings)
+        for label, records in zip(labels, groups, strict=True)
+    ]
+    board = Board(cell, metric, tuple(rows))
+    sign = -1 if board.higher_is_better else 1
+
+    def rank(row: Row) -> tuple[bool, int, float, str]:
+        value = row.headline.value if row.headline else 0.0
+        return (
+            row.headline is None,
+            ("ok", "over_budget", "failed", "skipped").index(row.status),
+            sign * value,
+            row.label,
+        )
+
+    causal = tuple(sorted((r for r in rows if not r.look_ahead), key=rank))
+    ahead = tuple(sorted((r for r in rows if r.look_ahead), key=rank))
+    samples = {r.label: r.samples for r in causal if r.headline and r.samples is not None}
+    pairs = pairing.differences(samples, metric, {r.label: r.seed_values for r in causal if r.label in samples})
+    levels: dict[str, float] = {}
+    for row in rows:
+        for record in row.records:
+            levels.update(record.levels)
+    return replace(board, rows=causal, ahead=ahead, pairs=tuple(pairs), levels=dict(sorted(levels.items())))
+
+
+def _labels(groups: Sequence[Sequence[Record]]) -> list[str]:
+    """A name for every row; where two would share one, the version and then the key tells them apart."""
+    names = [records[0].cell.label or records[0].cell.training.model.name for records in groups]
+    result = []
+    for name, records in zip(names, groups, strict=True):
+        model = records[0].cell.training.model
+        rivals = [g[0].cell.training.model.version for n, g in zip(names, groups, strict=True) if n == name]
+        if len(rivals) > 1:
+            unique = rivals.count(model.version) == 1
+            name = f"{name} (version {model.version})" if unique else f"{name} ({records[0].cell.training.key[:4]})"
+        result.append(name)
+    return result

@@ -1,0 +1,145 @@
+"""`memory-bench compare`: paired, clustered, Holm-corrected differences between models of one run or of several."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from memory_bench import pairing, words
+from memory_bench.board import Board, collect
+from memory_bench.cell import digest
+from memory_bench.errors import UserError, unknown
+from memory_bench.pairing import Difference
+from memory_bench.report import to_markdown
+from memory_bench.rows import Row, Scorer
+from memory_bench.store import Store
+from memory_bench.tables import NONE, Table, delta, interval, number, short
+
+Entry = tuple[str, Board, Row]
+"""Label (with the run where there are several), board, row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Differences on one task, data, backbone and budget, corrected together.
+
+    Attributes:
+        board: what the rows share.
+        rows: label to row, in the order of the names.
+        pairs: every two of them.
+        missing: rows without a number or without shared samples, with the reason.
+    """
+
+    board: Board
+    rows: Mapping[str, Row]
+    pairs: tuple[Difference, ...]
+    missing: tuple[str, ...] = ()
+
+    def table(self) -> Table:
+        """One line a pair."""
+        metric = self.board.metric
+        better = 1 if self.board.higher_is_better else -1
+        columns = ("A", "B", f"A: {short(metric)} [95 %]", f"B: {short(metric)} [95 %]", "A − B [95 %]", "p (Holm)",
+                   "seed noise", "n", "verdict")  # fmt: skip
+        lines = []
+        for pair in self.pairs:
+            verdict = "cannot be told apart"
+            if pair.adjusted < pairing.ALPHA and not pair.told_apart:
+                verdict = "within the noise between seeds"
+            if pair.told_apart:
+                verdict = f"{pair.a if pair.value * better > 0 else pair.b} is better"
+            lines.append((
+                pair.a, pair.b, self._value(pair.a), self._value(pair.b), delta(pair, metric),
+                "<0.001" if pair.adjusted < 0.001 else f"{pair.adjusted:.3f}",
+                f"±{number(pair.floor, metric, spread=True)}" if pair.floor else NONE, f"{pair.n:,}", verdict,
+            ))  # fmt: skip
+        return Table(columns, tuple(lines)).without_empty_columns()
+
+    def markdown(self) -> str:
+        """Title, table, and what could not be compared."""
+        out = [f"### {words.title(self.board)}", words.direction(self.board)]
+        out += [to_markdown(self.table())] if self.pairs else ["Nothing to compare here."]
+        return "\n\n".join([*out, *self.missing])
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """One entry a pair, as plain data."""
+        same = {"task": self.board.task, "data": self.board.data, "backbone": self.board.backbone,
+                "budget": self.board.budget.name, "metric": self.board.metric}  # fmt: skip
+        return [{**same, **asdict(pair), "told_apart": pair.told_apart} for pair in self.pairs]
+
+    def _value(self, label: str) -> str:
+        own = self.rows[label].headline
+        return NONE if own is None else interval(own.value, own.low, own.high, self.board.metric)
+
+
+def compare(stores: Store | Mapping[str, Store], names: Sequence[str], tasks: Mapping[str, Scorer]) -> list[Comparison]:
+    """Compare models on every task they share.
+
+    Args:
+        stores: one run, or several by name; with several, rows are called ``model@run``.
+        names: labels of rows, or models for all of their rows (``hmt``, ``hmt@run-1``); none: all rows.
+        tasks: by name, for their metrics.
+
+    Raises:
+        UserError: a name that no run has, fewer than two rows, or runs that share no task, data, backbone and budget.
+    """
+    runs = {"": stores} if isinstance(stores, Store) else dict(stores)
+    groups: dict[str, list[Entry]] = {}
+    for run, store in runs.items():
+        for board in collect(store, tasks):
+            for row in (*board.rows, *board.ahead):
+                label = f"{row.label}@{run}" if len(runs) > 1 else row.label
+                groups.setdefault(_shared(board), []).append((label, board, row))
+    everything = [entry for entries in groups.values() for entry in entries]
+    for name in names:
+        if not _named(name, everything):
+            raise unknown("model", name, {label for label, _, _ in everything}, "`memory-bench report` lists the rows.")
+    found = []
+    for entries in groups.values():
+        chosen = [entry for name in names for entry in _named(name, entries)] if names else entries
+        chosen = list({entry[0]: entry for entry in chosen}.values())
+        if len(chosen) > 1:
+            # The noise between seeds is estimated from all rows, as two alone have too few seeds for it.
+            found.append(_compare(chosen, {label: row.seed_values for label, _, row in entries}))
+    if not found:
+        raise UserError(
+            "There are no two results to compare: they must share task, data, backbone, budget and the number of "
+            "documents or questions."
+        )
+    return found
+
+
+def _compare(chosen: Sequence[Entry], seed_values: Mapping[str, Sequence[float]]) -> Comparison:
+    board = chosen[0][1]
+    usable = {label: row for label, _, row in chosen if row.headline is not None and row.samples is not None}
+    samples = {label: row.samples for label, row in usable.items() if row.samples is not None}
+    pairs = pairing.differences(samples, board.metric, seed_values)
+    missing = [
+        f"{label}: {row.status.replace('_', ' ')}{f' ({reason})' if (reason := '; '.join(row.reasons)) else ''}, "
+        f"{'no number' if row.headline is None else 'no samples'} to compare."
+        for label, _, row in chosen
+        if label not in usable
+    ]
+    ahead = [
+        f"{label} sees {row.look_ahead} tokens ahead: no fair comparison." for label, _, row in chosen if row.look_ahead
+    ]
+    return Comparison(board, {label: row for label, _, row in chosen}, tuple(pairs), (*missing, *ahead))
+
+
+def _shared(board: Board) -> str:
+    """What results must have in common; budgets are told apart by name, so limits that changed between runs show."""
+    task = board.cell.task
+    return digest(
+        [task.name, task.version, task.config, task.revision, board.cell.limit, board.backbone, board.budget.name]
+    )
+
+
+def _named(name: str, entries: Sequence[Entry]) -> list[Entry]:
+    """The rows with that label (in every run, unless it names one), else the rows of that model."""
+    for part in ("label", "model"):
+        own = [
+            (str(getattr(row, part)), label.removeprefix(row.label), (label, board, row))
+            for label, board, row in entries
+        ]
+        if found := [entry for plain, run, entry in own if name in (plain, plain + run)]:
+            return found
+    return []

@@ -1,0 +1,143 @@
+"""How rows are drawn, the same in all plots.
+
+Colours are Okabe and Ito's, told apart with any colour vision, and markers differ too; the window is black, controls
+are hollow, rows over budget carry a cross.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from memory_bench import words
+from memory_bench.board import WINDOW, Board
+from memory_bench.episode import Estimate
+from memory_bench.pairing import Difference
+from memory_bench.rows import Row
+from memory_bench.tables import PERCENT, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
+MARKERS = "osD^v<>p"
+GREY = "#666666"
+STYLE: dict[Any, Any] = {
+    "font.size": 10, "axes.titlesize": 10.5, "axes.titlelocation": "left", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.8,
+    "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 9, "svg.hashsalt": "memory-bench",
+    "svg.fonttype": "path",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a row is drawn, the same in all plots."""
+
+    color: str
+    marker: str
+    fill: str
+    line: str
+
+
+def looks(board: Board, labels: Sequence[str]) -> dict[str, Look]:
+    """Per row of the board; colours go by the place in `labels`, so they do not change with the ranking."""
+    result = {}
+    others = [label for label in labels if label != WINDOW]
+    for row in (*board.rows, *board.ahead):
+        i = others.index(row.label) if row.label != WINDOW else 0
+        color = "#000000" if row.label == WINDOW else PALETTE[i % len(PALETTE)]
+        hollow = row.role == "control"
+        result[row.label] = Look(color, MARKERS[i % 8], "white" if hollow else color, "--" if hollow else "-")
+    return result
+
+
+def canvas(
+    width: float, height: float, board: Board, what: str, *, columns: int = 1, share: bool = True
+) -> "list[Axes]":
+    """Panels side by side under one title that names data, backbone and budget; `share`: they have the same rows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    # Two panels of one plot share the rows; two curves have their own scales.
+    space = {"wspace": 0.08 if share else 0.28}
+    panels = figure.subplots(1, columns, squeeze=False, sharey=share and columns > 1, gridspec_kw=space)[0]
+    panels[0].set_title(f"{what}\n{words.title(board)}", pad=10)
+    return list(panels)
+
+
+def figure(axes: "Axes") -> "Figure":
+    """The figure a panel is part of."""
+    from matplotlib.figure import Figure
+
+    whole = axes.figure
+    assert isinstance(whole, Figure)
+    return whole
+
+
+def whisker(
+    axes: "Axes", y: float, value: float, ends: tuple[float, float], row: Row, look: Look, factor: float
+) -> None:
+    """A value with its interval, lying."""
+    axes.plot([factor * v for v in ends], [y, y], color=look.color, linewidth=2, solid_capstyle="butt")
+    point(axes, factor * value, y, row, look)
+
+
+def line(
+    axes: "Axes", points: Sequence[tuple[float, float, float, float]], look: Look, factor: float, label: str
+) -> None:
+    """A curve with its band from (x, value, low, high)."""
+    x, value, low, high = ([p[i] * (factor if i else 1) for p in points] for i in range(4))
+    axes.plot(x, value, color=look.color, linestyle=look.line, linewidth=1.6, marker=look.marker, markersize=5.5,
+              markerfacecolor=look.fill, label=label)  # fmt: skip
+    axes.fill_between(x, low, high, color=look.color, alpha=0.1, linewidth=0)
+
+
+def point(axes: "Axes", x: float, y: float, row: Row, look: Look, label: str | None = None) -> None:
+    """The marker of a row, with a cross where not every seed is ok."""
+    axes.plot(x, y, marker=look.marker, markersize=8, markeredgecolor=look.color, markerfacecolor=look.fill,
+              markeredgewidth=1.6, linestyle="", label=label, zorder=3)  # fmt: skip
+    if row.status != "ok":
+        axes.plot(x, y, marker="x", markersize=12, color="black", markeredgewidth=1.4, linestyle="", zorder=4)
+
+
+def ends(found: Estimate | Difference) -> tuple[float, float]:
+    """The interval, or the value twice where there is none."""
+    low, high = (found.value if x is None else x for x in (found.low, found.high))
+    return low, high
+
+
+def tick(row: Row, board: Board) -> str:
+    """A row's name with its letters."""
+    letter = board.letters.get(row.label, "")
+    return f"{row.label}{flag(row)}{f'  {letter}' if letter else ''}"
+
+
+def flag(row: Row) -> str:
+    """What a reader must know of a row that is no plain result."""
+    said = [row.status.replace("_", " ")] if row.status != "ok" and row.headline else []
+    said += [f"look-ahead {row.look_ahead}"] if row.look_ahead else []
+    return f" ({', '.join(said)})" if said else ""
+
+
+def key(axes: "Axes", board: Board, said: Sequence[str]) -> None:
+    """The line under a plot that explains its signs."""
+    said = list(said)
+    said += ["hollow: controls"] if any(row.role == "control" for row in board.rows) else []
+    said += ["crossed: not every seed is ok"] if any(r.status != "ok" and r.headline for r in board.rows) else []
+    axes.annotate(" · ".join(said), (0, 0), xycoords="axes fraction", xytext=(0, -40), textcoords="offset points",
+                  fontsize=8, color=GREY, va="top", annotation_clip=False)  # fmt: skip
+
+
+def factor(metric: str) -> float:
+    """Shares are drawn in percent."""
+    return 100.0 if metric in PERCENT else 1.0
+
+
+def label(metric: str, board: Board) -> str:
+    """An axis' name: metric and direction."""
+    name = {"bits_per_byte": "bits per byte", "nll": "nats per token"}.get(metric, short(metric))
+    better = "higher" if board.higher_is_better else "lower"
+    return f"{name}{' (%)' if metric in PERCENT else ''}, {better} is better"

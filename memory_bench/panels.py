@@ -1,0 +1,178 @@
+"""The plots: headline with intervals, loss over the stream, accuracy over distance, cost against quality.
+
+Documents differ much more than models do, so wherever there is an equally trained window a second panel shows the
+*paired* difference to it: that is where models part.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from memory_bench import drawing, pairing
+from memory_bench.board import WINDOW, Board
+from memory_bench.costs import cost
+from memory_bench.drawing import Look
+from memory_bench.episode import Estimate
+from memory_bench.pairing import Difference
+from memory_bench.rows import Row
+from memory_bench.tables import scaled, short
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Point = tuple[float, Estimate]
+
+
+def forest(board: Board, look: Mapping[str, Look]) -> "Figure":
+    """The headline of every row and its difference to the window; rows without a number keep their line."""
+    rows = [*board.rows, *board.ahead][::-1]
+    gaps = {row.label: _gap(board, row) for row in rows}
+    compared = any(gaps.values())
+    what = f"{short(board.metric)} with 95 % intervals"
+    panels = drawing.canvas(9.0 if compared else 6.4, 1.0 + 0.36 * len(rows), board, what, columns=2 if compared else 1)
+    main, factor = panels[0], drawing.factor(board.metric)
+    for y, row in enumerate(rows):
+        own, gap = row.headline, gaps[row.label]
+        if own is None:
+            main.text(0.02, y, row.status.replace("_", " "), transform=main.get_yaxis_transform(), va="center",
+                      color=drawing.GREY, style="italic", fontsize=9)  # fmt: skip
+            continue
+        drawing.whisker(main, y, own.value, drawing.ends(own), row, look[row.label], factor)
+        if gap is not None:
+            drawing.whisker(panels[-1], y, gap.value, drawing.ends(gap), row, look[row.label], factor)
+    for i, (name, value) in enumerate(sorted(board.levels.items(), key=lambda level: level[1])):
+        main.axvline(factor * value, color=drawing.GREY, linewidth=1, linestyle=":")
+        main.annotate(name, (factor * value, 1), xycoords=("data", "axes fraction"), xytext=(2 if i else -2, 0),
+                      textcoords="offset points", rotation=90, va="top", ha="left" if i else "right", fontsize=8,
+                      color=drawing.GREY)  # fmt: skip
+    if board.window is not None and board.window.headline is not None:
+        main.axvline(factor * board.window.headline.value, color="black", linewidth=1, linestyle="--", zorder=1)
+    if compared:
+        panels[1].axvline(0, color="black", linewidth=1, linestyle="--", zorder=1)
+        panels[1].set_xlabel(f"paired difference to {WINDOW}{' (points)' if factor > 1 else ''}")
+    main.set_yticks(range(len(rows)), [drawing.tick(row, board) for row in rows])
+    main.set_ylim(-0.6, len(rows) - 0.4)
+    for axes in panels:
+        axes.grid(axis="y", visible=False)
+        axes.locator_params(axis="x", nbins=6)
+    main.set_xlabel(drawing.label(board.metric, board))
+    said = [f"dashed: {WINDOW}, equally trained"] if board.window else []
+    drawing.key(main, board, [*said, "rows that share a letter cannot be told apart"] if board.letters else said)
+    return drawing.figure(main)
+
+
+def curves(board: Board, look: Mapping[str, Look], kind: str) -> "Figure":
+    """Loss over the stream (``position``) or the headline over the evidence's ``distance``, with bands."""
+    drawn = slices(board, kind)
+    metric = drawn[0][1][0][1].metric
+    gaps = {row.label: _gaps_by_position(board, row, points) for row, points in drawn} if kind == "position" else {}
+    compared = any(gaps.values())
+    what = "loss by position in the stream" if kind == "position" else f"{short(metric)} by distance of the evidence"
+    panels = drawing.canvas(10.5 if compared else 6.4, 4.0, board, what, columns=2 if compared else 1, share=False)
+    main, factor = panels[0], drawing.factor(metric)
+    for row, points in drawn:
+        label = row.label + drawing.flag(row)
+        drawing.line(main, [(at, e.value, *drawing.ends(e)) for at, e in points], look[row.label], factor, label)
+        if gaps.get(row.label):
+            drawing.line(
+                panels[-1],
+                [(at, d.value, *drawing.ends(d)) for at, d in gaps[row.label]],
+                look[row.label],
+                factor,
+                label,
+            )
+    if compared:
+        panels[1].axhline(0, color="black", linewidth=1, linestyle="--")
+        panels[1].set_ylabel(f"paired difference to {WINDOW}")
+    if kind == "distance":
+        for name, value in board.levels.items():
+            main.axhline(factor * value, color=drawing.GREY, linewidth=1, linestyle=":")
+            main.annotate(f" {name}", (1, factor * value), xycoords=("axes fraction", "data"), fontsize=8, va="center",
+                          color=drawing.GREY)  # fmt: skip
+        main.set_xscale("log", base=2)
+        ticks = sorted({at for _, points in drawn for at, _ in points})
+        main.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        main.minorticks_off()
+    for axes in panels:
+        axes.set_xlabel("tokens read before" if kind == "position" else "tokens between evidence and question")
+    main.set_ylabel(drawing.label(metric, board))
+    handles = main.get_legend_handles_labels()
+    panels[-1].legend(*handles, loc="center left", bbox_to_anchor=(1.12 if kind == "distance" else 1.01, 0.5))
+    drawing.key(main, board, ["bands: 95 % intervals"])
+    return drawing.figure(main)
+
+
+def trade_off(board: Board, look: Mapping[str, Look], column: str) -> "Figure":
+    """The headline against what a row cost (`column` of `costs.Cost`)."""
+    what = "training FLOPs" if column == "train_flops" else "evaluation FLOPs per token"
+    (axes,) = drawing.canvas(6.4, 4.0, board, f"{short(board.metric)} against {what}")
+    factor = drawing.factor(board.metric)
+    spent = [getattr(cost(row), column) for row in board.rows]
+    for row, price in zip(board.rows, spent, strict=True):
+        own = row.headline
+        if own is None or not price:
+            continue
+        style = look[row.label]
+        axes.plot([price, price], [factor * v for v in drawing.ends(own)], color=style.color, linewidth=1.4, alpha=0.45)
+        drawing.point(axes, price, factor * own.value, row, style, label=row.label + drawing.flag(row))
+    known = [price for price in spent if price]
+    if max(known) / min(known) > 10:
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(0, 1.08 * max(known))
+        axes.xaxis.set_major_formatter(lambda value, _: scaled(value))
+    axes.set_xlabel(what)
+    axes.set_ylabel(drawing.label(board.metric, board))
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    drawing.key(axes, board, ["bars: 95 % intervals"])
+    return drawing.figure(axes)
+
+
+def slices(board: Board, kind: str) -> list[tuple[Row, list[Point]]]:
+    """Per row the points of a curve, (place, estimate), for ``position=a-b`` (its middle) or ``distance=d``.
+
+    For positions the loss in nats per token is taken where the task gives it, else the headline.
+    """
+    result = []
+    for row in (*board.rows, *board.ahead):
+        cut = [e for e in row.estimates if e.slice.startswith(f"{kind}=")]
+        wanted = "nll" if kind == "position" and any(e.metric == "nll" for e in cut) else board.metric
+        points = []
+        for e in cut:
+            if e.metric == wanted and (ends := _bounds(e)) and e.value == e.value:
+                points.append((sum(ends) / len(ends), e))
+        if points:
+            result.append((row, sorted(points, key=lambda point: point[0])))
+    return result
+
+
+def _bounds(estimate: Estimate) -> list[float]:
+    return [float(x) for x in re.findall(r"\d+(?:\.\d+)?", estimate.slice)]
+
+
+def _gap(board: Board, row: Row) -> Difference | None:
+    """A row's difference to the window; look-ahead rows are in no table's pairs and are compared here."""
+    window = board.window
+    if window is None or window.samples is None or row.samples is None or row.headline is None:
+        return None
+    found = board.against_window(row)
+    if found is None and row.look_ahead:
+        found = pairing.difference((row.label, row.samples), (window.label, window.samples), board.metric)
+    return found
+
+
+def _gaps_by_position(board: Board, row: Row, points: Sequence[Point]) -> list[tuple[float, Difference]]:
+    """Paired differences to the window in each stretch of the stream."""
+    window = board.window
+    if window is None or window.samples is None or row.samples is None or row.label == window.label:
+        return []
+    result = []
+    for at, estimate in points:
+        ends = _bounds(estimate)
+        if len(ends) != 2 or estimate.metric not in pairing.RATIOS:
+            continue
+        first, second = (f[(f["start"] >= ends[0]) & (f["start"] < ends[1])] for f in (row.samples, window.samples))
+        found = pairing.difference((row.label, first), (window.label, second), estimate.metric)
+        if found is not None:
+            result.append((at, found))
+    return result

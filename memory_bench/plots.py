@@ -1,0 +1,94 @@
+"""Which plots a board has numbers for, and their files.
+
+Figures are made without pyplot (no global state) and written without dates or random ids, so files repeat to the byte.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from memory_bench.board import Board
+from memory_bench.cell import digest
+from memory_bench.costs import cost
+from memory_bench.drawing import STYLE, looks
+from memory_bench.panels import curves, forest, slices, trade_off
+from memory_bench.tables import short
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A plot of a board: ``kind`` says which, ``name`` is its file without ending."""
+
+    kind: str
+    caption: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A plot's files."""
+
+    plot: Plot
+    png: bytes
+    svg: bytes
+
+
+def plots(board: Board) -> list[Plot]:
+    """The plots of a board, without drawing them."""
+    metric = short(board.metric)
+    shown = {"headline": metric} if any(row.headline for row in board.rows) else {}
+    if slices(board, "position"):
+        shown["position"] = "loss by position"
+    if len({at for _, points in slices(board, "distance") for at, _ in points}) > 1:
+        shown["distance"] = f"{metric} by distance"
+    for column, what in (("train_flops", "training cost"), ("eval_flops_per_token", "evaluation cost")):
+        priced = {getattr(cost(row), column) for row in board.rows if row.headline} - {None, 0.0}
+        if len(priced) > 1:
+            shown[column] = f"{metric} against {what}"
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join([board.task, board.backbone, board.budget.name]))
+    stem += "-" + digest([board.data, board.cell.task.config, board.cell.limit])[:4]
+    return [Plot(kind, caption, f"{stem}-{kind.replace('_', '-')}") for kind, caption in shown.items()]
+
+
+def draw(board: Board, plot: Plot, labels: Sequence[str] = ()) -> "Figure":
+    """One of the board's plots.
+
+    Args:
+        board: with the numbers.
+        plot: of `plots`.
+        labels: of all rows of the report, so that a row has the same colour on every board; empty: the board's own.
+    """
+    import matplotlib as mpl
+
+    own = [row.label for row in (*board.rows, *board.ahead)]
+    look = looks(board, sorted({*labels, *own}))
+    with mpl.rc_context(STYLE):
+        if plot.kind == "headline":
+            return forest(board, look)
+        if plot.kind in ("position", "distance"):
+            return curves(board, look, plot.kind)
+        return trade_off(board, look, plot.kind)
+
+
+def render(board: Board, labels: Sequence[str] = ()) -> list[Drawn]:
+    """All plots of a board as PNG and SVG, without dates and random ids; `labels` as of `draw`."""
+    drawn = [(plot, draw(board, plot, labels)) for plot in plots(board)]
+    return [
+        Drawn(plot, _bytes(figure, "png", dpi=130, metadata={"Software": None}),
+              _bytes(figure, "svg", metadata={"Date": None, "Creator": None}))
+        for plot, figure in drawn
+    ]  # fmt: skip
+
+
+def _bytes(figure: "Figure", form: str, **options: Any) -> bytes:
+    import matplotlib as mpl
+
+    out = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(out, format=form, bbox_inches="tight", pad_inches=0.12, facecolor="white", **options)
+    return out.getvalue()

@@ -1,0 +1,174 @@
+"""The report of a run: ``leaderboard.{md,csv,html,tex}`` and plots, made from the records' folder alone.
+
+Building is a pure function of the folder: the bootstraps have fixed seeds and no file holds the time it was made, so a
+report that is built twice is the same to the byte.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memory_bench import words
+from memory_bench.board import Board, collect
+from memory_bench.rows import Scorer
+from memory_bench.store import Store, write_atomically
+from memory_bench.tables import Table, long_form, look_ahead, quality, spend
+
+if TYPE_CHECKING:
+    from memory_bench.plots import Drawn
+
+
+@dataclass(frozen=True)
+class Report:
+    """All boards of a run.
+
+    Attributes:
+        boards: in the order they are shown.
+        certificates: model to parity (``exact``, ``max|Δ|=…``).
+        warnings: sentences about files that could not be used.
+        name: of the run.
+    """
+
+    boards: tuple[Board, ...]
+    certificates: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    name: str = ""
+
+    def sections(self) -> list[tuple[str, list[Board], str]]:
+        """(heading, boards, sentence) for equal tokens, equal FLOPs, others; the sentence where one is missing."""
+        order = list(words.KINDS)
+        ranked = sorted(self.boards, key=lambda board: order.index(board.kind))
+        found = [(words.KINDS[kind], list(same), "") for kind, same in groupby(ranked, key=lambda board: board.kind)]
+        return found + [(heading, [], sentence) for heading, sentence in words.missing_boards(self.boards)]
+
+    def markdown(self, *, links: bool = False) -> str:
+        """The leaderboard for a person, also readable as plain text.
+
+        Args:
+            links: name the plots' files.
+        """
+        out = [f"# Leaderboard{f': {self.name}' if self.name else ''}"]
+        out += [f"> Warning: {warning}" for warning in self.warnings]
+        if not self.boards:
+            return "\n\n".join([*out, "No results yet."]) + "\n"
+        for heading, boards, sentence in self.sections():
+            out.append(f"## {heading}")
+            out += [sentence] if sentence else []
+            for board in boards:
+                out += self._board(board, links)
+        legend = [f"- **{term}**: {meaning}." for term, meaning in words.LEGEND]
+        if note := words.percent_note(self.boards):
+            legend.append(f"- {note}")
+        return "\n\n".join([*out, "## How to read this", "\n".join(legend)]) + "\n"
+
+    def _board(self, board: Board, links: bool) -> list[str]:
+        out = [f"### {words.title(board)}", words.scope(board)]
+        said = " ".join(s for s in (words.direction(board), words.levels(board), words.winners(board)) if s)
+        out += [said, to_markdown(quality(board))]
+        if board.ahead:
+            out += ["Look-ahead: these predictions could see text they predict, so they are not ranked.",
+                    to_markdown(look_ahead(board))]  # fmt: skip
+        out += ["Cost:", to_markdown(spend(board, self.certificates))]
+        if links:
+            from memory_bench.plots import plots
+
+            out.append("Plots: " + ", ".join(f"[{plot.caption}](plots/{plot.name}.png)" for plot in plots(board)))
+        return out
+
+    def csv(self) -> str:
+        """``leaderboard.csv``."""
+        return long_form(self.boards, self.certificates)
+
+    def tex(self) -> str:
+        """The quality tables as LaTeX ``tabular`` environments, one a board."""
+        return "\n".join(
+            f"% {words.title(board)}\n% {words.scope(board)}\n{to_tex(quality(board))}" for board in self.boards
+        )
+
+    def drawn(self) -> "list[list[Drawn]]":
+        """The plots of each board."""
+        from memory_bench.plots import render
+
+        labels = sorted({row.label for board in self.boards for row in (*board.rows, *board.ahead)})
+        return [render(board, labels) for board in self.boards]
+
+    def html(self, drawn: "Sequence[Sequence[Drawn]] | None" = None) -> str:
+        """The page, with everything it shows inside.
+
+        Args:
+            drawn: of `drawn`, where that has been done before.
+        """
+        from memory_bench.page import page
+
+        return page(self, self.drawn() if drawn is None else drawn)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write tables, page and plots into `folder`, each file atomically.
+
+        Returns:
+            The files, the leaderboard first.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        drawn = self.drawn()
+        files: dict[str, str | bytes] = {
+            "leaderboard.md": self.markdown(links=True),
+            "leaderboard.csv": self.csv(),
+            "leaderboard.tex": self.tex(),
+            "leaderboard.html": self.html(drawn),
+        }
+        for plot in (plot for plots in drawn for plot in plots):
+            files[f"plots/{plot.plot.name}.png"] = plot.png
+            files[f"plots/{plot.plot.name}.svg"] = plot.svg
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+        return [folder / name for name in files]
+
+
+def build(
+    store: Store,
+    tasks: Mapping[str, Scorer],
+    certificates: Mapping[str, str] | None = None,
+    *,
+    keys: Collection[str] | None = None,
+) -> Report:
+    """The report of a store.
+
+    Args:
+        store: of a run.
+        tasks: by name, for their metrics; where one is missing the records' own numbers are averaged.
+        certificates: model to parity.
+        keys: cells to show; None: all.
+    """
+    boards = collect(store, tasks, keys)
+    return Report(tuple(boards), dict(certificates or {}), tuple(store.warnings), store.folder.resolve().name)
+
+
+def to_markdown(table: Table) -> str:
+    """A Markdown table whose columns are aligned, so that it also reads in a terminal."""
+    cells = [[text.replace("|", "\\|") for text in row] for row in (table.columns, *table.rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
+
+    def line(row: Sequence[str]) -> str:
+        return "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def to_tex(table: Table) -> str:
+    """A LaTeX ``tabular`` that needs no package."""
+    escapes = {"\\": r"\textbackslash{}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{",
+               "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "<": "$<$",
+               "Δ": r"$\Delta$", ">": "$>$", "·": r"$\cdot$", "|": r"$|$"}  # fmt: skip
+
+    def line(row: Sequence[str]) -> str:
+        return " & ".join("".join(escapes.get(c, c) for c in text) for text in row) + r" \\"
+
+    return "\n".join([
+        rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\hline", line(table.columns), r"\hline",
+        *map(line, table.rows), r"\hline", r"\end{tabular}", "",
+    ])  # fmt: skip

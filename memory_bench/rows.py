@@ -1,0 +1,219 @@
+"""Rows: the records and samples of one model's seeds, and the metrics computed from them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from memory_bench import pairing
+from memory_bench.episode import Estimate
+from memory_bench.record import STATUSES, Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Samples = Mapping[str, "pd.DataFrame | None"]
+EVENT = ["episode", "event"]
+
+
+class Scorer(Protocol):
+    """What a report needs of a task."""
+
+    @property
+    def headline(self) -> str:
+        """The leaderboard's metric."""
+
+    def metrics(self, samples: "pd.DataFrame", seed: int = 0) -> list[Estimate]:
+        """All metrics and slices; the headline comes first."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on a board, over its seeds.
+
+    Attributes:
+        label: shown in tables; unique on the board.
+        records: one a seed, in the order of seeds.
+        samples: of all seeds; None where not every seed with metrics has them.
+        estimates: computed from the samples, or (without them) averaged over the records.
+        metric: the headline's name.
+        notes: what was done to make the row, for example unanswered questions that were counted.
+    """
+
+    label: str
+    records: tuple[Record, ...]
+    samples: "pd.DataFrame | None"
+    estimates: tuple[Estimate, ...]
+    metric: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> str:
+        """Name of the model's plug-in."""
+        return self.records[0].cell.training.model.name
+
+    @property
+    def role(self) -> str:
+        """``asked`` if any of the cells was asked for."""
+        return "asked" if any(r.cell.role == "asked" for r in self.records) else "control"
+
+    @property
+    def status(self) -> str:
+        """The worst of the seeds'."""
+        order = [STATUSES.index(s) for s in ("ok", "skipped", "over_budget", "failed")]
+        return STATUSES[max((STATUSES.index(r.status) for r in self.records), key=order.index)]
+
+    @property
+    def look_ahead(self) -> int:
+        """Tokens past the predicting position that a prediction could see."""
+        return max(r.look_ahead for r in self.records)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the records."""
+        return tuple(r.cell.training.seed for r in self.records)
+
+    @cached_property
+    def seed_values(self) -> tuple[float, ...]:
+        """The headline of each seed that has one."""
+        own = [m.value for r in self.records for m in r.metrics if m.metric == self.metric and not plain(m.slice)]
+        return tuple(value for value in own if np.isfinite(value))
+
+    @property
+    def seed_spread(self) -> float | None:
+        """Standard deviation of the headline between seeds; None for fewer than two."""
+        return float(np.std(self.seed_values, ddof=1)) if len(self.seed_values) > 1 else None
+
+    @property
+    def headline(self) -> Estimate | None:
+        """The number the board ranks by."""
+        return self.find(self.metric)
+
+    def find(self, metric: str, slice_: str = "") -> Estimate | None:
+        """An estimate by name, None where it is missing or not a number."""
+        named = (e for e in self.estimates if e.metric == metric and e.slice == slice_ and np.isfinite(e.value))
+        return next(named, None)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why seeds are not ok, each reason once, with its seeds."""
+        found: dict[str, list[int]] = {}
+        for record in self.records:
+            if record.status != "ok":
+                found.setdefault(record.detail or record.status, []).append(record.cell.training.seed)
+        every = len(self.records)
+        return [text if len(s) == every else f"{text} (seed {', '.join(map(str, s))})" for text, s in found.items()]
+
+
+def plain(slice_: str) -> str:
+    """A slice's name without its look-ahead mark."""
+    return ";".join(part for part in slice_.split(";") if not part.startswith("look_ahead="))
+
+
+def marked(slice_: str, look_ahead: int) -> str:
+    """A slice's name with the mark of a model that sees `look_ahead` tokens of what it predicts."""
+    return ";".join(part for part in (f"look_ahead={look_ahead}" if look_ahead else "", plain(slice_)) if part)
+
+
+def unanswered(records: Sequence[Record], samples: Samples) -> dict[int, "pd.DataFrame"]:
+    """Per seed, the questions that complete cells were asked: the denominator for those that ran over budget."""
+    whole: dict[int, pd.DataFrame] = {}
+    for record in records:
+        frame = samples[record.key]
+        if record.status != "ok" or frame is None:
+            continue
+        asked = frame[(frame["kind"] == "ask") & (frame["control"] == "")]
+        seed = record.cell.training.seed
+        if len(asked) > len(whole.get(seed, ())):
+            whole[seed] = asked
+    return whole
+
+
+def make_row(
+    label: str,
+    records: Sequence[Record],
+    samples: Samples,
+    task: Scorer | None,
+    metric: str,
+    questions: Mapping[int, "pd.DataFrame"],
+    warnings: list[str],
+) -> Row:
+    """One row.
+
+    Args:
+        label: of the row.
+        records: one a seed.
+        samples: by key.
+        task: gives the metrics; None: the records' own are averaged.
+        metric: the headline.
+        questions: of `unanswered`.
+        warnings: sentences are added to it.
+    """
+    import pandas as pd
+
+    frames, notes = [], []
+    complete = True
+    for record in records:
+        frame = samples[record.key]
+        if frame is None or frame.empty:
+            complete = complete and not record.metrics
+            continue
+        seed = record.cell.training.seed
+        if record.status == "over_budget" and seed in questions:
+            frame, missing = _with_unanswered(frame, questions[seed])
+            if missing:
+                notes.append(f"{missing} of {len(questions[seed])} questions unanswered, counted as wrong")
+        frames.append(frame.assign(seed=seed))
+    joined = pd.concat(frames, ignore_index=True) if frames and complete else None
+    estimates: list[Estimate] = []
+    if joined is not None and task is not None:
+        try:
+            estimates = task.metrics(joined)
+        except Exception as error:  # a plug-in's fault must not cost the whole report
+            warnings.append(
+                f"{label} on {records[0].cell.task.name}: metrics failed ({error!r}); records are averaged."
+            )
+    estimates = estimates or _averaged(records)
+    if joined is not None and not any(e.metric == "memory_lift" for e in estimates):
+        estimates = estimates + _lift(joined)
+    return Row(label, tuple(records), joined, tuple(estimates), metric, tuple(dict.fromkeys(notes)))
+
+
+def _with_unanswered(frame: "pd.DataFrame", questions: "pd.DataFrame") -> tuple["pd.DataFrame", int]:
+    """`frame` with the questions it did not get to, unanswered; and their number."""
+    import pandas as pd
+
+    asked = frame[(frame["kind"] == "ask") & (frame["control"] == "")]
+    if asked.empty:
+        return frame, 0
+    had = set(zip(*(asked[c] for c in EVENT), strict=True))
+    missing = questions[[pair not in had for pair in zip(*(questions[c] for c in EVENT), strict=True)]]
+    if missing.empty:
+        return frame, 0
+    blank = missing.assign(predicted="", nll=math.nan, choice_nll=None)
+    return pd.concat([frame, blank], ignore_index=True), len(missing)
+
+
+def _averaged(records: Sequence[Record]) -> list[Estimate]:
+    """Metrics averaged over records; an average of intervals, as seeds share their documents."""
+    found: dict[tuple[str, str], list[Estimate]] = {}
+    for record in records:
+        for m in record.metrics:
+            if np.isfinite(m.value):
+                found.setdefault((m.metric, plain(m.slice)), []).append(m)
+    result = []
+    for (metric, slice_), same in found.items():
+        ends = [[x for x in (getattr(m, end) for m in same) if x is not None] for end in ("low", "high")]
+        low, high = (float(np.mean(values)) if values else None for values in ends)
+        value = float(np.mean([m.value for m in same]))
+        most = max(m.n for m in same)
+        result.append(Estimate(metric, value, low, high, most, slice_, same[0].unit, same[0].higher_is_better))
+    return result
+
+
+def _lift(samples: "pd.DataFrame") -> list[Estimate]:
+    found = pairing.lift(samples) if (samples["kind"] == "ask").any() else None
+    return [] if found is None else [Estimate("memory_lift", *found, "", "", True)]

@@ -1,0 +1,215 @@
+"""Boards as tables: short columns for a person, the long form of ``leaderboard.csv`` for programs."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from memory_bench import pairing
+from memory_bench.board import Board
+from memory_bench.costs import cost, learned
+from memory_bench.pairing import Difference
+from memory_bench.rows import Row, marked
+
+COLUMNS = (
+    "model", "backbone", "task", "data", "budget", "seeds", "metric", "slice", "value", "ci_low", "ci_high", "n",
+    "unit", "higher_is_better", "status", "added_parameters", "added_fraction", "train_tokens", "train_flops",
+    "train_seconds", "eval_tokens", "eval_flops_per_token", "eval_tokens_per_second", "peak_device_bytes",
+    "peak_host_bytes", "state_bytes", "parity", "role", "detail",
+)  # fmt: skip
+NONE = "–"
+SHORT = {"bits_per_byte": "bits/byte", "accuracy": "accuracy", "macro_f1": "macro F1", "ppl_token": "ppl/token",
+         "ppl_word": "ppl/word", "nll": "nats/token", "half_life": "half-life"}  # fmt: skip
+FINE = ("bits_per_byte", "nll")
+PERCENT = ("accuracy", "macro_f1")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A heading row and rows of text; the first column is a name, the others are numbers or short words."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def without_empty_columns(self) -> "Table":
+        """The table without columns in which nothing is said."""
+        keep = [i for i in range(len(self.columns)) if any(row[i] != NONE for row in self.rows)]
+        return Table(tuple(self.columns[i] for i in keep), tuple(tuple(row[i] for i in keep) for row in self.rows))
+
+
+def quality(board: Board) -> Table:
+    """What was achieved: headline with interval, ties, seeds, difference to the window, controls."""
+    metric = board.metric
+    extras = list(dict.fromkeys(
+        e.metric for row in board.rows for e in row.estimates if not e.slice and e.metric not in (metric, "memory_lift")
+    ))  # fmt: skip
+    columns = ("model", f"{short(metric)} [95 %]", "tie", "seed sd", "vs window [95 %]", "memory wiped", "lift [95 %]",
+               "learned?", *map(short, extras), "notes")  # fmt: skip
+    rows = []
+    for row in board.rows:
+        wiped, own = row.find(metric, "control:wiped"), row.headline
+        gain = row.find("memory_lift")
+        rows.append((
+            row.label,
+            NONE if own is None else interval(own.value, own.low, own.high, metric),
+            board.letters.get(row.label, NONE),
+            NONE if row.seed_spread is None else number(row.seed_spread, metric, spread=True),
+            delta(board.against_window(row), metric),
+            NONE if wiped is None else number(wiped.value, metric),
+            NONE if gain is None else interval(gain.value, gain.low, gain.high, "memory_lift"),
+            learned(row) or NONE,
+            *(NONE if (e := row.find(name)) is None else number(e.value, name) for name in extras),
+            notes(row, board) or NONE,
+        ))  # fmt: skip
+    return Table(columns, tuple(rows)).without_empty_columns()
+
+
+def spend(board: Board, certificates: Mapping[str, str]) -> Table:
+    """What it cost, and whether the implementation is certified against the official one."""
+    columns = ("model", "train tokens", "train FLOPs", "train s", "eval FLOPs/token", "eval tokens/s", "peak memory",
+               "memory state", "added parameters", "parity")  # fmt: skip
+    rows = []
+    for row in (*board.rows, *board.ahead):
+        c = cost(row)
+        added = None if c.added_parameters is None else f"{c.added_parameters:,} (+{c.added_fraction:.1%})"
+        rows.append((
+            row.label,
+            NONE if c.train_tokens is None else f"{c.train_tokens:,}",
+            NONE if c.train_flops is None else scaled(c.train_flops),
+            NONE if c.train_seconds is None else f"{c.train_seconds:,.0f}",
+            NONE if c.eval_flops_per_token is None else scaled(c.eval_flops_per_token),
+            NONE if c.eval_tokens_per_second is None else f"{c.eval_tokens_per_second:,.0f}",
+            NONE if c.peak_device_bytes is None else size(c.peak_device_bytes),
+            NONE if c.state_bytes is None else size(c.state_bytes),
+            added or NONE,
+            certificates.get(row.model, "none"),
+        ))  # fmt: skip
+    return Table(columns, tuple(rows)).without_empty_columns()
+
+
+def look_ahead(board: Board) -> Table:
+    """Rows whose predictions could see the text they predict, beside the same model without it."""
+    metric = board.metric
+    columns = ("model", "sees ahead", f"{short(metric)} [95 %]", "causal", "ahead − causal [95 %]", "notes")
+    rows = []
+    for row in board.ahead:
+        causal = next((r for r in board.rows if r.model == row.model and r.headline), None)
+        found = None
+        if causal is not None and causal.samples is not None and row.samples is not None:
+            found = pairing.difference((row.label, row.samples), (causal.label, causal.samples), metric)
+        own = row.headline
+        rows.append((
+            row.label,
+            f"{row.look_ahead} tokens",
+            NONE if own is None else interval(own.value, own.low, own.high, metric),
+            NONE if causal is None or causal.headline is None else number(causal.headline.value, metric),
+            delta(found, metric),
+            notes(row, board) or NONE,
+        ))  # fmt: skip
+    return Table(columns, tuple(rows)).without_empty_columns()
+
+
+def long_form(boards: Sequence[Board], certificates: Mapping[str, str]) -> str:
+    """``leaderboard.csv``: one line per (model, task, metric, slice); a row without numbers has one line."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for board in boards:
+        for row in (*board.rows, *board.ahead):
+            spent = {f: v for f, v in asdict(cost(row)).items() if f in COLUMNS}
+            common = {
+                "model": row.label, "backbone": board.backbone, "task": board.task, "data": board.data,
+                "budget": board.budget.name, "seeds": len(row.records), "status": row.status, **spent,
+                "parity": certificates.get(row.model, "none"), "role": row.role, "detail": detail(row),
+            }  # fmt: skip
+            lines: list[dict[str, object]] = [
+                {"metric": e.metric, "slice": marked(e.slice, row.look_ahead), "value": e.value, "ci_low": e.low,
+                 "ci_high": e.high, "n": e.n, "unit": e.unit, "higher_is_better": e.higher_is_better}
+                for e in row.estimates
+            ]  # fmt: skip
+            nothing: dict[str, object] = {"metric": board.metric, "slice": marked("", row.look_ahead), "n": 0,
+                       "higher_is_better": board.higher_is_better}  # fmt: skip
+            for line in lines or [nothing]:
+                writer.writerow([_plain({**common, **line}.get(name)) for name in COLUMNS])
+    return out.getvalue()
+
+
+def notes(row: Row, board: Board) -> str:
+    """What a reader must know of a row beside its numbers."""
+    said = ["control"] if row.role == "control" else []
+    said += row.notes
+    if row.status != "ok":
+        said.append(f"{row.status.replace('_', ' ')}: {'; '.join(row.reasons)}")
+    ends = {r.usage.training_ended_by for r in row.records if r.usage.train_tokens} - {board.kind, ""}
+    said += [f"training ended by {name}" for name in sorted(ends)]
+    return "; ".join(said)
+
+
+def detail(row: Row) -> str:
+    """The column of that name: reasons first, then seeds and their spread."""
+    said = [*row.reasons, *row.notes, f"seeds {' '.join(map(str, row.seeds))}"]
+    if row.seed_spread is not None:
+        said.append(f"seed sd {row.seed_spread:.6g}")
+    return "; ".join(said)
+
+
+def short(metric: str) -> str:
+    """A metric's name as a column."""
+    return SHORT.get(metric, metric.replace("_", " "))
+
+
+def number(value: float, metric: str, *, spread: bool = False) -> str:
+    """A value with the digits that matter for its metric; `spread` asks for one more."""
+    if not math.isfinite(value):
+        return NONE
+    if metric in PERCENT:
+        return f"{100 * value:.1f} %"
+    if metric.startswith("ppl"):
+        return f"{value:,.1f}" if value >= 10 else f"{value:.2f}"
+    digits = (4 if spread else 3) if metric in FINE else 2
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def interval(value: float, low: float | None, high: float | None, metric: str) -> str:
+    """``value [low, high]``; the unit is said once."""
+    if low is None or high is None:
+        return number(value, metric)
+    ends = ", ".join(number(x, metric).removesuffix(" %") for x in (low, high))
+    return f"{number(value, metric)} [{ends}]"
+
+
+def delta(found: Difference | None, metric: str) -> str:
+    """A difference with its sign and interval; percentage points for shares."""
+    if found is None:
+        return NONE
+    points = metric in PERCENT
+
+    def signed(value: float) -> str:
+        text = f"{100 * value:+.1f}" if points else f"{value:+.{3 if metric in FINE else 2}f}"
+        return text.replace("-", "−")
+
+    ends = "" if found.low is None or found.high is None else f" [{signed(found.low)}, {signed(found.high)}]"
+    return f"{signed(found.value)}{' pt' if points else ''}{ends}"
+
+
+def scaled(value: float) -> str:
+    """A large count with a letter: 1.2 G."""
+    for power, letter in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(value) >= 10**power:
+            return f"{value / 10**power:.3g} {letter}"
+    return f"{value:.3g}"
+
+
+def size(value: float) -> str:
+    """Bytes, decimal units."""
+    return f"{scaled(value)}B" if abs(value) >= 1000 else f"{value:.0f} B"
+
+
+def _plain(value: object) -> object:
+    """A CSV cell: shortest exact numbers, lower-case truth values, empty for what is not known."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(float(value)) if isinstance(value, float) else value

@@ -1,0 +1,130 @@
+"""The sentences around the tables: titles, what was scored, reference levels, the legend."""
+
+from collections.abc import Iterable, Sequence
+
+from memory_bench.board import Board
+from memory_bench.budget import PRESETS
+from memory_bench.costs import cost
+from memory_bench.tables import PERCENT, number, short
+
+KINDS = {
+    "train_tokens": "At equal training tokens",
+    "train_flops": "At equal training FLOPs",
+    "train_seconds": "At equal training time",
+    "none": "Without training",
+}
+LEGEND = (
+    ("[95 %]", "95 % bootstrap interval over documents (blocks of a document below 20 documents) or over the documents "
+     "that questions share"),
+    ("tie", "rows that share a letter cannot be told apart: paired on identical documents or questions, Holm-corrected "
+     "within the table; what is no larger than the noise between training seeds is a tie"),
+    ("seed sd", "standard deviation of the headline between training seeds, a second source of variance that the "
+     "intervals leave out"),
+    ("vs window", "paired difference to `truncation`, the same backbone trained as long without memory"),
+    ("memory wiped", "the same model with its memory emptied: before every segment for text, before the question for "
+     "questions"),
+    ("lift", "(score − wiped) / (ceiling − wiped); the ceiling has the evidence in the prompt. 0: memory gave nothing; "
+     "1: as good as reading it again"),
+    ("learned?", "whether training taught the model to use its memory, judged against its own wiped memory"),
+    ("over budget", "the run hit a limit of the budget; what it reached is shown below the rows that finished and "
+     "stays in every plot; unanswered questions count as wrong"),
+    ("control", "not asked for; run because the comparison needs it"),
+    ("parity", "`exact` or the largest deviation from the official implementation on its reference vectors; `none`: no "
+     "certificate"),
+)  # fmt: skip
+
+
+def title(board: Board) -> str:
+    """Data (a stand-in is named), backbone, budget."""
+    name = board.data if board.data.startswith(board.task) else f"{board.task}: {board.data}"
+    return f"{name} · backbone {board.backbone} · budget {board.budget.name}"
+
+
+def scope(board: Board) -> str:
+    """How much was trained on and scored."""
+    rows = [row for row in board.rows if row.headline]
+    spent = [cost(row) for row in rows]
+    parts = [
+        _range("tokens trained", [c.train_tokens for c in spent]),
+        _range("tokens scored", [c.scored_tokens for c in spent]),
+        "seeds " + ", ".join(map(str, sorted({s for row in board.rows for s in row.seeds}))),
+    ]
+    frame = next((row.samples for row in rows if row.samples is not None and row.status == "ok"), None)
+    if frame is not None:
+        main = frame[frame["control"] == ""]
+        parts.append(f"{main['cluster'].nunique():,} documents")
+        asked = main[main["kind"] == "ask"]
+        if len(asked):
+            parts.append(f"{len(asked) // max(1, asked['seed'].nunique()):,} questions")
+    elif rows and rows[0].headline:
+        parts.append(f"n = {rows[0].headline.n:,}")
+    if extent := board.cell.task.config.get("extent"):
+        parts.append(f"extent {extent}")
+    if board.cell.limit is not None:
+        parts.append(f"limited to {board.cell.limit}")
+    if not board.cell.controls:
+        parts.append("without controls (--no-controls)")
+    return " · ".join(part for part in parts if part)
+
+
+def direction(board: Board) -> str:
+    """What the table is ranked by."""
+    return f"Ranked by {short(board.metric)}, {'higher' if board.higher_is_better else 'lower'} is better."
+
+
+def levels(board: Board) -> str:
+    """Reference levels of the headline; empty where there are none."""
+    named = [f"{name} {number(value, board.metric)}" for name, value in board.levels.items()]
+    return f"Reference levels: {', '.join(named)}." if named else ""
+
+
+def winners(board: Board) -> str:
+    """The board in a sentence: who is best, and who cannot be told apart from it."""
+    ranked = [row for row in board.rows if row.headline and row.status == "ok"]
+    if len(ranked) < 2:
+        return ""
+    first = ranked[0]
+    mine = set(board.letters.get(first.label, ""))
+    tied = [row.label for row in ranked[1:] if mine & set(board.letters.get(row.label, ""))]
+    if not mine:
+        return f"Best: {first.label} (no paired test for {short(board.metric)})."
+    if len(tied) == len(ranked) - 1:
+        return f"No row can be told apart from the first, {first.label}."
+    return f"Best: {first.label}" + (f", not told apart from {', '.join(tied)}." if tied else ", ahead of all others.")
+
+
+def missing_boards(boards: Sequence[Board]) -> list[tuple[str, str]]:
+    """(heading, sentence) for the board at equal tokens or FLOPs that this run does not have, and how to get it."""
+    kinds = {board.kind for board in boards}
+    trained = [board for board in boards if board.kind != "none"]
+    if not trained:
+        return []
+    result = []
+    for kind, limit in (("train_tokens", "train_tokens"), ("train_flops", "train_flops")):
+        if kind in kinds:
+            continue
+        names = {board.budget.name for board in trained}
+        other = sorted(
+            twin for name in names for twin in (f"{name}-flops", name.removesuffix("-flops"))
+            if twin in PRESETS and twin != name and getattr(PRESETS[twin], limit) is not None
+        )  # fmt: skip
+        way = f"`--budget {other[0]}`" if other else f"a budget file that sets `{limit}`"
+        result.append(
+            (KINDS[kind], f"Not in this run: its training was ended by another limit. Run it again with {way}.")
+        )
+    return result
+
+
+def percent_note(boards: Iterable[Board]) -> str:
+    """Said where shares are shown."""
+    shares = any(board.metric in PERCENT for board in boards)
+    return "Differences of shares are in percentage points (pt)." if shares else ""
+
+
+def _range(what: str, values: Sequence[int | None]) -> str:
+    """``204,800 tokens trained``, or from–to where the rows differ."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return ""
+    low, high = min(known), max(known)
+    return f"{low:,} {what}" if low == high else f"{low:,}–{high:,} {what}"
