@@ -185,7 +185,7 @@ def empty_rows_keep_their_memory(build: Build) -> None:
     model, text = prepared(build)
     size = segment_tokens(model)
     _, state = read(model, model.open(2), text[:, :size])
-    mask = torch.ones(2, size, dtype=torch.bool)
+    mask = torch.ones_like(text[:, :size], dtype=torch.bool)
     mask[1] = False
     _, after = read(model, state, text[:, size : 2 * size], mask)
     got = peek(model, after, text[:, -size:])

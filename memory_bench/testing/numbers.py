@@ -47,7 +47,7 @@ def any_length_can_be_peeked(build: Build) -> None:
     _, state = read(model, model.open(2), text[:, :size])
     for tokens in (1, size - 1, size + 3, 2 * size):
         ids = text[:, :tokens]
-        given = torch.arange(tokens).expand(2, -1) < tokens // 2
+        given = torch.arange(tokens, device=ids.device).expand(2, -1) < tokens // 2
         for condition in (None, given):
             logits = model.step(state, Segment.full(ids, condition), write=False)[0].logits()
             shaped = logits.shape == (2, tokens, model.backbone.vocab) and bool(logits.isfinite().all())
@@ -160,7 +160,7 @@ def decoding_is_rereading(build: Build) -> None:
     wanted: list[Tensor] = []
     for _ in range(size):
         ids = torch.cat([prompt, *wanted], dim=1)
-        given = torch.arange(ids.shape[1]).expand(ids.shape) < prompt.shape[1]
+        given = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape) < prompt.shape[1]
         current = state
         for start in range(0, ids.shape[1], size):
             piece = Segment.full(ids[:, start : start + size], given[:, start : start + size])
