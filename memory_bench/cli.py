@@ -64,7 +64,12 @@ def run(
         models, tasks, backbone, budget, seeds, suite, _data_folder(data), not no_stand_ins, out, limit,
         tuple(settings or ()), not no_controls, executor, retry, force, quiet, as_json, _cache(), _hub(),
     )  # fmt: skip
-    raise typer.Exit(commands.plan(options) if dry_run else commands.run(options))
+    try:
+        code = commands.plan(options) if dry_run else commands.run(options)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. Finished cells are kept; the same command continues.", err=True)
+        code = 130
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -214,9 +219,6 @@ def main(arguments: list[str] | None = None) -> Any:
     except UserError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. Finished cells are kept; the same command continues.", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,12 @@
 
 import json
 import os
+import shutil
+import signal
+import threading
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -68,7 +72,8 @@ def _with_suite(options: Options) -> Options:
         if key not in known:
             raise unknown(f"entry in the suite {options.suite}", key, known)
     settings = tuple(f"{k}={json.dumps(v)}" for k, v in values.pop("set", {}).items())
-    filled: dict[str, Any] = {k: str(v) if k != "limit" else v for k, v in values.items() if not getattr(options, k)}
+    listed = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in values.items()}
+    filled: dict[str, Any] = {k: str(v) if k != "limit" else v for k, v in listed.items() if not getattr(options, k)}
     return replace(options, **filled, settings=settings + options.settings)
 
 
@@ -136,6 +141,9 @@ def prepare(options: Options) -> Prepared:
         UserError: any mistake in names, options, data or folders.
     """
     options = _with_suite(options)
+    if options.retry not in ("", "failed"):
+        raise unknown("value of --retry", options.retry, ["failed"])
+    _executor(options.executor, 1)
     if not options.models or not options.tasks:
         raise UserError(
             "Give --models and --tasks (or --suite); `memory-bench list models` and `list tasks` show them."
@@ -159,13 +167,21 @@ def prepare(options: Options) -> Prepared:
     backbones = Backbones(library, options.cache, hub=options.hub, report=say)
     grid = plan_grid(request, library, backbones)
     if not options.quiet:
-        for need in {make_task(cell.task).needs for cell in grid.cells} | {"books"}:
+        for need in _needs(grid):
             source = library.source(need)
             if source.stand_in:
                 error(
                     f"Note: no real data for {need}; using {source.label}. Its numbers are not those of the real data."
                 )
     return Prepared(request, grid, library, backbones, _out_folder(options, request, grid))
+
+
+def _needs(grid: Grid) -> list[str]:
+    """The data that a grid's tasks, trainings and backbones are made of."""
+    needs = {make_task(cell.task).needs for cell in grid.cells}
+    trainings = [cell.training for cell in grid.cells]
+    books = any(t.corpus.name == "books" or t.backbone.name == "tiny" for t in trainings)
+    return sorted(needs | ({"books"} if books else set()))
 
 
 def _out_folder(options: Options, request: Request, grid: Grid) -> Path:
@@ -201,9 +217,15 @@ def run(options: Options) -> int:
     prepared = prepare(options)
     store = Store.open_or_create(prepared.out)
     store.write_run(_grid_json(prepared))
-    link_latest(prepared.out.parent, prepared.out)
+    if prepared.out.resolve().parent == RUNS.resolve():
+        link_latest(RUNS, prepared.out)
     device = "cuda" if _cuda() else "cpu"
     todo = _todo(prepared.grid.cells, store, options)
+    for need in _needs(prepared.grid) if todo else ():
+        prepared.library.prepare(need)
+    if options.force:
+        for cell in todo:
+            shutil.rmtree(store.checkpoint_folder(cell.training.key), ignore_errors=True)
     if not options.quiet:
         error(f"{len(prepared.grid.cells) - len(todo)} cells done, {len(todo)} to run, results in {prepared.out}")
         for s in prepared.grid.skipped:
@@ -215,16 +237,28 @@ def run(options: Options) -> int:
         Job(c, prepared.out, options.data, options.cache, options.stand_ins, options.hub, device, threads) for c in todo
     ]
     if jobs:
-        Display(len(jobs), quiet=options.quiet).follow(_executor(options.executor, workers).run(jobs))
+        with _terminable(), closing(_executor(options.executor, workers).run(jobs)) as events:
+            Display(len(jobs), quiet=options.quiet).follow(events)
     code = report(prepared.out, quiet=options.quiet, as_json=options.as_json)
     wanted = [store.record(cell.key) for cell in prepared.grid.cells]
     return 1 if code or any(r is None or r.status == "failed" for r in wanted) else 0
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """A request to end (as of `timeout` or a scheduler) is taken like Ctrl-C, so that no worker is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _todo(cells: tuple[Cell, ...], store: Store, options: Options) -> list[Cell]:
     """The cells without a usable record, given --force and --retry."""
-    if options.retry not in ("", "failed"):
-        raise unknown("value of --retry", options.retry, ["failed"])
     todo: list[Cell] = []
     for cell in cells:
         record: Record | None = None if options.force else store.record(cell.key)

@@ -101,7 +101,7 @@ class Display:
 
 def error(sentence: str) -> None:
     """A sentence on standard error."""
-    Console(stderr=True, highlight=False).print(sentence, markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(sentence, markup=False)
 
 
 def show(text: Any) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Queue
@@ -40,7 +40,7 @@ class Event:
 class Executor(Protocol):
     """Runs jobs and tells of them as they go; every job ends with an event that holds its record."""
 
-    def run(self, jobs: Sequence[Any]) -> Iterator[Event]:
+    def run(self, jobs: Sequence[Any]) -> Generator[Event, None, None]:
         """Run `jobs` (`memory_bench.worker.Job`)."""
         ...
 
@@ -48,7 +48,7 @@ class Executor(Protocol):
 class Inline:
     """One cell after the other, in this process."""
 
-    def run(self, jobs: Sequence[Any]) -> Iterator[Event]:
+    def run(self, jobs: Sequence[Any]) -> Generator[Event, None, None]:
         """See `Executor.run`."""
         from memory_bench.worker import run_cell
 
@@ -72,7 +72,7 @@ class Local:
         self._running: dict[str, subprocess.Popen[str]] = {}
         self._stopping = False
 
-    def run(self, jobs: Sequence[Any]) -> Iterator[Event]:
+    def run(self, jobs: Sequence[Any]) -> Generator[Event, None, None]:
         """See `Executor.run`. Cells of a training that is under way wait, so that nothing is trained twice."""
         self._stopping = False
         waiting = list(jobs)

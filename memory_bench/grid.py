@@ -13,7 +13,7 @@ from memory_bench.cell import Cell, Choice, Training
 from memory_bench.data.library import Library
 from memory_bench.episode import Task
 from memory_bench.errors import UserError
-from memory_bench.recipe import find_recipe
+from memory_bench.recipe import Recipe, find_recipe, fixed_steps
 
 CONTROLS = (
     "truncation",
@@ -89,13 +89,18 @@ def _parse_model(text: str) -> tuple[str, dict[str, Any]]:
     return match[1], options
 
 
+def _short(name: str) -> str:
+    """A model's name in tables and settings: of ``file.py:Class`` the class, in lower case."""
+    return name.rsplit(":", 1)[-1].lower() if ".py:" in name else name
+
+
 def _wanted(request: Request) -> list[_Wanted]:
     """The models asked for, then the controls that are not among them."""
     wanted: list[_Wanted] = []
     for text in request.models:
         name, options = _parse_model(text)
         cls = plugins.load("models", name)
-        short = name.rsplit(":", 1)[-1].lower() if ".py:" in name else name
+        short = _short(name)
         label = short if not options else f"{short}[{','.join(f'{k}={v}' for k, v in options.items())}]"
         wanted.append(_Wanted(name, {**request.settings.get(short, {}), **options}, "asked", label))
         if request.controls:
@@ -128,6 +133,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
         plan = task.plan(library, pretrained=chosen.pretrained)
         card = backbones.card(plan.backbone) if plan.backbone else chosen
         recipe = find_recipe(plan.recipe or default_recipe(card))
+        _check_ends(recipe, request.budget)
         source = library.source(task.needs)
         trained_on = library.source("books" if plan.corpus == "books" else task.needs)
         corpus = Choice(plan.corpus, plan.version, revision=trained_on.revision)
@@ -142,7 +148,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
             config = plugins.configure(w.label, cls.fit(card, request.budget), w.options)
             for seed in request.seeds:
                 training = Training(
-                    model=Choice(w.name, cls.version, asdict(config)),
+                    model=Choice(w.name, cls.version, asdict(config), plugins.revision(w.name)),
                     backbone=Choice(card.name, revision=card.revision),
                     corpus=corpus,
                     recipe=Choice(recipe.name, recipe.version),
@@ -153,16 +159,27 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
     if not any(cell.role == "asked" for cell in cells):
         reasons = "; ".join(dict.fromkeys(s.reason for s in skipped)) or "no models or tasks were given"
         raise UserError(f"Nothing to run: {reasons}.")
-    return Grid(tuple(cells), tuple(skipped))
+    once = {cell.key: cell for cell in reversed(cells)}  # the first of those that are the same
+    return Grid(tuple(cell for cell in cells if once[cell.key] is cell), tuple(skipped))
 
 
 def _check_settings(request: Request) -> None:
     """Every ``--set`` must concern something that runs."""
-    models = {_parse_model(m)[0] for m in request.models} | (set(CONTROLS) if request.controls else set())
+    models = {_short(_parse_model(m)[0]) for m in request.models} | (set(CONTROLS) if request.controls else set())
     for owner in request.settings:
         if owner not in models | set(request.tasks):
             known = ", ".join(sorted(models | set(request.tasks)))
             raise UserError(f"--set {owner}.…: '{owner}' is no model or task of this run ({known}).")
+
+
+def _check_ends(recipe: Recipe, budget: Budget) -> None:
+    """A recipe without a number of steps of its own trains until a limit is reached: there must be one."""
+    limits = (budget.train_tokens, budget.train_flops, budget.train_seconds)
+    if not fixed_steps(recipe) and all(limit is None for limit in limits):
+        raise UserError(
+            f"Budget '{budget.name}' never ends training: set train_tokens, train_flops or train_seconds "
+            "(0: no training)."
+        )
 
 
 def _make_task(name: str, request: Request) -> tuple[Task, dict[str, Any]]:

@@ -7,6 +7,7 @@ as in ``expected``. This file knows no model; it builds the backbone, compares, 
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from memory_bench.backbone import Backbone
 from memory_bench.errors import UserError
+
+NEEDED = ("model", "source", "backbone", "memory", "tolerance")  # entries of every case.json
 
 
 class Settings:
@@ -57,9 +60,13 @@ class Case:
     def info(self) -> dict[str, Any]:
         """``case.json``."""
         try:
-            return cast(dict[str, Any], json.loads((self.folder / "case.json").read_text(encoding="utf-8")))
+            read = json.loads((self.folder / "case.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{self.folder} is no reference case: cannot read case.json ({error}).") from error
+        absent = [name for name in NEEDED if not isinstance(read, dict) or name not in read]
+        if absent:
+            raise UserError(f"{self.folder} is no reference case: case.json lacks {', '.join(absent)}.")
+        return cast(dict[str, Any], read)
 
     @property
     def model(self) -> str:
@@ -145,10 +152,12 @@ def compare(case: Case, got: Mapping[str, Tensor]) -> Verdict:
         if ours.shape != theirs.shape:
             first = first or f"{name}: shape {list(ours.shape)} instead of {list(theirs.shape)}"
             continue
-        error = (ours - theirs).abs()
+        if not theirs.numel():
+            continue
+        error = torch.where(ours == theirs, 0.0, (ours - theirs).abs())  # equal infinities agree
         relative = tolerance.get("gradients_relative_to_max") if name.startswith("grad.") else None
         allowed = relative * theirs.abs().max() if relative else tolerance["atol"] + tolerance["rtol"] * theirs.abs()
-        worst = max(worst, float(error.max()) if error.numel() else 0.0)
+        worst = max(worst, float(error.nan_to_num(torch.inf).max()))
         bad = ~(error <= allowed)  # NaN is bad
         if bad.any() and not first:
             at = tuple(bad.nonzero()[0].tolist())
@@ -203,6 +212,8 @@ def certificates(verdicts: Iterable[Verdict], sources: Mapping[str, str]) -> dic
 
 
 def to_json(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as ``verify --json`` prints it."""
+    """The verdict as ``verify --json`` prints it; a deviation that is not finite is null."""
     plain = asdict(verdict)
+    if verdict.max_abs is not None and not math.isfinite(verdict.max_abs):
+        plain["max_abs"] = None
     return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}

@@ -14,8 +14,7 @@ from memory_bench.card import BackboneCard
 from memory_bench.cell import Cell
 from memory_bench.grid import Grid
 from memory_bench.meter import TRAIN_PASSES
-from memory_bench.recipe import Recipe, find_recipe
-from memory_bench.train import fixed_steps
+from memory_bench.recipe import Recipe, find_recipe, fixed_steps
 
 ADAM_BYTES = 16  # float32 weight, gradient and two moments
 PYTHON_BYTES = 700_000_000  # a process with torch and transformers loaded

@@ -6,7 +6,9 @@ third-party package costs one line of a list and nothing else.
 """
 
 import ast
+import hashlib
 import importlib.util
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -70,17 +72,33 @@ def _from_file(path: str, attribute: str) -> Any:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"There is no file {path} to load '{attribute}' from.")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} is no Python file that can be imported.")
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path} cannot be imported: {error}") from error
+    name = f"memory_bench_file_{revision(f'{path}:')}"  # of the content: an edited file is another module
+    module = sys.modules.get(name) or _import_file(file, name)
     if not hasattr(module, attribute):
         raise unknown(f"name in {path}", attribute, [n for n in vars(module) if not n.startswith("_")])
     return getattr(module, attribute)
+
+
+def _import_file(file: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{file} is no Python file that can be imported.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up while it is being made
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(f"{file} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def revision(name: str) -> str:
+    """16 hexadecimal digits of the content of ``path/to/file.py:Class``; empty for installed plug-ins."""
+    if ".py:" not in name:
+        return ""
+    file = Path(name.rsplit(":", 1)[0])
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def summarise(entry: EntryPoint) -> Summary:
@@ -93,11 +111,16 @@ def summarise(entry: EntryPoint) -> Summary:
         tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     except (ImportError, OSError, SyntaxError) as error:
         return Summary(entry.name, "", {}, origin, str(error))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == entry.attr:
-            text = (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ")
-            return Summary(entry.name, text, _constants(node), origin)
-    return Summary(entry.name, "", {}, origin, f"{entry.module} has no class {entry.attr}")
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    if entry.attr not in classes:
+        return Summary(entry.name, "", {}, origin, f"{entry.module} has no class {entry.attr}")
+    node = classes[entry.attr]
+    text = ast.get_docstring(node) or ""
+    if not text or text.startswith("See the module"):
+        text = ast.get_docstring(tree) or ""
+    inherited = [_constants(classes[b.id]) for b in reversed(node.bases) if isinstance(b, ast.Name) and b.id in classes]
+    constants = {name: value for found in [*inherited, _constants(node)] for name, value in found.items()}
+    return Summary(entry.name, text.split("\n\n")[0].replace("\n", " "), constants, origin)
 
 
 def _constants(node: ast.ClassDef) -> dict[str, Any]:

@@ -43,6 +43,21 @@ class Watcher:
         return nullcontext()
 
 
+class _Later(Watcher):
+    """Passes on what it is told of a text that begins `before` tokens into its stream."""
+
+    def __init__(self, watcher: Watcher, before: int) -> None:
+        self.watcher, self.before = watcher, before
+
+    def stepped(self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int) -> None:
+        """See `Watcher.stepped`."""
+        self.watcher.stepped(model, rows, tokens, self.before + before, real)
+
+    def state(self, state: State, rows: int) -> None:
+        """See `Watcher.state`."""
+        self.watcher.state(state, rows)
+
+
 def charged(told: Watcher | None, watcher: Watcher | None) -> AbstractContextManager[None]:
     """The time inside is the model's where a watcher is `told` of the steps, and otherwise the harness's."""
     return watcher.uncharged() if told is None and watcher is not None else nullcontext()
@@ -134,7 +149,6 @@ def walk(
     state: State | None = None,
     memory: Memory = "own",
     length: int | None = None,
-    before: int = 0,
     detach_every: int | None = None,
     recompute: bool = False,
     watcher: Watcher | None = None,
@@ -147,7 +161,6 @@ def walk(
         state: where to start; default fresh.
         memory: what the predictions are read from (controls); ``foreign`` scores nothing while one row is left.
         length: tokens per step; default the model's segment.
-        before: tokens that `state` has read already (only the watcher is told).
         detach_every: cut gradients through the state after so many segments; None: never.
         recompute: gradient checkpointing, one segment at a time.
         watcher: told of every step.
@@ -173,7 +186,7 @@ def walk(
             nll, carry, aux, _ = advance(_read_from(model, state, chosen, memory), carry, segment, scored, False)
             state = model.absorb(state, segment) if memory == "foreign" and left else state
         if watcher is not None:
-            watcher.stepped(model, len(alive), segment.ids.shape[1], before + start, int(segment.mask.sum()))
+            watcher.stepped(model, len(alive), segment.ids.shape[1], start, int(segment.mask.sum()))
             watcher.state(state, len(alive))
         yield Piece(alive, start, nll, scored, aux)
         start += length
@@ -193,9 +206,10 @@ def line_nll(
     before: int = 0,
     watcher: Watcher | None = None,
 ) -> list[float]:
-    """Summed surprisal (nats) of each line's scored tokens."""
+    """Summed surprisal (nats) of each line's scored tokens; the watcher is told that `before` tokens were read."""
     total = [0.0] * len(lines)
-    for piece in walk(model, lines, state=state, length=length, before=before, watcher=watcher):
+    told = _Later(watcher, before) if watcher is not None and before else watcher
+    for piece in walk(model, lines, state=state, length=length, watcher=told):
         for line, value in zip(piece.lines, piece.nll.double().sum(dim=1).tolist(), strict=True):
             total[line] += value
     return total

@@ -25,6 +25,8 @@ class Tokens:
 
     def __init__(self, tokenizer: Tokenizer, cache: Path | None = None) -> None:
         self.tokenizer = tokenizer
+        self.tokenizer.no_truncation()  # a tokenizer.json may carry a training run's settings
+        self.tokenizer.no_padding()
         self.cache = cache
 
     def documents(self, texts: Sequence[str]) -> list[Tensor]:

@@ -23,7 +23,7 @@ from memory_bench.budget import Budget
 from memory_bench.corpus import Corpus, Line
 from memory_bench.meter import Meter
 from memory_bench.protocol import MemoryModel
-from memory_bench.recipe import Recipe, Stage
+from memory_bench.recipe import Recipe, Stage, fixed_steps
 from memory_bench.stream import Progress, segment_length, walk
 
 Build = Callable[[Any], MemoryModel[Any]]
@@ -185,12 +185,6 @@ class _Loop:
         nn.utils.clip_grad_norm_([p for p in self._parameters if p.grad is not None], recipe.clip)
         self._optimizer.step()
         return value
-
-
-def fixed_steps(recipe: Recipe) -> int:
-    """Total optimiser steps of a recipe that brings its own number (a stand-in's curriculum); else 0."""
-    steps = [stage.steps for stage in recipe.stages]
-    return 0 if any(s is None for s in steps) else sum(s or 0 for s in steps)
 
 
 def untrained(budget: Budget, recipe: Recipe) -> bool:
