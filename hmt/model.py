@@ -12,9 +12,9 @@ Unusual here:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +128,8 @@ class HMT(MemoryModel[HMTState]):
         "arXiv:2405.06067; OswaldHe/HMT-pytorch@177da4b. Deviations by default: causal recall query, recall in the "
         "backbone's precision, cache of 300, scale 1/sqrt(h) everywhere, padding leaves no trace."
     )
+    # How much of HMT is its recall? Without it the sensory tokens and a plain recurrence are left.
+    ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recall off": {"recall": False}}
 
     def __init__(self, backbone: Backbone, config: HMTConfig, rng: torch.Generator) -> None:
         super().__init__()
