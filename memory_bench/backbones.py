@@ -130,14 +130,14 @@ class Backbones:
         if name == "invented-studies":
             rng = torch.Generator().manual_seed(seed)
             backbone = small_model({**STUDIES, "vocab": card.vocab}, rng, rotary=False)
-            return Loaded(backbone.to(device), word_level(_study_words()), card)
+            return Loaded(backbone.to(device, dtype), word_level(_study_words()), card)
         if name == "tiny":
             folder = self.prepare_tiny()
             backbone = small_model(TINY, torch.Generator())
             from safetensors.torch import load_model
 
             load_model(backbone, folder / "model.safetensors")
-            return Loaded(backbone.to(device), load_tokens(folder, self.cache / "encoded"), card)
+            return Loaded(backbone.to(device, dtype), load_tokens(folder, self.cache / "encoded"), card)
         from transformers import AutoModelForCausalLM
 
         folder = self._model_folder(name)

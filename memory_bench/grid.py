@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from memory_bench import plugins
 from memory_bench.backbones import Backbones
@@ -44,6 +44,13 @@ class Request:
     limit: int | None = None
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     controls: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How backbones are loaded: ``--set backbone.dtype=bfloat16``; training and evaluation run in it."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
     _check_settings(request)
     wanted = _wanted(request)
     resolved = backbones.resolve(request.backbone)
+    loading = asdict(plugins.configure("backbone", Loading(), request.settings.get("backbone", {})))
     cells: list[Cell] = []
     skipped: list[Skipped] = []
     for task_name in request.tasks:
@@ -149,7 +157,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
             for seed in request.seeds:
                 training = Training(
                     model=Choice(w.name, cls.version, asdict(config), plugins.revision(w.name)),
-                    backbone=Choice(card.name, revision=card.revision),
+                    backbone=Choice(card.name, config=loading, revision=card.revision),
                     corpus=corpus,
                     recipe=Choice(recipe.name, recipe.version),
                     budget=request.budget,
@@ -167,8 +175,8 @@ def _check_settings(request: Request) -> None:
     """Every ``--set`` must concern something that runs."""
     models = {_short(_parse_model(m)[0]) for m in request.models} | (set(CONTROLS) if request.controls else set())
     for owner in request.settings:
-        if owner not in models | set(request.tasks):
-            known = ", ".join(sorted(models | set(request.tasks)))
+        if owner not in models | set(request.tasks) | {"backbone"}:
+            known = ", ".join([*sorted(models | set(request.tasks)), "backbone"])
             raise UserError(f"--set {owner}.…: '{owner}' is no model or task of this run ({known}).")
 
 

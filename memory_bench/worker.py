@@ -104,7 +104,10 @@ def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> 
     cell, training = job.cell, job.cell.training
     library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub)
     loaded = Backbones(library, job.cache, hub=job.hub).load(
-        training.backbone.name, seed=training.seed, device=job.device
+        training.backbone.name,
+        seed=training.seed,
+        device=job.device,
+        dtype=getattr(torch, training.backbone.config["dtype"]),
     )
     task = make_task(cell.task)
     recipe = find_recipe(training.recipe.name)
