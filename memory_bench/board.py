@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 from memory_bench import pairing
-from memory_bench.budget import Budget
-from memory_bench.cell import Cell, digest
+from memory_bench.budget import Budget, Usage
+from memory_bench.cell import Cell, Choice, digest
 from memory_bench.pairing import Difference
 from memory_bench.record import Record
 from memory_bench.rows import Row, Scorer, make_row, unanswered
@@ -19,6 +19,9 @@ from memory_bench.store import Store
 
 WINDOW = "truncation"
 """The equally trained model without memory, to which every row is compared."""
+
+
+TRAINING_LIMITS = ("train_tokens", "train_flops", "train_seconds")
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,17 @@ class Board:
         """Direction of the headline."""
         return next((r.headline.higher_is_better for r in (*self.rows, *self.ahead) if r.headline), True)
 
+    @cached_property
+    def ended_by(self) -> str:
+        """What ended most of the trainings: a limit, ``steps`` (a curriculum that all models share), or ``none``."""
+        ends = [r.usage.training_ended_by for row in self.rows for r in row.records if r.usage.train_tokens]
+        limits = ["steps", *(n for n in TRAINING_LIMITS if getattr(self.budget, n) is not None)]
+        return max(limits[1:] + limits[:1], key=ends.count) if ends else "none"
+
     @property
     def kind(self) -> str:
-        """What is equal between the rows: the limit that ended training, or ``none`` where nothing was trained."""
-        trained = [r for row in self.rows for r in row.records if r.usage.train_tokens]
-        if not trained:
-            return "none"
-        limits = [n for n in ("train_tokens", "train_flops", "train_seconds") if getattr(self.budget, n) is not None]
-        ends = [r.usage.training_ended_by for r in trained]
-        return max(limits or ["train_tokens"], key=ends.count)
+        """What is equal between the rows: one of `TRAINING_LIMITS`, or ``none`` where nothing was trained."""
+        return "train_tokens" if self.ended_by == "steps" else self.ended_by
 
     @cached_property
     def letters(self) -> dict[str, str]:
@@ -110,18 +115,22 @@ def collect(store: Store, tasks: Mapping[str, Scorer], keys: Collection[str] | N
         tasks: by name; for a task that is missing the records' own metrics are averaged over seeds.
         keys: cells to show; None: all.
     """
+    grid = store.run().get("grid", {})
     groups: dict[str, dict[str, dict[int, Record]]] = {}
     for record in store.records():
         if keys is None or record.key in keys:
+            record = _as_asked(record, grid.get("roles", {}))
             board, row = _identity(record.cell)
             same = groups.setdefault(board, {}).setdefault(row, {})
             seed = record.cell.training.seed
             # Two records of one seed differ in a revision (another copy of the backbone); the later one counts.
             if seed not in same or _finished(record) >= _finished(same[seed]):
                 same[seed] = record
-    boards = [
-        _board(store, tasks, [[r for _, r in sorted(s.items())] for s in rows.values()]) for rows in groups.values()
-    ]
+    boards = []
+    for rows in groups.values():
+        members = [[record for _, record in sorted(seeds.items())] for seeds in rows.values()]
+        members += _skipped(members, grid.get("skipped", []))
+        boards.append(_board(store, tasks, members))
     return sorted(boards, key=lambda b: (b.task, b.backbone, b.budget.name, b.data, digest(asdict(b.cell.task))))
 
 
@@ -131,6 +140,32 @@ def _identity(cell: Cell) -> tuple[str, str]:
     board = {"task": asdict(cell.task), "limit": cell.limit, "backbone": cell.training.backbone.name, "budget": budget}
     model = {"model": asdict(cell.training.model), "recipe": asdict(cell.training.recipe), "controls": cell.controls}
     return digest(board), digest(model)
+
+
+def _as_asked(record: Record, roles: Mapping[str, Sequence[str]]) -> Record:
+    """The record with role and label of the run's last command; they are no part of a cell's identity."""
+    if record.key not in roles:
+        return record
+    role, label = roles[record.key]
+    return replace(record, cell=replace(record.cell, role=role, label=label))
+
+
+def _skipped(members: Sequence[Sequence[Record]], pairs: Sequence[Mapping[str, str]]) -> list[list[Record]]:
+    """Rows for the pairs of model and task that the run's grid left out, as ``run.json`` lists them."""
+    known = {_name(records[0].cell) for records in members}
+    cell = members[0][0].cell
+    result = []
+    for pair in pairs:
+        if pair.get("task") == cell.task.name and pair.get("model") not in known:
+            name = str(pair["model"])
+            training = replace(cell.training, model=Choice(name.split()[0]))
+            other = replace(cell, training=training, role="asked", label=name)
+            result.append([Record(other, "skipped", str(pair.get("reason", "")), (), Usage(), {}, None, {})])
+    return result
+
+
+def _name(cell: Cell) -> str:
+    return cell.label or cell.training.model.name
 
 
 def _finished(record: Record) -> str:
@@ -174,7 +209,7 @@ def _board(store: Store, tasks: Mapping[str, Scorer], groups: Sequence[Sequence[
 
 def _labels(groups: Sequence[Sequence[Record]]) -> list[str]:
     """A name for every row; where two would share one, the version and then the key tells them apart."""
-    names = [records[0].cell.label or records[0].cell.training.model.name for records in groups]
+    names = [_name(records[0].cell) for records in groups]
     result = []
     for name, records in zip(names, groups, strict=True):
         model = records[0].cell.training.model

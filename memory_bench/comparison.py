@@ -1,18 +1,18 @@
 """`memory-bench compare`: paired, clustered, Holm-corrected differences between models of one run or of several."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from memory_bench import pairing, words
 from memory_bench.board import Board, collect
 from memory_bench.cell import digest
 from memory_bench.errors import UserError, unknown
+from memory_bench.layout import NONE, Table, to_markdown
 from memory_bench.pairing import Difference
-from memory_bench.report import to_markdown
 from memory_bench.rows import Row, Scorer
 from memory_bench.store import Store
-from memory_bench.tables import NONE, Table, delta, interval, number, short
+from memory_bench.tables import delta, interval, number, short
 
 Entry = tuple[str, Board, Row]
 """Label (with the run where there are several), board, row."""
@@ -24,33 +24,28 @@ class Comparison:
 
     Attributes:
         board: what the rows share.
-        rows: label to row, in the order of the names.
+        models: label to row, in the order of the names.
         pairs: every two of them.
         missing: rows without a number or without shared samples, with the reason.
     """
 
     board: Board
-    rows: Mapping[str, Row]
+    models: Mapping[str, Row]
     pairs: tuple[Difference, ...]
     missing: tuple[str, ...] = ()
 
     def table(self) -> Table:
         """One line a pair."""
         metric = self.board.metric
-        better = 1 if self.board.higher_is_better else -1
         columns = ("A", "B", f"A: {short(metric)} [95 %]", f"B: {short(metric)} [95 %]", "A − B [95 %]", "p (Holm)",
                    "seed noise", "n", "verdict")  # fmt: skip
         lines = []
         for pair in self.pairs:
-            verdict = "cannot be told apart"
-            if pair.adjusted < pairing.ALPHA and not pair.told_apart:
-                verdict = "within the noise between seeds"
-            if pair.told_apart:
-                verdict = f"{pair.a if pair.value * better > 0 else pair.b} is better"
             lines.append((
                 pair.a, pair.b, self._value(pair.a), self._value(pair.b), delta(pair, metric),
                 "<0.001" if pair.adjusted < 0.001 else f"{pair.adjusted:.3f}",
-                f"±{number(pair.floor, metric, spread=True)}" if pair.floor else NONE, f"{pair.n:,}", verdict,
+                f"±{number(pair.floor, metric, spread=True)}" if pair.floor else NONE,
+                f"{pair.n:,}", self.verdict(pair),
             ))  # fmt: skip
         return Table(columns, tuple(lines)).without_empty_columns()
 
@@ -60,29 +55,58 @@ class Comparison:
         out += [to_markdown(self.table())] if self.pairs else ["Nothing to compare here."]
         return "\n\n".join([*out, *self.missing])
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """One entry a pair, as plain data."""
         same = {"task": self.board.task, "data": self.board.data, "backbone": self.board.backbone,
                 "budget": self.board.budget.name, "metric": self.board.metric}  # fmt: skip
-        return [{**same, **asdict(pair), "told_apart": pair.told_apart} for pair in self.pairs]
+        return [
+            {
+                **same,
+                "a": p.a,
+                "b": p.b,
+                "a_value": self._number(p.a),
+                "b_value": self._number(p.b),
+                "difference": p.value,
+                "ci_low": p.low,
+                "ci_high": p.high,
+                "p": p.p,
+                "p_holm": p.adjusted,
+                "seed_noise": p.floor,
+                "n": p.n,
+                "verdict": self.verdict(p),
+            }
+            for p in self.pairs
+        ]
+
+    def verdict(self, pair: Difference) -> str:
+        """Which of the two is better, or why that cannot be said."""
+        if pair.told_apart:
+            return f"{pair.a if (pair.value > 0) == self.board.higher_is_better else pair.b} is better"
+        return "within the noise between seeds" if pair.adjusted < pairing.ALPHA else "cannot be told apart"
+
+    def _number(self, label: str) -> float | None:
+        own = self.models[label].headline
+        return None if own is None else own.value
 
     def _value(self, label: str) -> str:
-        own = self.rows[label].headline
+        own = self.models[label].headline
         return NONE if own is None else interval(own.value, own.low, own.high, self.board.metric)
 
 
-def compare(stores: Store | Mapping[str, Store], names: Sequence[str], tasks: Mapping[str, Scorer]) -> list[Comparison]:
+def compare(
+    stores: Store | Sequence[Store] | Mapping[str, Store], names: Sequence[str], tasks: Mapping[str, Scorer]
+) -> list[Comparison]:
     """Compare models on every task they share.
 
     Args:
-        stores: one run, or several by name; with several, rows are called ``model@run``.
+        stores: one run or several (by name, else by folder); with several, rows are called ``model@run``.
         names: labels of rows, or models for all of their rows (``hmt``, ``hmt@run-1``); none: all rows.
         tasks: by name, for their metrics.
 
     Raises:
         UserError: a name that no run has, fewer than two rows, or runs that share no task, data, backbone and budget.
     """
-    runs = {"": stores} if isinstance(stores, Store) else dict(stores)
+    runs = _by_name(stores)
     groups: dict[str, list[Entry]] = {}
     for run, store in runs.items():
         for board in collect(store, tasks):
@@ -106,6 +130,17 @@ def compare(stores: Store | Mapping[str, Store], names: Sequence[str], tasks: Ma
             "documents or questions."
         )
     return found
+
+
+def _by_name(stores: Store | Sequence[Store] | Mapping[str, Store]) -> dict[str, Store]:
+    """Runs by name: the last part of their folder, or all of it where that is not unique."""
+    if isinstance(stores, Mapping):
+        return dict(stores)
+    several = [stores] if isinstance(stores, Store) else list(stores)
+    names = [store.folder.resolve().name for store in several]
+    return {
+        name if names.count(name) == 1 else str(store.folder): store for name, store in zip(names, several, strict=True)
+    }
 
 
 def _compare(chosen: Sequence[Entry], seed_values: Mapping[str, Sequence[float]]) -> Comparison:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from memory_bench import words
 from memory_bench.board import Board
+from memory_bench.layout import NONE, Table
 from memory_bench.plots import Drawn
-from memory_bench.tables import NONE, Table, look_ahead, quality, spend
+from memory_bench.tables import look_ahead, quality, spend
 
 if TYPE_CHECKING:
     from memory_bench.report import Report

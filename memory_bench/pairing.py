@@ -1,8 +1,8 @@
 """What may be compared with what: identical episodes, paired, with ties where the evidence does not suffice.
 
-Text is paired over documents (blocks of them where there are few), questions over questions with the documents they
-share as clusters. Scores of several seeds are pooled within a unit: the spread between seeds is a second variance,
-which enters as the smallest difference that counts (`stats.seed_floor`).
+Text is paired over documents (their excerpts, or blocks of them, where there are few), questions over questions with
+the documents they share as clusters. Scores of several seeds are pooled within a unit: the spread between seeds is a
+second variance, which enters as the smallest difference that counts (`stats.seed_floor`).
 """
 
 import math
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALPHA = 0.05
+FEW = 20  # independent units that text should have
 RATIOS = {"bits_per_byte": ("nbytes", math.log(2)), "nll": ("tokens", 1.0)}
 """Metrics that are sums of nats over sums of a column (times a constant)."""
 
@@ -136,7 +137,8 @@ def _text(
         part = part[part["episode"].isin(shared)]
         # Seeds are averaged within a document, as one of them may have been stopped before it.
         share = 1 / part.groupby("episode")["seed"].transform("nunique")
-        units = stats.text_units(part["cluster"], part["start"], part["tokens"])
+        column = "cluster" if part["cluster"].nunique() >= FEW else "episode"  # excerpts where works are few
+        units = stats.text_units(part[column], part["start"], part["tokens"], at_least=FEW)
         sums.append([np.bincount(units, weights=part[column] * share) for column in ("nll", by)])
     (top_a, bottom_a), (top_b, bottom_b) = sums
     if len(top_a) != len(top_b):  # a block in which a model with long segments has none

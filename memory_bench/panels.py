@@ -93,6 +93,10 @@ def curves(board: Board, look: Mapping[str, Look], kind: str) -> "Figure":
         ticks = sorted({at for _, points in drawn for at, _ in points})
         main.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         main.minorticks_off()
+    elif max(at for _, points in drawn for at, _ in points) > 16 * min(at for _, points in drawn for at, _ in points):
+        for axes in panels:  # slices that double in length
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     for axes in panels:
         axes.set_xlabel("tokens read before" if kind == "position" else "tokens between evidence and question")
     main.set_ylabel(drawing.label(metric, board))

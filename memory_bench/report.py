@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 
 from memory_bench import words
 from memory_bench.board import Board, collect
+from memory_bench.layout import to_markdown, to_tex
 from memory_bench.rows import Scorer
 from memory_bench.store import Store, write_atomically
-from memory_bench.tables import Table, long_form, look_ahead, quality, spend
+from memory_bench.tables import long_form, long_rows, look_ahead, quality, spend
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from memory_bench.plots import Drawn
 
 
@@ -79,7 +82,11 @@ class Report:
 
     def csv(self) -> str:
         """``leaderboard.csv``."""
-        return long_form(self.boards, self.certificates)
+        return long_form(self.rows())
+
+    def rows(self) -> list[dict[str, object]]:
+        """The lines of ``leaderboard.csv`` as plain data, for JSON."""
+        return long_rows(self.boards, self.certificates)
 
     def tex(self) -> str:
         """The quality tables as LaTeX ``tabular`` environments, one a board."""
@@ -147,28 +154,12 @@ def build(
     return Report(tuple(boards), dict(certificates or {}), tuple(store.warnings), store.folder.resolve().name)
 
 
-def to_markdown(table: Table) -> str:
-    """A Markdown table whose columns are aligned, so that it also reads in a terminal."""
-    cells = [[text.replace("|", "\\|") for text in row] for row in (table.columns, *table.rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
+def compare(
+    stores: "Store | Sequence[Store] | Mapping[str, Store]", names: Sequence[str], tasks: Mapping[str, Scorer]
+) -> "pd.DataFrame":
+    """All differences of `memory_bench.comparison.compare` as one table, one line a pair."""
+    import pandas as pd
 
-    def line(row: Sequence[str]) -> str:
-        return "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
+    from memory_bench import comparison
 
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
-
-
-def to_tex(table: Table) -> str:
-    """A LaTeX ``tabular`` that needs no package."""
-    escapes = {"\\": r"\textbackslash{}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{",
-               "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "<": "$<$",
-               "Δ": r"$\Delta$", ">": "$>$", "·": r"$\cdot$", "|": r"$|$"}  # fmt: skip
-
-    def line(row: Sequence[str]) -> str:
-        return " & ".join("".join(escapes.get(c, c) for c in text) for text in row) + r" \\"
-
-    return "\n".join([
-        rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\hline", line(table.columns), r"\hline",
-        *map(line, table.rows), r"\hline", r"\end{tabular}", "",
-    ])  # fmt: skip
+    return pd.DataFrame([line for found in comparison.compare(stores, names, tasks) for line in found.rows()])

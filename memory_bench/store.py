@@ -154,9 +154,11 @@ class Store:
         write_json(self.folder / "run.json", {"schema": SCHEMA, "grid": grid, "versions": versions()})
 
     def run(self) -> dict[str, Any]:
-        """``run.json``; empty where it is missing or broken."""
+        """``run.json``; empty where it is missing or (with a warning) broken."""
         try:
             value = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
         except (OSError, ValueError) as error:
             self._warn(f"run.json cannot be read ({error.__class__.__name__}).")
             return {}

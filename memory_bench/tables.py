@@ -4,11 +4,12 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from memory_bench import pairing
 from memory_bench.board import Board
 from memory_bench.costs import cost, learned
+from memory_bench.layout import NONE, Table
 from memory_bench.pairing import Difference
 from memory_bench.rows import Row, marked
 
@@ -18,24 +19,10 @@ COLUMNS = (
     "train_seconds", "eval_tokens", "eval_flops_per_token", "eval_tokens_per_second", "peak_device_bytes",
     "peak_host_bytes", "state_bytes", "parity", "role", "detail",
 )  # fmt: skip
-NONE = "–"
 SHORT = {"bits_per_byte": "bits/byte", "accuracy": "accuracy", "macro_f1": "macro F1", "ppl_token": "ppl/token",
          "ppl_word": "ppl/word", "nll": "nats/token", "half_life": "half-life"}  # fmt: skip
 FINE = ("bits_per_byte", "nll")
 PERCENT = ("accuracy", "macro_f1")
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A heading row and rows of text; the first column is a name, the others are numbers or short words."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def without_empty_columns(self) -> "Table":
-        """The table without columns in which nothing is said."""
-        keep = [i for i in range(len(self.columns)) if any(row[i] != NONE for row in self.rows)]
-        return Table(tuple(self.columns[i] for i in keep), tuple(tuple(row[i] for i in keep) for row in self.rows))
 
 
 def quality(board: Board) -> Table:
@@ -110,11 +97,12 @@ def look_ahead(board: Board) -> Table:
     return Table(columns, tuple(rows)).without_empty_columns()
 
 
-def long_form(boards: Sequence[Board], certificates: Mapping[str, str]) -> str:
-    """``leaderboard.csv``: one line per (model, task, metric, slice); a row without numbers has one line."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
+def long_rows(boards: Sequence[Board], certificates: Mapping[str, str]) -> list[dict[str, object]]:
+    """One entry per (model, task, metric, slice) with the keys `COLUMNS`; a row without numbers has one entry.
+
+    Values are plain data, None where nothing is known.
+    """
+    result = []
     for board in boards:
         for row in (*board.rows, *board.ahead):
             spent = {f: v for f, v in asdict(cost(row)).items() if f in COLUMNS}
@@ -129,9 +117,20 @@ def long_form(boards: Sequence[Board], certificates: Mapping[str, str]) -> str:
                 for e in row.estimates
             ]  # fmt: skip
             nothing: dict[str, object] = {"metric": board.metric, "slice": marked("", row.look_ahead), "n": 0,
-                       "higher_is_better": board.higher_is_better}  # fmt: skip
+                                          "unit": "", "higher_is_better": board.higher_is_better}  # fmt: skip
             for line in lines or [nothing]:
-                writer.writerow([_plain({**common, **line}.get(name)) for name in COLUMNS])
+                result.append({name: _plain({**common, **line}.get(name)) for name in COLUMNS})
+    return result
+
+
+def long_form(rows: Sequence[Mapping[str, object]]) -> str:
+    """``leaderboard.csv``: truth values in lower case, empty for what is not known, numbers in full."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        values = [row[name] for name in COLUMNS]
+        writer.writerow(["" if v is None else str(v).lower() if isinstance(v, bool) else v for v in values])
     return out.getvalue()
 
 
@@ -141,7 +140,7 @@ def notes(row: Row, board: Board) -> str:
     said += row.notes
     if row.status != "ok":
         said.append(f"{row.status.replace('_', ' ')}: {'; '.join(row.reasons)}")
-    ends = {r.usage.training_ended_by for r in row.records if r.usage.train_tokens} - {board.kind, ""}
+    ends = {r.usage.training_ended_by for r in row.records if r.usage.train_tokens} - {board.ended_by, ""}
     said += [f"training ended by {name}" for name in sorted(ends)]
     return "; ".join(said)
 
@@ -207,9 +206,7 @@ def size(value: float) -> str:
 
 
 def _plain(value: object) -> object:
-    """A CSV cell: shortest exact numbers, lower-case truth values, empty for what is not known."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return repr(float(value)) if isinstance(value, float) else value
+    """A number as Python's own, None where it is not finite."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -182,3 +182,13 @@ def make_store(folder: Path, budget: str = "cpu-minutes") -> Store:
     put(make_cell("mplus", "pubmedqa", 0, budget=budget), None, "failed", "RuntimeError: the pool is empty")
     put(make_cell("longmem", budget=budget), None, "skipped", "needs a GPT-2 backbone")
     return store
+
+
+def few_questions(folder: Path, models: tuple[str, ...] = ("truncation", "rmt")) -> Store:
+    """One or two models on a few questions: quick to draw."""
+    store = Store.open_or_create(folder)
+    for name in models:
+        share = 0.33 if name == "truncation" else 0.9
+        samples = question_samples(0, {16: share, 64: share}, questions=9)
+        store.write_record(make_record(make_cell(name, "pubmedqa"), samples), samples)
+    return store

@@ -60,6 +60,8 @@ def scope(board: Board) -> str:
         parts.append(f"n = {rows[0].headline.n:,}")
     if extent := board.cell.task.config.get("extent"):
         parts.append(f"extent {extent}")
+    if board.ended_by == "steps":
+        parts.append("training of a fixed number of steps, the same for all")
     if board.cell.limit is not None:
         parts.append(f"limited to {board.cell.limit}")
     if not board.cell.controls:
@@ -99,18 +101,22 @@ def missing_boards(boards: Sequence[Board]) -> list[tuple[str, str]]:
     trained = [board for board in boards if board.kind != "none"]
     if not trained:
         return []
+    free = [board for board in trained if board.ended_by != "steps"]
+    if not free:
+        reason = "Not in this run: the training of these tasks is a fixed number of steps, the same for every model."
+        return [(KINDS[kind], reason) for kind in ("train_tokens", "train_flops") if kind not in kinds]
     result = []
-    for kind, limit in (("train_tokens", "train_tokens"), ("train_flops", "train_flops")):
-        if kind in kinds:
+    for limit in ("train_tokens", "train_flops"):
+        if limit in kinds:
             continue
-        names = {board.budget.name for board in trained}
+        names = {board.budget.name for board in free}
         other = sorted(
             twin for name in names for twin in (f"{name}-flops", name.removesuffix("-flops"))
             if twin in PRESETS and twin != name and getattr(PRESETS[twin], limit) is not None
         )  # fmt: skip
         way = f"`--budget {other[0]}`" if other else f"a budget file that sets `{limit}`"
         result.append(
-            (KINDS[kind], f"Not in this run: its training was ended by another limit. Run it again with {way}.")
+            (KINDS[limit], f"Not in this run: its training was ended by another limit. Run it again with {way}.")
         )
     return result
 

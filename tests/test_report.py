@@ -16,13 +16,13 @@ import pandas as pd
 import pytest
 
 from memory_bench.board import collect
-from memory_bench.comparison import compare
-from memory_bench.errors import UserError
-from memory_bench.report import Report, build, to_markdown, to_tex
+from memory_bench.layout import Table, to_markdown, to_tex
+from memory_bench.report import Report, build
 from memory_bench.store import Store
-from memory_bench.tables import Table, scaled, size
+from memory_bench.tables import scaled, size
 from memory_bench.testing_records import (
     TASKS,
+    few_questions,
     make_cell,
     make_record,
     make_store,
@@ -50,16 +50,6 @@ def report(store: Store) -> Report:
 @pytest.fixture(scope="module")
 def lines(report: Report) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(report.csv())))
-
-
-def few_questions(folder: Path, models: tuple[str, ...] = ("truncation", "rmt")) -> Store:
-    """One or two models on a few questions: quick to draw."""
-    store = Store.open_or_create(folder)
-    for name in models:
-        share = 0.33 if name == "truncation" else 0.9
-        samples = question_samples(0, {16: share, 64: share}, questions=9)
-        store.write_record(make_record(make_cell(name, "pubmedqa"), samples), samples)
-    return store
 
 
 def pick(lines: list[dict[str, str]], model: str, task: str, metric: str, slice_: str = "") -> dict[str, str]:
@@ -277,6 +267,43 @@ def test_results_of_another_limit_are_another_board(tmp_path: Path) -> None:
     assert "limited to 3" in build(store, TASKS, keys=keys).markdown()
 
 
+def test_the_grid_decides_roles_and_skipped_rows(tmp_path: Path) -> None:
+    store = few_questions(tmp_path)
+    key = make_cell("rmt", "pubmedqa").key
+    left_out = {"model": "mplus", "task": "pubmedqa", "reason": "mplus works on llama backbones"}
+    store.write_run({"roles": {key: ["control", "rmt memory=8"]}, "skipped": [left_out]})
+    board = collect(store, TASKS)[0]
+    assert [(r.label, r.role, r.status) for r in board.rows] == [
+        ("rmt memory=8", "control", "ok"),
+        ("truncation", "asked", "ok"),
+        ("mplus", "asked", "skipped"),
+    ]
+    assert "skipped: mplus works on llama backbones" in build(store, TASKS).markdown()
+
+
+def test_a_fixed_curriculum_is_equal_tokens(tmp_path: Path) -> None:
+    store = few_questions(tmp_path)
+    for record in store.records():
+        record.usage.training_ended_by = "steps"
+        store.write_record(record, store.samples(record.key))
+    (board,) = collect(store, TASKS)
+    assert (board.ended_by, board.kind) == ("steps", "train_tokens")
+    text = build(store, TASKS).markdown()
+    assert "training of a fixed number of steps" in text
+    assert "training ended by" not in text
+    assert "cpu-minutes-flops" not in text
+
+
+def test_few_works_are_paired_by_their_excerpts(tmp_path: Path) -> None:
+    store = Store.open_or_create(tmp_path)
+    for name, gain in (("hmt", 0.02), ("truncation", 0.0)):
+        samples = text_samples(0, gain)
+        samples["cluster"] = [f"work-{int(e[-2:]) % 3}" for e in samples["episode"]]
+        store.write_record(make_record(make_cell(name), samples), samples)
+    (pair,) = collect(store, TASKS)[0].pairs
+    assert pair.n == 24
+
+
 def test_same_label_is_told_apart(tmp_path: Path) -> None:
     store = Store.open_or_create(tmp_path)
     for memory in (4, 8):
@@ -359,48 +386,6 @@ def test_only_failures_still_make_a_report(tmp_path: Path) -> None:
     files = build(store, TASKS).write(tmp_path)
     assert len(files) == 4
     assert "failed: boom" in files[0].read_text()
-
-
-def test_compare_models_of_one_run(store: Store) -> None:
-    found = compare(store, ["hmt", "rmt", "longmem"], TASKS)
-    assert [c.board.task for c in found] == ["pg19", "pubmedqa"]
-    (pair,) = found[0].pairs
-    assert (pair.a, pair.b) == ("hmt", "rmt")
-    assert pair.told_apart
-    text = found[0].markdown()
-    assert "hmt is better" in text
-    assert "longmem: skipped (needs a GPT-2 backbone), no number to compare." in text
-    assert found[0].to_json()[0]["told_apart"] is True
-
-
-def test_compare_corrects_for_the_number_of_pairs(tmp_path: Path) -> None:
-    store = few_questions(tmp_path)
-    samples = question_samples(0, {16: 0.6, 64: 0.6}, questions=9)
-    store.write_record(make_record(make_cell("hmt", "pubmedqa"), samples), samples)
-    (two,) = compare(store, ["rmt", "truncation"], TASKS)[0].pairs
-    three = next(p for p in compare(store, [], TASKS)[0].pairs if {p.a, p.b} == {"rmt", "truncation"})
-    assert two.p == pytest.approx(three.p) == pytest.approx(two.adjusted)
-    assert three.adjusted > two.adjusted
-
-
-def test_compare_between_runs(tmp_path: Path) -> None:
-    old, new = few_questions(tmp_path / "old"), few_questions(tmp_path / "new")
-    samples = question_samples(0, {16: 0.0, 64: 0.0}, questions=9)
-    new.write_record(make_record(make_cell("rmt", "pubmedqa"), samples), samples)
-    (found,) = compare({"old": old, "new": new}, ["rmt"], TASKS)
-    (pair,) = found.pairs
-    assert (pair.a, pair.b) == ("rmt@old", "rmt@new")
-    assert "rmt@old is better" in found.markdown()
-    (found,) = compare({"old": old, "new": new}, ["truncation", "rmt@new"], TASKS)
-    assert set(found.rows) == {"truncation@old", "truncation@new", "rmt@new"}
-
-
-def test_compare_mistakes(tmp_path: Path) -> None:
-    store = few_questions(tmp_path)
-    with pytest.raises(UserError, match="Did you mean rmt"):
-        compare(store, ["rmtt", "truncation"], TASKS)
-    with pytest.raises(UserError, match="no two results"):
-        compare(store, ["rmt"], TASKS)
 
 
 def test_numbers_for_people() -> None:

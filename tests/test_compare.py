@@ -1,0 +1,64 @@
+"""`compare`: paired differences between models of one run and between runs."""
+
+from pathlib import Path
+
+import pytest
+
+from memory_bench.comparison import compare
+from memory_bench.errors import UserError
+from memory_bench.report import compare as compare_frame
+from memory_bench.store import Store
+from memory_bench.testing_records import TASKS, few_questions, make_cell, make_record, make_store, question_samples
+
+
+def test_compare_models_of_one_run(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    found = compare(store, ["hmt", "rmt", "longmem"], TASKS)
+    assert [c.board.task for c in found] == ["pg19", "pubmedqa"]
+    (pair,) = found[0].pairs
+    assert (pair.a, pair.b) == ("hmt", "rmt")
+    assert pair.told_apart
+    text = found[0].markdown()
+    assert "hmt is better" in text
+    assert "longmem: skipped (needs a GPT-2 backbone), no number to compare." in text
+    assert found[0].rows()[0]["verdict"] == "hmt is better"
+
+
+def test_compare_corrects_for_the_number_of_pairs(tmp_path: Path) -> None:
+    store = few_questions(tmp_path)
+    samples = question_samples(0, {16: 0.6, 64: 0.6}, questions=9)
+    store.write_record(make_record(make_cell("hmt", "pubmedqa"), samples), samples)
+    (two,) = compare(store, ["rmt", "truncation"], TASKS)[0].pairs
+    three = next(p for p in compare(store, [], TASKS)[0].pairs if {p.a, p.b} == {"rmt", "truncation"})
+    assert two.p == pytest.approx(three.p) == pytest.approx(two.adjusted)
+    assert three.adjusted > two.adjusted
+
+
+def test_compare_between_runs(tmp_path: Path) -> None:
+    old, new = few_questions(tmp_path / "old"), few_questions(tmp_path / "new")
+    samples = question_samples(0, {16: 0.0, 64: 0.0}, questions=9)
+    new.write_record(make_record(make_cell("rmt", "pubmedqa"), samples), samples)
+    (found,) = compare({"old": old, "new": new}, ["rmt"], TASKS)
+    (pair,) = found.pairs
+    assert (pair.a, pair.b) == ("rmt@old", "rmt@new")
+    assert "rmt@old is better" in found.markdown()
+    (found,) = compare({"old": old, "new": new}, ["truncation", "rmt@new"], TASKS)
+    assert set(found.models) == {"truncation@old", "truncation@new", "rmt@new"}
+
+
+def test_compare_as_a_frame(tmp_path: Path) -> None:
+    few_questions(tmp_path / "a" / "run")
+    stores = [few_questions(tmp_path / name) for name in ("b", "c")]
+    frame = compare_frame(stores, ["rmt"], TASKS)
+    assert list(frame["a"]) == ["rmt@b"]
+    assert list(frame["verdict"]) == ["cannot be told apart"]
+    frame = compare_frame([Store.open(tmp_path / "a" / "run")], [], TASKS)
+    assert set(frame["a"]) | set(frame["b"]) == {"rmt", "truncation"}
+
+
+def test_compare_mistakes(tmp_path: Path) -> None:
+    store = few_questions(tmp_path)
+    with pytest.raises(UserError, match="Did you mean rmt"):
+        compare(store, ["rmtt", "truncation"], TASKS)
+    with pytest.raises(UserError, match="no two results"):
+        compare(store, ["rmt"], TASKS)
