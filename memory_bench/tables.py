@@ -165,7 +165,7 @@ def number(value: float, metric: str, *, spread: bool = False) -> str:
     if metric in PERCENT:
         return f"{100 * value:.1f} %"
     if metric.startswith("ppl"):
-        return f"{value:,.1f}" if value >= 10 else f"{value:.2f}"
+        return f"{value:.3g}" if value >= 1e6 else f"{value:,.1f}" if value >= 10 else f"{value:.2f}"
     digits = (4 if spread else 3) if metric in FINE else 2
     return f"{value:.{digits}f}".replace("-", "−")
 

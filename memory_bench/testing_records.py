@@ -42,7 +42,18 @@ def text_samples(seed: int, gain: float, *, documents: int = 24, segment: int = 
                 nbytes = 11 * segment // 4
                 bits = level + loss + shift + noise.normal(0, 0.02) + 0.5 * math.exp(-(start // 64) / 2)
                 name = f"book-{book:02}"
-                rows.append(_row(seed, name, control, start, segment, nbytes=nbytes, nll=bits * nbytes * math.log(2)))
+                rows.append(
+                    _row(
+                        seed,
+                        name,
+                        control,
+                        start,
+                        segment,
+                        nbytes=nbytes,
+                        words=nbytes // 6,
+                        nll=bits * nbytes * math.log(2),
+                    )
+                )
     return pd.DataFrame(rows)
 
 
