@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from memory_bench.baselines.lora import Adapter
 from memory_bench.baselines.memoryllm import MemoryLLM, MemoryLLMConfig
 from memory_bench.baselines.pool import Written
 from memory_bench.baselines.pool_state import draw_permutations, fill_pool, merge_pool
@@ -164,6 +165,17 @@ def test_a_learned_start_trains(make_backbone: Make) -> None:
     assert "pool" in model.memory_parameters()
     assert model.pool.grad is not None
     assert model.pool.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_an_adapter_adds_its_scaled_product(make_backbone: Make) -> None:
+    adapter = Adapter(make_backbone("llama"), 2, 6.0, ("up_proj",), torch.Generator().manual_seed(0))
+    pair, x = adapter.layers[1]["mlp"]["up_proj"], torch.ones(1, 32)
+    module = torch.nn.Linear(32, 48, bias=False, device="meta").to_empty(device="cpu")
+    module.weight.fill_(0.5)
+    pair.B.fill_(0.25)
+    assert torch.allclose(adapter.linear(1)("mlp.up_proj", module, x), module(x) + 3 * x @ (pair.B @ pair.A).T)
+    assert adapter.linear(1)("self_attn.q_proj", module, x).equal(module(x))
 
 
 @torch.no_grad()
