@@ -178,8 +178,8 @@ class _Loop:
         aux = [p.aux for p in pieces if p.aux is not None] if done >= recipe.aux_from else []
         value = float(loss.detach())
         whole = loss + torch.stack(aux).mean() if aux else loss
-        if not math.isfinite(float(whole.detach())):
-            raise FloatingPointError(f"The training loss became {float(whole)} at optimiser step {self.steps}.")
+        if not math.isfinite(total := float(whole.detach())):
+            raise FloatingPointError(f"The training loss became {total} at optimiser step {self.steps}.")
         self._optimizer.zero_grad(set_to_none=True)
         whole.backward()
         nn.utils.clip_grad_norm_([p for p in self._parameters if p.grad is not None], recipe.clip)
