@@ -317,14 +317,14 @@ def report(out: Path, *, quiet: bool = False, as_json: bool = False) -> int:
 
 def compare(names: list[str], out: Path, *, as_json: bool = False) -> int:
     """`memory-bench compare`: paired differences between models, or between runs."""
-    from memory_bench.report import compare as compare_models
+    from memory_bench.comparison import compare as compare_models
 
-    folders = [Path(n) for n in names if Path(n).is_dir()]
+    folders = [Path(n) for n in names if (Path(n) / "cells").is_dir()]  # a model may be called like a folder nearby
     stores = [Store.open(f) for f in folders] or [Store.open(out)]
-    models = [n for n in names if not Path(n).is_dir()]
+    models = [n for n in names if Path(n) not in folders]
     tasks = {r.cell.task.name: make_task(r.cell.task) for s in stores for r in s.records()}
-    table = compare_models(stores, models, tasks)
-    show(table.to_json(orient="records", indent=1) if as_json else table.to_string(index=False))
+    found = compare_models(stores if len(stores) > 1 else stores[0], models, tasks)
+    show(json.dumps([c.rows() for c in found], indent=1) if as_json else "\n\n".join(c.markdown() for c in found))
     return 0
 
 

@@ -18,8 +18,6 @@ from memory_bench.store import Store, write_atomically
 from memory_bench.tables import long_form, long_rows, look_ahead, quality, spend
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from memory_bench.plots import Drawn
 
 
@@ -152,14 +150,3 @@ def build(
     """
     boards = collect(store, tasks, keys)
     return Report(tuple(boards), dict(certificates or {}), tuple(store.warnings), store.folder.resolve().name)
-
-
-def compare(
-    stores: "Store | Sequence[Store] | Mapping[str, Store]", names: Sequence[str], tasks: Mapping[str, Scorer]
-) -> "pd.DataFrame":
-    """All differences of `memory_bench.comparison.compare` as one table, one line a pair."""
-    import pandas as pd
-
-    from memory_bench import comparison
-
-    return pd.DataFrame([line for found in comparison.compare(stores, names, tasks) for line in found.rows()])

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from memory_bench.backbone import Backbone
 from memory_bench.baselines.full_context import FullContext, FullContextConfig
 from memory_bench.baselines.sliding_window import SlidingWindow, SlidingWindowConfig
 from memory_bench.baselines.truncation import Truncation, TruncationConfig
 from memory_bench.baselines.xl_cache import XLCache, XLCacheConfig
-from torch import Tensor
-
-from memory_bench.backbone import Backbone
 from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel, Segment

@@ -6,9 +6,8 @@ import pytest
 
 from memory_bench.comparison import compare
 from memory_bench.errors import UserError
-from memory_bench.report import compare as compare_frame
 from memory_bench.store import Store
-from memory_bench.testing_records import TASKS, few_questions, make_cell, make_record, make_store, question_samples
+from synthetic import TASKS, few_questions, make_cell, make_record, make_store, question_samples
 
 
 def test_compare_models_of_one_run(tmp_path: Path) -> None:
@@ -46,14 +45,14 @@ def test_compare_between_runs(tmp_path: Path) -> None:
     assert set(found.models) == {"truncation@old", "truncation@new", "rmt@new"}
 
 
-def test_compare_as_a_frame(tmp_path: Path) -> None:
+def test_compare_between_runs_as_plain_rows(tmp_path: Path) -> None:
     few_questions(tmp_path / "a" / "run")
     stores = [few_questions(tmp_path / name) for name in ("b", "c")]
-    frame = compare_frame(stores, ["rmt"], TASKS)
-    assert list(frame["a"]) == ["rmt@b"]
-    assert list(frame["verdict"]) == ["cannot be told apart"]
-    frame = compare_frame([Store.open(tmp_path / "a" / "run")], [], TASKS)
-    assert set(frame["a"]) | set(frame["b"]) == {"rmt", "truncation"}
+    (found,) = compare(stores, ["rmt"], TASKS)
+    assert [line["a"] for line in found.rows()] == ["rmt@b"]
+    assert [line["verdict"] for line in found.rows()] == ["cannot be told apart"]
+    (found,) = compare([Store.open(tmp_path / "a" / "run")], [], TASKS)
+    assert {line["a"] for line in found.rows()} | {line["b"] for line in found.rows()} == {"rmt", "truncation"}
 
 
 def test_compare_mistakes(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from memory_bench.layout import Table, to_markdown, to_tex
 from memory_bench.report import Report, build
 from memory_bench.store import Store
 from memory_bench.tables import scaled, size
-from memory_bench.testing_records import (
+from synthetic import (
     TASKS,
     few_questions,
     make_cell,
@@ -316,11 +316,11 @@ def test_same_label_is_told_apart(tmp_path: Path) -> None:
 def test_built_twice_is_the_same_to_the_byte(store: Store, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from memory_bench.store import Store\n"
-        "from memory_bench.report import build; from memory_bench.testing_records import TASKS\n"
+        "from memory_bench.report import build; from synthetic import TASKS\n"
         "build(Store.open(Path(sys.argv[1])), TASKS).write(Path(sys.argv[2]))"
     )
     small = few_questions(tmp_path / "run", ("rmt",))
-    env = {**os.environ, "PYTHONHASHSEED": "7"}
+    env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parent)}
     # Another process with another hash seed.
     subprocess.run([sys.executable, "-c", code, str(small.folder), str(tmp_path / "a")], check=True, env=env)
     written = build(small, TASKS).write(tmp_path / "b")

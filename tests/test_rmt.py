@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from memory_bench.baselines.rmt import RMT, RMTConfig
 from torch import Tensor
 
 from memory_bench.backbone import Backbone
+from memory_bench.baselines.rmt import RMT, RMTConfig
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError
