@@ -54,7 +54,7 @@ class MPlusConfig(PoolConfig):
     merge_every: int = 8  # writes after which the pending rows enter the long-term store
     initial_recall_frequency: float = 16.0  # an entry lives this / recall_decay merges, its own included
     recall_decay: float = 1.0
-    grow_pool_ages: bool = True  # rows age in the pool too, as in the training code; official inference: they do not
+    grow_pool_ages: bool = False  # on: rows age in the pool too, as in the training code; the released inference: not
     repeat_short_store: bool = False  # official: with too few merged entries, repeat them and ignore the pending ones
     long_term_sizes: Sequence[int] = ()  # entries per layer that a loaded model starts with
 
