@@ -89,14 +89,14 @@ def test_every_row_is_in_the_pool_or_in_the_store(make_backbone: Make) -> None:
     assert torch.allclose(keys, state.host_long_term.keys[1], atol=1e-6)
 
 
-def test_rows_age_in_the_pool_unless_as_in_the_official_code(make_backbone: Make) -> None:
+def test_rows_age_in_the_pool_where_asked(make_backbone: Make) -> None:
     growing, frozen = (after(build(make_backbone("llama"), grow_pool_ages=grow), 3) for grow in (True, False))
     assert growing.host_pool_ages[0, 0, -4:].tolist() == [3, 2, 1, 0]
     assert growing.host_pool_ages[0, :, :-4].min() >= 4
     assert frozen.host_pool_ages.max() == 3
     dropped_now = after(build(make_backbone("llama"), grow_pool_ages=False), 1).host_pending.ages[0]
     assert dropped_now.max() == 0  # the write that drops a row does not age it
-    before = after(build(make_backbone("llama")), 2).host_long_term.ages[0]
+    before = after(build(make_backbone("llama"), grow_pool_ages=True), 2).host_long_term.ages[0]
     assert growing.host_long_term.ages[0].equal(before + 4)
 
 
