@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from memory_bench.budget import Usage
@@ -43,12 +44,16 @@ def save_checkpoint(folder: Path, trained: Trained, recipe: Recipe, training: Tr
 
 
 def load_checkpoint(folder: Path, build: Build, config: Any, usage: Usage) -> Trained | None:
-    """The model saved in `folder` with its training's spending added to `usage`; None where nothing was saved."""
-    if not (folder / "training.json").is_file():
+    """The model saved in `folder`, with its training's spending in `usage`.
+
+    None where nothing was saved or the files cannot be read: the model is trained again then.
+    """
+    try:
+        facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        weights = load_file(folder / "weights.safetensors")
+    except (OSError, ValueError, SafetensorError):
         return None
-    facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     model = build(config)
-    weights = load_file(folder / "weights.safetensors")
     missing = set(model.state_dict()) - set(weights)
     assert not any(not name.startswith("backbone.") for name in missing), f"checkpoint lacks {sorted(missing)[:3]}"
     model.load_state_dict(weights, strict=False)

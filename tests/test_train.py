@@ -233,7 +233,7 @@ def test_a_loss_that_is_not_finite_is_an_error(broken: str, monkeypatch: pytest.
         return Readout(readout.hidden, readout.head, aux_loss=readout.hidden.sum() * math.inf), state
 
     monkeypatch.setattr(cls, "step", spoiled)
-    with pytest.raises(FloatingPointError, match="loss became (nan|inf|-inf) at optimiser step 0"):
+    with pytest.raises(FloatingPointError, match=r"loss became (nan|inf|-inf) at optimiser step 0"):
         fit(recipe=replace(SMALL, aux_from=0.0), train_tokens=640)
 
 

@@ -1,0 +1,367 @@
+"""Cells from job to record: in this process, in processes of their own, killed, broken, interrupted, continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from memory_bench import commands, executors
+from memory_bench.cell import Cell
+from memory_bench.executors import Event, Inline, Local
+from memory_bench.record import Record
+from memory_bench.store import Store
+from memory_bench.worker import Job, run_cell
+
+BAD = '''
+from __future__ import annotations
+import os, signal
+from dataclasses import dataclass
+import torch
+from memory_bench.pretrain import Window
+
+@dataclass(frozen=True, slots=True)
+class BadConfig:
+    segment: int = 8
+    trouble: str = "kill"
+
+class Bad(Window):
+    """A model that comes to grief in its second step."""
+    Config = BadConfig
+    def __init__(self, backbone, config, rng):
+        super().__init__(backbone, config)
+        self.trouble, self.steps = config.trouble, 0
+    def step(self, state, segment, *, write=True):
+        self.steps += 1
+        if self.steps == 2:
+            if self.trouble == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.trouble == "memory":
+                raise MemoryError
+            if self.trouble == "cuda":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            if self.trouble == "raise":
+                raise ValueError("as I like it")
+            if self.trouble == "exit":
+                os._exit(7)
+        return super().step(state, segment, write=write)
+'''
+Prepare = Callable[..., list[Job]]
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> str:
+    (tmp_path / "bad.py").write_text(BAD)
+    return f"{tmp_path}/bad.py:Bad"
+
+
+@pytest.fixture
+def jobs(world: Any, tmp_path: Path) -> Prepare:
+    """``jobs(models, tasks, budget limits…)``: the jobs of a run without controls."""
+
+    def prepare(
+        models: str, tasks: str = "pg19", *, controls: bool = False, seeds: str = "1", **limits: Any
+    ) -> list[Job]:
+        options = commands.Options(
+            models, tasks, str(world.backbone), str(world.budget), seeds, "", world.data, True, tmp_path / "out", 2,
+            (), controls, "inline", "", False, True, False, world.cache, False,
+        )  # fmt: skip
+        cells = commands.prepare(options).grid.cells
+        Store.open_or_create(tmp_path / "out")
+        return [
+            Job(_limited(cell, limits), tmp_path / "out", world.data, world.cache, True, False, "cpu", 1)
+            for cell in cells
+        ]
+
+    return prepare
+
+
+def _limited(cell: Cell, limits: dict[str, Any]) -> Cell:
+    return replace(cell, training=replace(cell.training, budget=replace(cell.training.budget, **limits)))
+
+
+def run_inline(jobs: list[Job]) -> list[Record]:
+    return [event.record for event in Inline().run(jobs) if event.record is not None]
+
+
+def numbers(records: list[Record]) -> list[Any]:
+    return [(r.status, r.metrics, r.usage.train_tokens, r.usage.eval_flops, r.learned) for r in records]
+
+
+def test_a_cell_has_the_same_numbers_twice(jobs: Prepare, tmp_path: Path) -> None:
+    asked = jobs("hmt,mplus", "pg19,pubmedqa")
+    first = run_inline(asked)
+    assert [r.status for r in first] == ["ok"] * 4
+    again = run_inline([replace(job, out=tmp_path / "again") for job in asked])
+    assert numbers(first) == numbers(again)
+    for job in asked:
+        one, other = (Store(folder).samples(job.cell.key) for folder in (job.out, tmp_path / "again"))
+        assert one is not None
+        pd.testing.assert_frame_equal(one, other)  # type: ignore[arg-type]
+    facts = first[0].provenance
+    assert facts["segment"] == 16
+    assert first[0].usage.trained_parameters == first[0].usage.added_parameters > 0
+
+
+def test_a_job_survives_its_file(jobs: Prepare) -> None:
+    (job,) = jobs("hmt[recall=false]")
+    assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
+
+
+def test_training_shared_by_tasks_is_done_once(jobs: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    from memory_bench import worker
+
+    trained: list[int] = []
+    original = worker.train
+    monkeypatch.setattr(worker, "train", lambda *a, **k: (trained.append(k["seed"]), original(*a, **k))[1])
+    records = run_inline(jobs("rmt", "pg19,pubmedqa", seeds="2"))
+    assert trained == [0, 1]
+    by_seed = {r.cell.training.seed: [] for r in records}
+    for r in records:
+        by_seed[r.cell.training.seed].append((r.usage.train_tokens, r.usage.train_seconds, r.usage.training_ended_by))
+    assert all(one == other and one[0] > 0 for one, other in by_seed.values())
+
+
+def test_a_trained_model_comes_back_from_its_checkpoint(jobs: Prepare) -> None:
+    asked = jobs("hmt")
+    (first,) = run_inline(asked)
+    (again,) = run_inline(asked)  # the checkpoint is there now
+    assert numbers([first]) == numbers([again])
+    assert first.provenance["curve"] == again.provenance["curve"]
+
+
+@pytest.mark.parametrize("damage", ["weights.safetensors", "training.json"])
+def test_a_broken_checkpoint_is_trained_again(damage: str, jobs: Prepare) -> None:
+    asked = jobs("rmt")
+    (first,) = run_inline(asked)
+    folder = Store(asked[0].out).checkpoint_folder(asked[0].cell.training.key)
+    (folder / damage).write_bytes(b"\x10\x00")
+    (again,) = run_inline(asked)
+    assert numbers([first]) == numbers([again])
+
+
+def test_models_without_a_memory_run_on_a_pretrained_backbone(jobs: Prepare) -> None:
+    records = run_inline(jobs("truncation,xl-cache,sliding-window,full-context"))
+    assert [r.status for r in records] == ["ok"] * 4
+    assert {r.usage.training_ended_by for r in records} == {"none"}
+    assert {r.usage.trained_parameters for r in records} == {0}
+
+
+@pytest.mark.parametrize(
+    ("limits", "detail"),
+    [
+        ({"eval_seconds": 1e-4}, "eval_seconds@segment"),
+        ({"device_bytes": 1000}, "device_bytes@segment"),
+        ({"host_bytes": 1000}, "host_bytes@segment"),
+        ({"added_parameters": 5}, "added_parameters@"),
+    ],
+)
+def test_a_passed_limit_is_a_result(limits: dict[str, Any], detail: str, jobs: Prepare) -> None:
+    (job,) = jobs("memoryllm", "pubmedqa", **limits)  # few steps: limits are also checked at a phase's end
+    record = run_cell(job, lambda phase, done, total: None)
+    assert record.status == "over_budget"
+    assert record.detail.startswith(detail)
+    stored = Store(job.out).record(job.cell.key)
+    assert stored is not None
+    assert (stored.status, stored.detail, stored.usage) == (record.status, record.detail, record.usage)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "status", "detail"),
+    [
+        ("raise", "failed", "ValueError: as I like it"),
+        ("memory", "over_budget", "device_bytes@segment 1 (out of memory)"),
+        ("cuda", "over_budget", "device_bytes@segment 1 (out of memory)"),
+        ("none", "ok", ""),
+    ],
+)
+def test_whatever_happens_is_a_record(trouble: str, status: str, detail: str, bad: str, jobs: Prepare) -> None:
+    (record,) = run_inline(jobs(f"{bad}[trouble={trouble}]"))
+    assert (record.status, record.detail) == (status, detail)
+
+
+def test_an_edited_model_file_is_another_cell(bad: str, jobs: Prepare) -> None:
+    (before,) = jobs(bad)
+    path = Path(bad.rsplit(":", 1)[0])
+    path.write_text(path.read_text().replace("segment: int = 8", "segment: int = 4"))
+    (after,) = jobs(bad)
+    assert before.cell.key != after.cell.key
+    assert before.cell.training.key != after.cell.training.key
+    assert after.cell.training.model.config["segment"] == 16, "fit sizes it to the backbone"
+
+
+FAKE = """
+import json, os, signal, sys, time
+from pathlib import Path
+name, job = sys.argv[1], json.loads(Path(sys.argv[-1]).read_text())
+seed = job["cell"]["training"]["seed"]
+if "--prepare" in sys.argv:
+    sys.exit(0)
+def write():
+    from memory_bench.record import Record, now, provenance
+    from memory_bench.budget import Usage
+    from memory_bench.cell import from_json
+    from memory_bench.store import Store
+    facts = provenance(device="cpu", threads=1, started=now())
+    record = Record(from_json(job["cell"]), "ok", f"seed {seed}", (), Usage(), facts, None, {})
+    Store(Path(job["out"])).write_record(record, None)
+print(json.dumps({"phase": "eval", "done": 1, "total": 2}), flush=True)
+print("no progress", b"\\xff", flush=True)
+sys.stdout.buffer.write(b"\\xff\\xfe\\n"); sys.stdout.flush()
+if name == "kill" and seed == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+if name == "crash" and seed == 1:
+    print("what happened", file=sys.stderr); sys.exit(1)
+if name == "segfault" and seed == 1:
+    os.kill(os.getpid(), signal.SIGSEGV)
+if name == "hang" and seed == 1:
+    time.sleep(60)
+if name == "late-kill" and seed == 1:
+    write(); os.kill(os.getpid(), signal.SIGKILL)
+write()
+"""
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Callable[[str], Local]:
+    """``local(what)``: an executor whose worker does `what` in the cell of seed 1."""
+    (tmp_path / "fake.py").write_text(FAKE)
+    return lambda what: Local(2, command=(sys.executable, str(tmp_path / "fake.py"), what))
+
+
+def follow(events: Iterator[Event]) -> dict[int, Record]:
+    return {e.cell.training.seed: e.record for e in events if e.record is not None}
+
+
+@pytest.mark.parametrize(
+    ("what", "detail"),
+    [
+        ("kill", "killed by the system (signal 9)"),
+        ("late-kill", "killed by the system (signal 9)"),
+        ("crash", "ended with code 1 without a record; see its log.txt"),
+        ("segfault", "died of signal 11"),
+    ],
+)
+def test_a_dead_worker_is_a_record_and_the_run_goes_on(
+    what: str, detail: str, jobs: Prepare, local: Callable[[str], Local]
+) -> None:
+    asked = jobs("rmt", seeds="3")
+    records = follow(local(what).run(asked))
+    assert {seed: r.status for seed, r in records.items()} == {0: "ok", 1: "failed", 2: "ok"}
+    assert detail in records[1].detail
+    store = Store(asked[0].out)
+    stored = [store.record(job.cell.key) for job in asked]
+    assert [r.detail for r in stored if r is not None] == [records[n].detail for n in range(3)]
+
+
+def test_a_result_of_an_earlier_attempt_does_not_pass_for_this_ones(
+    jobs: Prepare, local: Callable[[str], Local]
+) -> None:
+    asked = jobs("rmt", seeds="1,")
+    assert follow(local("none").run(asked))[1].status == "ok"
+    assert follow(local("crash").run(asked))[1].status == "failed"
+
+
+def test_a_hanging_worker_is_killed_at_its_deadline(
+    jobs: Prepare, local: Callable[[str], Local], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "_deadline", lambda cell: 1.5)
+    started = time.monotonic()
+    records = follow(local("hang").run(jobs("rmt", seeds="1,")))
+    assert (records[1].status, records[1].detail) == ("over_budget", "wall_seconds@killed at its deadline")
+    assert time.monotonic() - started < 30
+
+
+def test_progress_comes_through_and_noise_does_not(jobs: Prepare, local: Callable[[str], Local]) -> None:
+    phases = [(e.phase, e.done, e.total) for e in local("none").run(jobs("rmt"))]
+    assert phases == [("backbone", 0, 1), ("start", 0, 1), ("eval", 1, 2), ("record", 0, 1)]
+
+
+def test_what_is_stopped_leaves_no_record_and_no_process(jobs: Prepare, local: Callable[[str], Local]) -> None:
+    asked = jobs("rmt", seeds="0,1")
+    executor, store = local("hang"), Store(asked[0].out)
+    with closing(executor.run(asked)) as events:
+        assert next(e.record for e in events if e.record is not None).status == "ok"
+        workers = list(executor._running.values())
+    assert [w.wait(timeout=10) for w in workers] == [-signal.SIGKILL]
+    deadline = time.monotonic() + 10
+    while executor._running and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)  # the thread that waited for the worker is about to end
+    assert store.record(asked[0].cell.key) is not None
+    assert store.record(asked[1].cell.key) is None
+
+
+def test_cells_of_one_training_wait_for_each_other(jobs: Prepare, local: Callable[[str], Local]) -> None:
+    asked = jobs("rmt", "pg19,pubmedqa")
+    assert len({job.cell.training.key for job in asked}) == 1
+    order = [(e.phase, e.cell.task.name) for e in local("none").run(asked) if e.phase in ("start", "record")]
+    assert order == [("start", "pg19"), ("record", "pg19"), ("start", "pubmedqa"), ("record", "pubmedqa")]
+
+
+def command(world: Any, out: Path, *more: str) -> list[str]:
+    given = [
+        sys.executable,
+        "-m",
+        "memory_bench.cli",
+        "run",
+        *world.arguments("--out", str(out), "--executor", "local"),
+    ]
+    return [*given, "--no-controls", *more]
+
+
+@pytest.mark.slow
+def test_a_killed_model_does_not_take_the_run_down(world: Any, tmp_path: Path, bad: str) -> None:
+    out = tmp_path / "out"
+    models = f"{bad},{bad}[trouble=raise],{bad}[trouble=memory],rmt"
+    environment = {**os.environ, **world.environment()}
+    arguments = command(world, out, "--models", models, "--tasks", "pg19")
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    records = {r.cell.label: r for r in Store(out).records()}
+    assert {label: r.status for label, r in records.items()} == {
+        "bad": "failed",
+        "bad[trouble=raise]": "failed",
+        "bad[trouble=memory]": "over_budget",
+        "rmt": "ok",
+    }
+    assert "signal 9" in records["bad"].detail
+    assert "as I like it" in Store(out).log_path(records["bad[trouble=raise]"].key).read_text()
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_with_the_same_numbers(world: Any, tmp_path: Path) -> None:
+    environment = {**os.environ, **world.environment()}
+    more = ["--models", "rmt,hmt", "--tasks", "pg19,pubmedqa"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    subprocess.run(command(world, whole, *more), env=environment, capture_output=True, check=True, timeout=300)
+    running = subprocess.Popen(command(world, parts, *more), env=environment, stderr=subprocess.PIPE, text=True)
+    while not list(parts.glob("cells/*/record.json")):
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "the same command continues" in said
+    assert "Traceback" not in said
+    done = {p.parent.name: p.stat().st_mtime for p in parts.glob("cells/*/record.json")}
+    assert 1 <= len(done) < 4
+    subprocess.run(command(world, parts, *more), env=environment, capture_output=True, check=True, timeout=300)
+    after = {p.parent.name: p.stat().st_mtime for p in parts.glob("cells/*/record.json")}
+    assert len(after) == 4
+    assert all(after[key] == when for key, when in done.items())
+    measured = ["seconds", "per_second", "peak_"]
+    one, other = (pd.read_csv(folder / "leaderboard.csv") for folder in (whole, parts))
+    kept = [c for c in one.columns if not any(part in c for part in measured)]
+    pd.testing.assert_frame_equal(one[kept], other[kept])
+    assert len(one) > 10
