@@ -58,6 +58,10 @@ class Inline:
             yield Event(job.cell, "record", record=record)
 
 
+# -P: the current folder is not searched. A checkout there would give the harness without memory_bench.hmt and the others.
+WORKER = (sys.executable, "-P", "-m", "memory_bench.worker")
+
+
 class Local:
     """A fresh process per cell, a few at a time.
 
@@ -66,7 +70,7 @@ class Local:
         command: what runs a job file.
     """
 
-    def __init__(self, workers: int, *, command: Sequence[str] = (sys.executable, "-m", "memory_bench.worker")) -> None:
+    def __init__(self, workers: int, *, command: Sequence[str] = WORKER) -> None:
         self.workers = max(1, workers)
         self.command = tuple(command)
         self._running: dict[str, subprocess.Popen[str]] = {}
