@@ -1,5 +1,6 @@
 """Budgets: limits that are the same for every model, and what was spent under them."""
 
+import math
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -39,9 +40,10 @@ class Budget:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, int | float) and value < (1 if f.name == "seeds" else 0):
+            if isinstance(value, int | float) and not (1 if f.name == "seeds" else 0) <= value < math.inf:
                 raise UserError(
-                    f"Budget '{self.name}': {f.name} = {value} is negative or too small; leave it out for no limit."
+                    f"Budget '{self.name}': {f.name} = {value} is negative or too small, or no number; "
+                    "leave it out for no limit."
                 )
 
 
@@ -91,6 +93,9 @@ def load_budget(name: str) -> Budget:
     for key in known - {"name", "tasks"}:
         if key in values and (isinstance(values[key], bool) or not isinstance(values[key], int | float)):
             raise UserError(f"Budget file {path}: {key} must be a number, not {values[key]!r}.")
+    tasks = values.get("tasks", {})
+    if not isinstance(tasks, dict) or not all(isinstance(options, dict) for options in tasks.values()):
+        raise UserError(f"Budget file {path}: tasks must be tables of options, for example [tasks.pg19].")
     return Budget(**{"name": path.stem, **values})
 
 

@@ -12,6 +12,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -105,22 +106,58 @@ def summarise(entry: EntryPoint) -> Summary:
     """What can be known of a plug-in without importing it."""
     origin = entry.dist.name if entry.dist else ""
     try:
-        spec = importlib.util.find_spec(entry.module)
-        if spec is None or spec.origin is None:
-            return Summary(entry.name, "", {}, origin, f"module {entry.module} is not installed")
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    except (ImportError, OSError, SyntaxError) as error:
+        tree = _source(entry.module)
+        node = _classes(tree).get(entry.attr)
+        if node is None:
+            return Summary(entry.name, "", {}, origin, f"{entry.module} has no class {entry.attr}")
+        constants = _all_constants(entry.module, entry.attr)
+    except (ImportError, OSError, SyntaxError, ValueError) as error:
         return Summary(entry.name, "", {}, origin, str(error))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    if entry.attr not in classes:
-        return Summary(entry.name, "", {}, origin, f"{entry.module} has no class {entry.attr}")
-    node = classes[entry.attr]
     text = ast.get_docstring(node) or ""
     if not text or text.startswith("See the module"):
         text = ast.get_docstring(tree) or ""
-    inherited = [_constants(classes[b.id]) for b in reversed(node.bases) if isinstance(b, ast.Name) and b.id in classes]
-    constants = {name: value for found in [*inherited, _constants(node)] for name, value in found.items()}
     return Summary(entry.name, text.split("\n\n")[0].replace("\n", " "), constants, origin)
+
+
+@lru_cache
+def _source(module: str) -> ast.Module:
+    """The syntax tree of a module that is not imported (the packages it is in are)."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"module {module} is not installed")
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+
+
+def _classes(tree: ast.Module) -> dict[str, ast.ClassDef]:
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _all_constants(module: str, name: str) -> dict[str, Any]:
+    """Constants of a class and of its bases, as far as those are in the same package or in this one."""
+    tree = _source(module)
+    node = _classes(tree).get(name)
+    if node is None:
+        return {}
+    imported = {
+        (alias.asname or alias.name): (_resolve(line, module), alias.name)
+        for line in tree.body
+        if isinstance(line, ast.ImportFrom)
+        for alias in line.names
+    }
+    found: dict[str, Any] = {}
+    for base in reversed(node.bases):
+        plain = base.value if isinstance(base, ast.Subscript) else base
+        if isinstance(plain, ast.Name):
+            where, real = imported.get(plain.id, (module, plain.id))
+            if where.split(".")[0] in (module.split(".")[0], "memory_bench"):
+                found |= _all_constants(where, real)
+    return found | _constants(node)
+
+
+def _resolve(line: ast.ImportFrom, module: str) -> str:
+    """The absolute name of the module that an import names."""
+    name = "." * line.level + (line.module or "")
+    return importlib.util.resolve_name(name, module.rpartition(".")[0]) if line.level else name
 
 
 def _constants(node: ast.ClassDef) -> dict[str, Any]:

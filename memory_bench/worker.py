@@ -177,7 +177,8 @@ def _trained_model(
             seed=training.seed,
             progress=lambda done, total: say("train", done, total),
         )
-    save_checkpoint(folder, trained, recipe, training, meter.usage)
+    if trained.curve:
+        save_checkpoint(folder, trained, recipe, training, meter.usage)
     return trained
 
 

@@ -1,4 +1,4 @@
-"""Verification must be able to fail: every way in which a case can be wrong, and every part of a model that it covers."""
+"""Verification must be able to fail: every way in which a case can be wrong, every part of a model that it covers."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def replay(case: Case) -> Verdict:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Callable[..., Case]:
-    """``copy(model, **changes)``: a shipped case whose files ``change(tensors)`` has changed; `info` changes case.json."""
+    """``copy(model, **changes)``: a shipped case with changed tensors in its files; `info` changes case.json."""
 
     def make(model: str, info: Callable[[dict[str, Any]], Any] | None = None, **changes: Callable[[dict], Any]) -> Case:
         folder = tmp_path / "case"
