@@ -15,10 +15,8 @@ from memory_bench.episode import Task
 from memory_bench.errors import UserError
 from memory_bench.recipe import Recipe, find_recipe, fixed_steps
 
-CONTROLS = (
-    "truncation",
-    "xl-cache",
-)  # what every comparison needs: the window and the cheapest memory, trained equally
+# What every comparison needs: the window, and the cheapest memory, trained equally.
+CONTROLS = ("truncation", "xl-cache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +46,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How backbones are loaded: ``--set backbone.dtype=bfloat16``; training and evaluation run in it."""
+    """How models on the backbone are loaded and trained: ``--set backbone.dtype=bfloat16``.
+
+    Attributes:
+        dtype: of weights, training and evaluation.
+        recipe: instead of the backbone's own (`memory_bench.recipe`), for every model alike; a task's own recipe stays.
+    """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
+    recipe: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
     _check_settings(request)
     wanted = _wanted(request)
     resolved = backbones.resolve(request.backbone)
-    loading = asdict(plugins.configure("backbone", Loading(), request.settings.get("backbone", {})))
+    loading: Loading = plugins.configure("backbone", Loading(), request.settings.get("backbone", {}))
     cells: list[Cell] = []
     skipped: list[Skipped] = []
     for task_name in request.tasks:
@@ -140,7 +144,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
         chosen = backbones.card(resolved)
         plan = task.plan(library, pretrained=chosen.pretrained)
         card = backbones.card(plan.backbone) if plan.backbone else chosen
-        recipe = find_recipe(plan.recipe or default_recipe(card))
+        recipe = find_recipe(plan.recipe or loading.recipe or default_recipe(card))
         _check_ends(recipe, request.budget)
         source = library.source(task.needs)
         trained_on = library.source("books" if plan.corpus == "books" else task.needs)
@@ -157,7 +161,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
             for seed in request.seeds:
                 training = Training(
                     model=Choice(w.name, cls.version, asdict(config), plugins.revision(w.name)),
-                    backbone=Choice(card.name, config=loading, revision=card.revision),
+                    backbone=Choice(card.name, config={"dtype": loading.dtype}, revision=card.revision),
                     corpus=corpus,
                     recipe=Choice(recipe.name, recipe.version),
                     budget=request.budget,

@@ -40,6 +40,9 @@ class Meter(Watcher):
         self._start_bytes = psutil.Process().memory_info().rss
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+            if budget.device_bytes is not None:  # the allocator itself refuses what the budget does not allow
+                total = torch.cuda.get_device_properties(device).total_memory
+                torch.cuda.set_per_process_memory_fraction(min(1.0, budget.device_bytes / total), device)
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
