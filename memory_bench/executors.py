@@ -58,7 +58,7 @@ class Inline:
             yield Event(job.cell, "record", record=record)
 
 
-# -P: the current folder is not searched. A checkout there would give the harness without memory_bench.hmt and the others.
+# -P: the current folder is not searched, for a checkout there has no memory_bench.hmt, baselines or tasks.
 WORKER = (sys.executable, "-P", "-m", "memory_bench.worker")
 
 
