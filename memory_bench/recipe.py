@@ -79,9 +79,10 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "invented-studies",
             (
-                Stage(segments=1, rows=32, steps=150),
-                Stage(segments=2, rows=32, steps=80),
-                Stage(segments=4, rows=32, steps=200),
+                # Recurrent memories learn whose outcome is whose late in the second stage: it must not be short.
+                Stage(segments=1, rows=32, steps=100),
+                Stage(segments=2, rows=32, steps=260),
+                Stage(segments=4, rows=32, steps=130),
             ),
             lr=3e-3,
             warmup=50,

@@ -23,6 +23,7 @@ from memory_bench.data.standins import StandIns, split_of
 from memory_bench.data.studies import DRUGS, PHRASINGS, SEGMENT, WORDS, InventedStudy, invent, studies
 from memory_bench.errors import DataError, UserError
 
+FINDINGS = {p: answer for answer, places in PHRASINGS.items() for group in places for p in group}
 Done = subprocess.CompletedProcess[str]
 
 
@@ -332,13 +333,13 @@ def test_invented_studies_fill_segments_with_listed_words() -> None:
             assert len(words) == SEGMENT * (distance + 1)
             assert {*words, study.answer} <= set(WORDS)
             assert len(study.evidence.split()) + len(study.question.split()) <= SEGMENT
-            assert not set(study.filler.split()) & {*DRUGS, *(p.split()[3] for g in PHRASINGS.values() for p in g)}
+            assert not set(study.filler.split()) & {*DRUGS, *(p.split()[3] for p in FINDINGS)}
     assert len(WORDS) == 160
-    assert len({p for group in PHRASINGS.values() for p in group}) == 12
+    assert len(FINDINGS) == 12
 
 
 def test_the_answer_is_the_outcome_of_the_named_drug() -> None:
-    outcome = {p.split()[i + 1]: a for a, g in PHRASINGS.items() for p in g for i in [p.split().index("{}")]}
+    outcome = {p.split()[3]: answer for p, answer in FINDINGS.items()}
     for study in studies("test", 200, 1):
         findings = study.evidence.split()
         drug = study.question.split()[-1]
@@ -362,7 +363,7 @@ def test_invented_studies_are_balanced_deterministic_and_disjoint() -> None:
 def other_outcome(study: InventedStudy) -> str:
     """The outcome of the drug that is not asked about."""
     drug = next(d for d in DRUGS if d in study.evidence and d != study.question.split()[-1])
-    return next(a for a, group in PHRASINGS.items() if any(p.format(drug) in study.evidence for p in group))
+    return next(answer for p, answer in FINDINGS.items() if p.format(drug) in study.evidence)
 
 
 def test_stand_in_studies_as_a_library(tmp_path: Path) -> None:

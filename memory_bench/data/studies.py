@@ -12,7 +12,10 @@ maybe; filler follows; the question names one of the drugs with its last word::
 - Everything before the answer fills a whole number of segments of `SEGMENT` words, so the question ends a segment and
   the answer is the first word of the next. A driver that cuts every `SEGMENT` words predicts it from the question's
   last word (the prediction is carried over the border).
-- The word that tells the outcome follows the drug's name directly, and the lead before it tells nothing.
+- The word that tells the outcome follows the drug's name directly, and the lead before it tells nothing of it. The
+  first finding and the second have their own phrasings, so that what is remembered of one can be told from the other:
+  with eight drugs this lets a small recurrent memory learn in minutes whose outcome is whose; with 32 drugs and common
+  phrasings none got beyond 2/3 in the same time.
 - Who remembers both outcomes but not whose they are reaches 2/3; chance is 1/3.
 - Splits, seeds and distances have separate random streams.
 """
@@ -29,48 +32,38 @@ def _words(text: str) -> tuple[str, ...]:
 SEGMENT = 24
 VERSION = 1
 ANSWERS = ("yes", "no", "maybe")
-DRUGS = _words(
-    "abrinol bexatan cortuvex dumabex elvanor fimoral gantrexil hyloran ixabene jantovil kelmisol lumedra morvatin "
-    "nexurol opradine pelcanin quorvane ristalen soltrexa tamivor ulvaprin vexodol wendaril xyloprin yarnavex "
-    "zelvorin bravolen clorinex drofinal estamur felbrinol grovanib"
-)
+DRUGS = _words("abrinol cortuvex dumabex jantovil morvatin quorvane soltrexa zelvorin")
 PHRASINGS = {
     "yes": (
-        "patients given {} improved quickly .",
-        "treatment with {} helped most .",
-        "in adults {} relieved pain .",
-        "taken daily {} worked well .",
+        ("patients given {} improved quickly .", "treatment with {} helped most ."),
+        ("in adults {} relieved pain .", "taken daily {} worked well ."),
     ),
     "no": (
-        "patients given {} worsened slowly .",
-        "treatment with {} failed entirely .",
-        "in adults {} changed nothing .",
-        "taken daily {} harmed some .",
+        ("patients given {} worsened slowly .", "treatment with {} failed entirely ."),
+        ("in adults {} changed nothing .", "taken daily {} harmed some ."),
     ),
     "maybe": (
-        "patients given {} varied widely .",
-        "treatment with {} seemed unclear .",
-        "in adults {} divided opinion .",
-        "taken daily {} remained doubtful .",
+        ("patients given {} varied widely .", "treatment with {} seemed unclear ."),
+        ("in adults {} divided opinion .", "taken daily {} remained doubtful ."),
     ),
 }
-"""The twelve phrasings of a finding, four an outcome; six words each with the drug's name."""
+"""The twelve phrasings: for every outcome two of the first and two of the second finding, six words each."""
 QUESTION = "did the trial show a benefit from {}"
 SUBJECTS = _words(
     "nurse clerk doctor driver visitor manager porter student cook guard teacher writer farmer painter lawyer baker "
-    "sailor singer priest miner"
+    "sailor singer priest miner pilot judge mayor poet weaver dancer"
 )
 VERBS = _words(
     "measured counted moved opened cleaned painted checked closed carried noted weighed found sold bought lifted "
-    "dropped saved repaired ordered polished wrapped"
+    "dropped saved repaired ordered polished wrapped covered packed dusted rented borrowed carved"
 )
 OBJECTS = _words(
     "room chart window table chair lamp letter bottle door paper basket box clock book bag coat map phone kettle "
-    "mirror ladder carpet"
+    "mirror ladder carpet pillow curtain bucket helmet violin jar"
 )
 TIMES = _words(
     "again today early late twice often once weekly monthly rarely alone outside upstairs downstairs indoors nearby "
-    "elsewhere together soon briefly gladly quietly"
+    "elsewhere together soon briefly gladly quietly slyly calmly upstream abroad tonight yesterday"
 )
 FILLER = "the {} {} the {} {} ."
 
@@ -79,7 +72,7 @@ WORDS: tuple[str, ...] = tuple(
         {
             *DRUGS,
             *ANSWERS,
-            *(w for group in PHRASINGS.values() for text in group for w in text.split()),
+            *(w for places in PHRASINGS.values() for group in places for text in group for w in text.split()),
             *QUESTION.split(),
             *FILLER.split(),
             *SUBJECTS,
@@ -121,7 +114,7 @@ def invent(rng: Random, distance: int, name: str = "") -> InventedStudy:
     """A study drawn with `rng` whose question comes `distance` segments after the findings."""
     drugs = rng.sample(DRUGS, 2)
     outcomes = [rng.choice(ANSWERS) for _ in drugs]
-    findings = [rng.choice(PHRASINGS[outcome]).format(drug) for drug, outcome in zip(drugs, outcomes, strict=True)]
+    findings = [rng.choice(PHRASINGS[outcomes[place]][place]).format(drugs[place]) for place in (0, 1)]
     asked = rng.randrange(2)
     evidence, question = " ".join(findings), QUESTION.format(drugs[asked])
     room = SEGMENT * (distance + 1) - len(evidence.split()) - len(question.split())
