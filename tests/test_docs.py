@@ -1,0 +1,95 @@
+"""The documents: the example is a model, commands exist, links lead somewhere, and the map shows every file."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from test_architecture import ROOT, SOURCES, imports, name_of
+from typer.main import get_command
+
+from memory_bench.backbone import Backbone
+from memory_bench.cli import app
+from memory_bench.testing import Check, model_checks
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").glob("*.md")])
+MAP = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+
+
+def groups() -> dict[str, int]:
+    """File to its group in the map; a file that stands there twice is an error."""
+    found: dict[str, int] = {}
+    for part in re.split(r"^### ", MAP, flags=re.M)[1:]:
+        for file in re.findall(r"^\| `([^`]+\.py)` \|", part.split("\n## ")[0], flags=re.M):
+            assert file not in found, f"{file} is in the map twice"
+            found[file] = int(part.split(".")[0])
+    return found
+
+
+def code_of(text: str) -> list[str]:
+    """Code blocks and code within lines."""
+    block = r"^```.*?^```"
+    return re.findall(block, text, flags=re.M | re.S) + re.findall(
+        r"`([^`]+)`", re.sub(block, "", text, flags=re.M | re.S)
+    )
+
+
+def test_the_map_shows_every_file() -> None:
+    assert set(groups()) == {str(path.relative_to(ROOT)) for path in SOURCES}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_files_import_groups_above(path: Path) -> None:
+    places = {name_of(ROOT / file): group for file, group in groups().items()}
+    own = places[name_of(path)]
+    for name in imports(path):
+        while name and name not in places:
+            name = name.rpartition(".")[0]
+        assert places.get(name, 0) <= own, f"{name_of(path)} (group {own}) imports {name} (group {places[name]})"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_files_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    named = set(re.findall(r"\]\((?!http)([^)#]+)\)", text))
+    assert not [link for link in named if not (document.parent / link).exists()]
+    files = set(re.findall(r"`((?:memory_bench|hmt|baselines|tasks|tests|docs|results)/[\w/.-]+\.\w+)`", text))
+    assert not [file for file in files if not (ROOT / file).exists()]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_exist(document: Path) -> None:
+    command: Any = get_command(app)
+    named = 0
+    for code in code_of(document.read_text(encoding="utf-8")):
+        for name, rest in re.findall(r"memory-bench ([a-z][\w-]*)([^\n]*)", code):
+            named += 1
+            assert name in command.commands, f"memory-bench {name}"
+            known = {option for parameter in command.commands[name].params for option in parameter.opts}
+            assert set(re.findall(r"--[\w-]+", rest)) <= known, f"memory-bench {name}{rest}"
+    assert named or document.name != "README.md"
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    """The model of the readme."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    source = re.findall(r"```python\n(.*?)```", text, flags=re.S)[0]
+    module = ModuleType("example")
+    exec(compile(source, "README.md", "exec"), module.__dict__)
+    return module
+
+
+@pytest.mark.parametrize("check", model_checks(), ids=lambda check: check.__name__)
+def test_the_example_is_a_memory_model(
+    check: Check, example: ModuleType, make_backbone: Callable[..., Backbone]
+) -> None:
+    config = example.EchoConfig(segment=8, kept=3)
+    check(lambda: example.Echo(make_backbone("qwen3"), config, torch.Generator().manual_seed(0)))
+
+
+def test_the_number_of_promises_is_said_right() -> None:
+    assert f"{len(model_checks())} promises" in (ROOT / "README.md").read_text(encoding="utf-8")
