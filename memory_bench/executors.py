@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from tempfile import TemporaryDirectory
@@ -77,32 +77,48 @@ class Local:
         self._stopping = False
 
     def run(self, jobs: Sequence[Any]) -> Generator[Event, None, None]:
-        """See `Executor.run`. Cells of a training that is under way wait, so that nothing is trained twice."""
+        """See `Executor.run`.
+
+        A backbone is trained or converted before its first cell; cells on other backbones go on meanwhile. Cells of a
+        training that is under way wait, so that nothing is trained twice.
+        """
         self._stopping = False
         waiting = list(jobs)
-        events: Queue[Event] = Queue()
-        busy: set[str] = set()
-        prepared: set[str] = set()
+        events: Queue[Event | UserError] = Queue()
+        preparing = _first_jobs(waiting)
+        busy: set[str] = set()  # training keys of cells, names of backbones
+        ready: set[str] = set()
         with TemporaryDirectory() as folder:
             try:
-                for job in self._preparations(waiting):
-                    yield Event(job.cell, "backbone")
-                    self._prepare(job, Path(folder))
-                    prepared.add(job.cell.training.backbone.name)
                 while waiting or busy:
-                    job = next((j for j in waiting if j.cell.training.key not in busy), None)
-                    if job is not None and len(busy) < self.workers:
+                    name = next(iter(preparing), None)
+                    job = next((j for j in waiting if _backbone(j) in ready and j.cell.training.key not in busy), None)
+                    if len(busy) < self.workers and name is not None:
+                        busy.add(name)
+                        yield Event(preparing[name].cell, "backbone")
+                        self._start(self._prepare, preparing.pop(name), Path(folder), events)
+                    elif len(busy) < self.workers and job is not None:
                         waiting.remove(job)
                         busy.add(job.cell.training.key)
                         yield Event(job.cell, "start")
-                        threading.Thread(target=self._work, args=(job, Path(folder), events), daemon=True).start()
-                        continue
-                    event = events.get()
-                    if event.record is not None:
-                        busy.discard(event.cell.training.key)
-                    yield event
+                        self._start(self._work, job, Path(folder), events)
+                    else:
+                        event = events.get()
+                        if isinstance(event, UserError):
+                            raise event
+                        if event.phase == "prepared":
+                            busy.discard(event.cell.training.backbone.name)
+                            ready.add(event.cell.training.backbone.name)
+                            continue
+                        if event.record is not None:
+                            busy.discard(event.cell.training.key)
+                        yield event
             finally:
                 self.stop()
+
+    @staticmethod
+    def _start(work: Callable[..., None], *arguments: Any) -> None:
+        threading.Thread(target=work, args=arguments, daemon=True).start()
 
     def stop(self) -> None:
         """Kill what still runs, with its children; those cells get no record and are run again another time."""
@@ -111,34 +127,30 @@ class Local:
             _kill(process)
         self._running.clear()
 
-    @staticmethod
-    def _preparations(jobs: Sequence[Any]) -> list[Any]:
-        """One job per backbone that must be trained or converted before its cells can start."""
-        first: dict[str, Any] = {}
-        for job in jobs:
-            first.setdefault(job.cell.training.backbone.name, job)
-        return list(first.values())
-
     def _job_file(self, job: Any, folder: Path) -> Path:
+        folder.mkdir(exist_ok=True)
         path = folder / f"{job.cell.key}.json"
         path.write_text(json.dumps(job.to_json()), encoding="utf-8")
         return path
 
-    def _prepare(self, job: Any, folder: Path) -> None:
-        cores = os.cpu_count() or 1
-        path = self._job_file(replace(job, threads=cores), folder)
+    def _prepare(self, job: Any, folder: Path, events: "Queue[Event | UserError]") -> None:
+        """Train or convert a cell's backbone, in a thread that only waits."""
+        name = _backbone(job)
+        path = self._job_file(job, folder / "prepare")
         process = subprocess.Popen(
             [*self.command, "--prepare", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             errors="replace", start_new_session=True,
         )  # fmt: skip
-        self._running["prepare"] = process
+        self._running[name] = process
         _, errors = process.communicate()
-        self._running.pop("prepare", None)
+        self._running.pop(name, None)
         if process.returncode:
             last = (errors.strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"The backbone {job.cell.training.backbone.name} could not be prepared: {last}")
+            events.put(UserError(f"The backbone {name} could not be prepared: {last}"))
+        else:
+            events.put(Event(job.cell, "prepared"))
 
-    def _work(self, job: Any, folder: Path, events: "Queue[Event]") -> None:
+    def _work(self, job: Any, folder: Path, events: "Queue[Event | UserError]") -> None:
         """One cell from start to record, in a thread that only waits."""
         store, started = Store(job.out), now()
         try:
@@ -155,7 +167,7 @@ class Local:
             record = _obituary(job, 1, False, started, f"{type(error).__name__}: {error}")
         events.put(Event(job.cell, "record", record=record))
 
-    def _watch(self, job: Any, folder: Path, log: IO[str], events: "Queue[Event]") -> tuple[int, bool]:
+    def _watch(self, job: Any, folder: Path, log: IO[str], events: "Queue[Event | UserError]") -> tuple[int, bool]:
         """Run a cell's process and pass its progress on; its exit code, and whether it was killed at its deadline."""
         process = subprocess.Popen(
             [*self.command, str(self._job_file(job, folder))], stdout=subprocess.PIPE, stderr=log, text=True,
@@ -183,6 +195,18 @@ class Local:
         finally:
             timer.cancel()
             self._running.pop(job.cell.key, None)
+
+
+def _backbone(job: Any) -> str:
+    return str(job.cell.training.backbone.name)
+
+
+def _first_jobs(jobs: Sequence[Any]) -> dict[str, Any]:
+    """The first job of every backbone, by its name."""
+    first: dict[str, Any] = {}
+    for job in jobs:
+        first.setdefault(_backbone(job), job)
+    return first
 
 
 def _deadline(cell: Cell) -> float:
