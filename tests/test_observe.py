@@ -193,6 +193,18 @@ def test_foreign_is_asked_while_another_stream_goes_on() -> None:
     assert look(build("rmt"), [long])["control"].tolist() == ["", "ceiling", "wiped"]
 
 
+def test_streams_need_not_be_asked_in_the_order_of_their_lengths() -> None:
+    model = build("rmt")
+    early = asked("early", words(1, 3), question(), words(2, 20), scored=True)
+    late = asked("late", words(3, 12), question())
+    together = look(model, [early, late], controls=False)
+    for name, episode in (("early", early), ("late", late)):
+        alone = look(model, [episode], controls=False)
+        found = together[(together["episode"] == name) & (together["kind"] == "ask")]
+        expected = alone[alone["kind"] == "ask"]["choice_nll"].iloc[0]
+        assert found["choice_nll"].iloc[0] == pytest.approx(expected, abs=1e-4)
+
+
 def test_without_evidence_there_is_no_ceiling_and_without_controls_nothing() -> None:
     episodes = [asked("a", words(1, 5), question(evidence="")), asked("b", words(2, 5), question(evidence=""))]
     assert set(look(build("rmt"), episodes)["control"]) == {"", "wiped", "foreign"}

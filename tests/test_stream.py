@@ -93,17 +93,15 @@ def test_rows_of_a_ragged_batch_are_the_rows_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["rmt", "memoryllm", "mplus"])
 def test_a_walk_continues_from_the_state_it_is_given(name: str) -> None:
-    model, text = build(name), line(40)
+    model, texts = build(name), [line(20, 1), line(40, 2)]
     with torch.no_grad():
-        state = model.open(2, seeds=[0, 0])
+        state = model.open(2, seeds=[1, 2])
         for start in (0, 8):
-            state = model.absorb(state, _segment(text.ids[start : start + 8].expand(2, -1)))
-    rest = Line(text.ids[16:], text.scored[16:])
-    short = Line(text.ids[16:20], text.scored[16:20])
-    whole = surprisal(model, [text])[0]
-    found = surprisal(model, [short, rest], state=state)  # rows are sorted by length inside: the state must follow
-    torch.testing.assert_close(found[1][1:], whole[17:], atol=5e-5, rtol=1e-4)
-    torch.testing.assert_close(found[0][1:], whole[17:20], atol=5e-5, rtol=1e-4)
+            state = model.absorb(state, _segment(torch.stack([text.ids[start : start + 8] for text in texts])))
+    rests = [Line(text.ids[16:], text.scored[16:]) for text in texts]
+    found = surprisal(model, rests, state=state)  # rows are sorted by length inside: the state must follow
+    for text, rest in zip(texts, found, strict=True):
+        torch.testing.assert_close(rest[1:], surprisal(model, [text])[0][17:], atol=5e-5, rtol=1e-4)
 
 
 def _segment(ids: Tensor) -> Any:
