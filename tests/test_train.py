@@ -165,7 +165,7 @@ def test_a_limit_in_the_first_stage_still_gives_the_whole_model() -> None:
 
 
 def test_rounded_shares_do_not_end_training_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both shares of the whole, 0.1 / 0.4 and 0.3 / 0.4, add up to a little less than 1; what is spent may lie between."""
+    """The shares 0.1 / 0.4 and 0.3 / 0.4 add up to a little less than 1; what is spent may lie between."""
     stages = tuple(Stage(segments=2, rows=4, share=share) for share in (0.1, 0.3))
 
     def spent(meter: Meter, *, tokens: bool = True) -> tuple[float, str]:
