@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from memory_bench.corpus import Corpus, Line, LineCorpus
 from memory_bench.data import Library, Study
@@ -173,9 +172,11 @@ def line(context: list[int], question: list[int], answer: list[int], seed: int) 
 
 
 class InventedCorpus:
-    """Fresh invented studies in every batch; a batch of `segments` segments has the question in the last of them.
+    """Fresh invented studies in every batch.
 
-    Lines have one token more than whole segments of `SEGMENT`: the answer, predicted from the question's last word.
+    In a batch of `segments` segments half of the lines have that length and the others any length up to it: a model
+    whose memory does not reach that far would otherwise unlearn to read, and its ceiling with it. Lines have one token
+    more than whole segments of `SEGMENT`: the answer, predicted from the question's last word.
 
     Args:
         encode: the stand-in's tokenizer, one token per word.
@@ -187,8 +188,13 @@ class InventedCorpus:
     def batch(self, rows: int, segments: int, segment: int, rng: torch.Generator) -> list[Line]:
         """See `Corpus.batch`; the length of a segment is the stand-in's own."""
         del segment
-        seeds: Tensor = torch.randint(0, 2**31 - 1, (rows,), generator=rng)
-        return [self._line(invent(Random(f"train {seed}"), segments - 1), seed) for seed in seeds.tolist()]
+        seeds = torch.randint(0, 2**31 - 1, (rows,), generator=rng).tolist()
+        shorter = torch.randint(0, segments, (rows,), generator=rng).tolist()
+        distances = [segments - 1 if row % 2 == 0 else shorter[row] for row in range(rows)]
+        return [
+            self._line(invent(Random(f"train {seed}"), distance), seed)
+            for seed, distance in zip(seeds, distances, strict=True)
+        ]
 
     def _line(self, study: InventedStudy, seed: int) -> Line:
         texts = (study.evidence + study.filler, study.question, f" {study.answer}")
