@@ -30,6 +30,7 @@ from memory_bench.observe import observe
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, find_recipe
 from memory_bench.record import Record, now, provenance
+from memory_bench.rows import marked
 from memory_bench.store import Store
 from memory_bench.train import Trained, train, untrained
 
@@ -202,10 +203,7 @@ def _check_added(meter: Meter) -> None:
 
 def _mark_look_ahead(estimate: Estimate, look_ahead: int) -> Estimate:
     """Numbers of a model that looks ahead carry it in their slice, so that they are never a headline."""
-    if not look_ahead:
-        return estimate
-    mark = f"look_ahead={look_ahead}"
-    return replace(estimate, slice=f"{mark},{estimate.slice}" if estimate.slice else mark)
+    return replace(estimate, slice=marked(estimate.slice, look_ahead))
 
 
 def prepare(job: Job, say: Say) -> None:
@@ -227,7 +225,11 @@ def main(arguments: list[str]) -> int:
         sys.stdout.flush()
 
     if only_prepare:
-        prepare(job, say)
+        try:
+            prepare(job, say)
+        except UserError as error:  # its last line is shown to the user
+            sys.stderr.write(f"{error}\n")
+            return 1
         return 0
     return 0 if run_cell(job, say).status in ("ok", "over_budget") else 1
 

@@ -17,10 +17,12 @@ import pytest
 
 from memory_bench import commands, executors
 from memory_bench.cell import Cell
+from memory_bench.episode import Estimate
 from memory_bench.executors import Event, Inline, Local
 from memory_bench.record import Record
+from memory_bench.rows import plain
 from memory_bench.store import Store
-from memory_bench.worker import Job, run_cell
+from memory_bench.worker import Job, _mark_look_ahead, run_cell
 
 BAD = '''
 from __future__ import annotations
@@ -110,6 +112,14 @@ def test_a_cell_has_the_same_numbers_twice(jobs: Prepare, tmp_path: Path) -> Non
     facts = first[0].provenance
     assert facts["segment"] == 16
     assert first[0].usage.trained_parameters == first[0].usage.added_parameters > 0
+
+
+def test_the_mark_of_look_ahead_leaves_slices_readable() -> None:
+    """A slice that loses its name beside the mark would pass for the headline of a seed."""
+    for slice_ in ("", "position=0-256"):
+        marked = _mark_look_ahead(Estimate("nll", 1.0, None, None, 1, slice_), 7)
+        assert marked.slice.startswith("look_ahead=7")
+        assert plain(marked.slice) == slice_
 
 
 def test_a_job_survives_its_file(jobs: Prepare) -> None:
