@@ -56,7 +56,8 @@ def forest(board: Board, look: Mapping[str, Look]) -> "Figure":
         axes.grid(axis="y", visible=False)
         axes.locator_params(axis="x", nbins=6)
     main.set_xlabel(drawing.label(board.metric, board))
-    said = [f"dashed: {WINDOW}, equally trained"] if board.window else []
+    trained = board.window is not None and any(r.usage.train_tokens for r in board.window.records)
+    said = [f"dashed: {WINDOW}{', equally trained' if trained else ''}"] if board.window else []
     drawing.key(main, board, [*said, "rows that share a letter cannot be told apart"] if board.letters else said)
     return drawing.figure(main)
 

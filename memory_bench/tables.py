@@ -81,7 +81,7 @@ def look_ahead(board: Board) -> Table:
     columns = ("model", "sees ahead", f"{short(metric)} [95 %]", "causal", "ahead − causal [95 %]", "notes")
     rows = []
     for row in board.ahead:
-        causal = next((r for r in board.rows if r.model == row.model and r.headline), None)
+        causal = _causal_twin(board, row)
         found = None
         if causal is not None and causal.samples is not None and row.samples is not None:
             found = pairing.difference((row.label, row.samples), (causal.label, causal.samples), metric)
@@ -95,6 +95,16 @@ def look_ahead(board: Board) -> Table:
             notes(row, board) or NONE,
         ))  # fmt: skip
     return Table(columns, tuple(rows)).without_empty_columns()
+
+
+def _causal_twin(board: Board, row: Row) -> Row | None:
+    """The ranked row of the same model whose options differ least: not, for example, an ablation of it."""
+
+    def differing(other: Row) -> int:
+        ours, theirs = (r.records[0].cell.training.model.config for r in (row, other))
+        return sum(theirs.get(name) != value for name, value in ours.items())
+
+    return min((r for r in board.rows if r.model == row.model and r.headline), key=differing, default=None)
 
 
 def long_rows(boards: Sequence[Board], certificates: Mapping[str, str]) -> list[dict[str, object]]:
