@@ -118,9 +118,9 @@ class MPlus(PoolModel[MPlusState]):
     Config: ClassVar[type[Any]] = MPlusConfig
     source = (
         "M+, arXiv 2502.00592; wangyu-ustc/MemoryLLM@5acaf52 modeling_mplus.py. Deviations: causal retrieval query, a "
-        "pool and a store per row (any batch size), padding works, rows age in the pool, short stores are not "
-        "repeated, stable order among equal ages, seeded draws; adapters without dropout; the retriever's negatives "
-        "are the other rows of the batch."
+        "pool and a store per row (any batch size), padding works, short stores are not repeated, stable order among "
+        "equal ages, seeded draws; adapters without dropout; the retriever's negatives are the other rows of the "
+        "batch."
     )
 
     def __init__(self, backbone: Backbone, config: MPlusConfig, rng: torch.Generator) -> None:

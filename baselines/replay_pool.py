@@ -42,7 +42,7 @@ def replay(case: Case) -> dict[str, Tensor]:
     out |= _chain(model, state, inputs)
     expected = case.tensors("expected").get("generate.output_ids")
     if expected is not None:  # only its length is used: case.json does not give the number of new tokens
-        prompt = inputs.get("generate.input_ids", inputs["score.input_ids"])[: len(expected)]
+        prompt = inputs["generate.input_ids" if "generate.input_ids" in inputs else "score.input_ids"][: len(expected)]
         out["generate.output_ids"] = _generate(model, state, prompt, expected.shape[1] - prompt.shape[1])
     return out
 

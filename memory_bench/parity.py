@@ -117,10 +117,13 @@ class Case:
 def load_strictly(target: torch.nn.Module, weights: Mapping[str, Tensor], case: str) -> None:
     """Copy `weights` into the parameters and buffers that `target` adds to its backbone, by name.
 
+    An empty tensor (no memory tokens) may be missing from `weights`.
+
     Raises:
         UserError: a name is missing on either side, or a shape differs.
     """
-    own = {k: t for k, t in target.state_dict().items() if not k.startswith("backbone.")}
+    state = target.state_dict()
+    own = {k: t for k, t in state.items() if not k.startswith("backbone.") and (t.numel() or k in weights)}
     wrong = sorted(set(own) ^ set(weights)) or [k for k in own if own[k].shape != weights[k].shape]
     if wrong:
         raise UserError(f"Case {case}: memory weights do not fit the model ({', '.join(wrong[:3])} …).")
