@@ -193,12 +193,10 @@ def _out_folder(options: Options, request: Request, grid: Grid) -> Path:
 
 
 def workers_and_threads(card: BackboneCard, device: str) -> tuple[int, int]:
-    """How many cells run side by side, and torch's threads in each."""
+    """How many cells run side by side, and torch's threads in each; all of them are on the first GPU, if any."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if device == "cuda":
-        import torch
-
-        return max(1, torch.cuda.device_count()), cores
+        return 1, cores
     return (cores, 1) if card.parameters < SMALL else (1, cores)
 
 

@@ -14,7 +14,7 @@ import torch
 from memory_bench.budget import Budget, Usage
 from memory_bench.errors import BudgetExceeded
 from memory_bench.protocol import MemoryModel, State
-from memory_bench.stream import Watcher
+from memory_bench.stream import Watcher, segment_length
 
 Phase = Literal["train", "eval"]
 TRAIN_PASSES = 3  # a training step costs about three forward passes: one forward, two for the backward
@@ -93,7 +93,7 @@ class Meter(Watcher):
         else:
             self.usage.eval_tokens += real
             self.usage.eval_flops += flops
-        self.where = f"segment {before // max(1, tokens) + 1}"
+        self.where = f"segment {before // segment_length(model) + 1}"
         self._steps += 1
         if self._steps % CHECK_EVERY == 0:
             self.enforce()
