@@ -62,6 +62,8 @@ def scope(board: Board) -> str:
         parts.append(f"extent {extent}")
     if board.ended_by == "steps":
         parts.append("training of a fixed number of steps, the same for all")
+    if board.ended_by != "none" and not any(len(row.seed_values) > 1 for row in rows):
+        parts.append("one seed, so the noise between trainings is unknown")
     if board.cell.limit is not None:
         parts.append(f"limited to {board.cell.limit}")
     if not board.cell.controls:
