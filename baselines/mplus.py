@@ -321,7 +321,7 @@ class MPlus(PoolModel[MPlusState]):
         return sum(n for _, n in cohorts), waiting * config.tokens_per_block
 
     def flops(self, tokens: int, remembered: int) -> int:
-        """As `PoolModel.flops`, with retrieval, the keys of dropped rows and the queries of the next retrieval.
+        """As `PoolModel.flops`, with retrieval.
 
         Counted for a segment without given tokens.
         """
@@ -329,14 +329,21 @@ class MPlus(PoolModel[MPlusState]):
         projection = 2 * sum(p.numel() for p in self.retriever.at(0).query.parameters()) * layers
         merged, pending = self._entries_after(remembered)
         total = super().flops(tokens, remembered)
-        filled = self.starts_filled or remembered >= config.segment
         scored = merged + pending > config.retrieved_tokens
         if scored and not (config.repeat_short_store and merged < config.retrieved_tokens):
             asking = tokens if config.retrieval_query == "all" else min(remembered, config.segment)
             total += 2 * layers * asking * (merged + pending) * (config.retriever_width + 1)
             total += projection * tokens if config.retrieval_query == "all" else 0
-        total += projection * config.tokens_per_block if filled else 0
-        return total + (projection * tokens if config.retrieval_query == "given" else 0)
+        return total
+
+    def absorb_flops(self, tokens: int, remembered: int) -> int:
+        """The write pass, the keys of dropped rows, and the queries of the next retrieval."""
+        config = self.config
+        projection = 2 * sum(p.numel() for p in self.retriever.at(0).query.parameters()) * self.backbone.layers
+        filled = self.starts_filled or remembered >= config.segment
+        keys = projection * config.tokens_per_block if filled else 0
+        queries = projection * tokens if config.retrieval_query == "given" else 0
+        return super().absorb_flops(tokens, remembered) + keys + queries
 
 
 def _of_pool(values: Tensor, index: Tensor) -> Tensor:

@@ -341,14 +341,20 @@ class PoolModel(MemoryModel[P]):
         return total
 
     def flops(self, tokens: int, remembered: int) -> int:
-        """The read pass behind bos and pool (and what is recalled), and the write pass behind bos and one block."""
-        config, bos = self.config, int(self.config.bos_embedding)
+        """The read pass behind bos and pool (and what is recalled), and the write pass of `absorb_flops`."""
+        config = self.config
+        filled = self.starts_filled or remembered >= config.segment
+        pool = int(config.bos_embedding) + config.pool_tokens if filled else 0
+        read = self.pass_flops(tokens, pool + self.recalled(remembered), tokens, "read", tokens)
+        return read + self.absorb_flops(tokens, remembered)
+
+    def absorb_flops(self, tokens: int, remembered: int) -> int:
+        """The write pass behind bos and one block. See `MemoryModel.absorb_flops`."""
+        config = self.config
         filled = self.starts_filled or remembered >= config.segment
         size = config.tokens_per_block
-        pool = bos + config.pool_tokens if filled else 0
-        read = self.pass_flops(tokens, pool + self.recalled(remembered), tokens, "read", tokens)
         asking = max(tokens, size) if filled else tokens
-        return read + self.pass_flops(tokens, bos + size if filled else 0, asking, "write", 0)
+        return self.pass_flops(tokens, int(config.bos_embedding) + size if filled else 0, asking, "write", 0)
 
     def recalled(self, remembered: int) -> int:
         """Rows recalled from beyond the pool after `remembered` text tokens; here none."""

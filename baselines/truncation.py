@@ -53,6 +53,11 @@ class Truncation(MemoryModel[Nothing]):
         del segment
         return state
 
+    def absorb_flops(self, tokens: int, remembered: int) -> int:
+        """See `MemoryModel.absorb_flops`: nothing."""
+        del tokens, remembered
+        return 0
+
     def flops(self, tokens: int, remembered: int) -> int:
         """See `MemoryModel.flops`."""
         del remembered

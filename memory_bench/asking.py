@@ -67,7 +67,8 @@ def _absorb(
     segment, _ = cut(lines, start, segment_length(model), model.backbone.device)
     after: State = model.absorb(state, segment)
     if watcher is not None:
-        watcher.stepped(model, len(lines), segment.ids.shape[1], before, int(segment.mask.sum()))
+        real = int(segment.mask.sum())
+        watcher.stepped(model, len(lines), segment.ids.shape[1], before, real, absorbed=True)
         watcher.state(after, len(lines))
     return after
 

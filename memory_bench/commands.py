@@ -362,7 +362,7 @@ def fetch(names: list[str], data: Path | None, cache: Path, *, stand_ins: bool, 
     backbones = Backbones(library, cache, hub=hub, report=error)
     needs = ("books", "wikitext103", "pubmedqa")
     failed = 0
-    for name in names or [*needs[::2], "tiny"]:
+    for name in names or ["books", "pubmedqa", "tiny"]:
         if name not in needs and name not in NAMED and not Path(name).is_dir() and "/" not in name:
             raise unknown("thing to fetch", name, [*needs, *NAMED])
         try:

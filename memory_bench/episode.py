@@ -136,6 +136,10 @@ class Task(ABC):
             seed: of the bootstrap.
         """
 
+    def headline_rows(self, samples: "pd.DataFrame") -> "pd.DataFrame":
+        """The rows of `samples` that the headline counts, controls included; pairing and verdicts use the same."""
+        return samples
+
     def levels(self, library: "Library") -> Mapping[str, float]:
         """Reference levels of the headline, for example chance and the majority class."""
         return {}

@@ -116,8 +116,8 @@ def _wanted(request: Request) -> list[_Wanted]:
         wanted.append(_Wanted(name, {**request.settings.get(short, {}), **options}, "asked", label))
         if request.controls:
             for title, change in cls.ablations.items():
-                label = f"{short} ({title})"
-                wanted.append(_Wanted(name, {**request.settings.get(short, {}), **change}, "control", label))
+                ablated = {**request.settings.get(short, {}), **options, **change}
+                wanted.append(_Wanted(name, ablated, "control", f"{label} ({title})"))
     if request.controls:
         installed = plugins.installed("models")
         wanted += [_Wanted(n, request.settings.get(n, {}), "control", n) for n in CONTROLS if n in installed]

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from memory_bench.stats import mean_interval
+from memory_bench.stats import mean_interval, ratio_interval, text_units
+
+FEW_UNITS = 20  # below so many documents, parts of them are the independent units
 
 
 def judge(
@@ -14,7 +16,7 @@ def judge(
     """Verdict on one cell.
 
     Args:
-        samples: of the cell, controls included.
+        samples: of the cell, those rows that the headline counts, controls included.
         headline: metric name; ``accuracy`` compares answers, anything else nats per token.
         trained: whether anything was trained.
         has_memory: whether the model keeps a state at all.
@@ -32,13 +34,14 @@ def judge(
         return None
     own, wiped = own.loc[shared], wiped.loc[shared]
     if headline == "accuracy":
-        lift = (own["predicted"] == own["answer"]).astype(float) - (wiped["predicted"] == wiped["answer"]).astype(float)
-        frame = pd.DataFrame({"lift": lift, "cluster": own["cluster"]})
+        gain = (own["predicted"] == own["answer"]).astype(float) - (wiped["predicted"] == wiped["answer"]).astype(float)
+        value, low, high = mean_interval(gain.to_numpy(), own["cluster"].to_numpy(dtype=str), seed=seed)
     else:
-        per = pd.DataFrame({"gain": wiped["nll"] - own["nll"], "tokens": own["tokens"], "cluster": own["cluster"]})
-        sums = per.groupby("cluster").sum()
-        frame = pd.DataFrame({"lift": sums["gain"] / sums["tokens"], "cluster": sums.index})
-    values, clusters = np.asarray(frame["lift"], dtype=float), np.asarray(frame["cluster"])
-    value, low, high = mean_interval(values, clusters, seed=seed)
+        many = own["cluster"].nunique() >= FEW_UNITS
+        names = own["cluster"] if many else own.index.get_level_values("episode")
+        starts, tokens = own.index.get_level_values("start").to_numpy(), own["tokens"].to_numpy()
+        units = text_units(np.asarray(names, dtype=str), starts, tokens, at_least=FEW_UNITS)
+        sums = pd.DataFrame({"gain": (wiped["nll"] - own["nll"]).to_numpy(), "tokens": tokens}).groupby(units).sum()
+        value, low, high = ratio_interval(sums["gain"].to_numpy(), sums["tokens"].to_numpy(), seed=seed)
     verdict = "untrained" if not trained else "learned" if low is not None and low > 0 else "not learned"
     return {"verdict": verdict, "lift": value, "low": low, "high": high, "against": "control:wiped"}

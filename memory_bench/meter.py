@@ -34,6 +34,7 @@ class Meter(Watcher):
         self.usage = Usage()
         self.device = device
         self.where = ""
+        self.train_passes = TRAIN_PASSES  # one more where activations are recomputed
         self._phase: Phase = "eval"
         self._started = time.monotonic()
         self._steps = 0
@@ -84,12 +85,14 @@ class Meter(Watcher):
         """Seconds in the current phase (earlier phases of the same name included)."""
         return self._seconds(self._phase) + time.monotonic() - self._started
 
-    def stepped(self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int) -> None:
+    def stepped(
+        self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int, *, absorbed: bool = False
+    ) -> None:
         """See `Watcher.stepped`; raises `BudgetExceeded` where a hard limit is passed."""
-        flops = rows * model.flops(tokens, before)
+        flops = rows * (model.absorb_flops if absorbed else model.flops)(tokens, before)
         if self._phase == "train":
             self.usage.train_tokens += real
-            self.usage.train_flops += TRAIN_PASSES * flops
+            self.usage.train_flops += self.train_passes * flops
         else:
             self.usage.eval_tokens += real
             self.usage.eval_flops += flops

@@ -24,6 +24,7 @@ def observe(
     controls: bool = True,
     watcher: Watcher | None = None,
     progress: Progress | None = None,
+    sink: list[Row] | None = None,
 ) -> list[Row]:
     """Everything that can be seen of `model` on `episodes`: one row a scored segment or question.
 
@@ -35,21 +36,22 @@ def observe(
         controls: also observe with memory wiped and foreign, and with the evidence in the prompt.
         watcher: told of the steps of the main pass (controls are not charged to the model).
         progress: told (episodes done, all).
+        sink: where rows are added batch by batch, for a caller who keeps them if this is cut short.
     """
     streams = [encode_episode(episode, encode, seed) for episode in episodes]
     streams.sort(key=lambda s: -len(s.line))
-    rows: list[Row] = []
+    rows: list[Row] = [] if sink is None else sink
     size = max(1, min(MAX_ROWS, BATCH_TOKENS // segment_length(model)))
     with torch.no_grad():
         for first in range(0, len(streams), size):
             batch = streams[first : first + size]
-            rows += _read(model, batch, watcher, controls)
-            rows += ask(model, batch, watcher, controls=controls)
+            found = _read(model, batch, watcher, controls) + ask(model, batch, watcher, controls=controls)
+            rows += [{"seed": seed, **row} for row in found]
             if progress is not None:
                 progress(min(first + size, len(streams)), len(streams))
     order = {e.id: i for i, e in enumerate(episodes)}
     rows.sort(key=lambda r: (r["control"], order[r["episode"]], r["event"], r["start"]))
-    return [{"seed": seed, **row} for row in rows]
+    return rows
 
 
 def _read(model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher | None, controls: bool) -> list[Row]:

@@ -194,8 +194,12 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
         """
 
     def absorb(self, state: S, segment: Segment) -> S:
-        """The state after reading, without predictions. Override only to be cheaper."""
+        """The state after reading, without predictions. Override only to be cheaper, and `absorb_flops` with it."""
         return self.step(state, segment)[1]
+
+    def absorb_flops(self, tokens: int, remembered: int) -> int:
+        """As `flops`, of an `absorb`."""
+        return self.flops(tokens, remembered)
 
     @torch.no_grad()
     def decode(self, state: S, prompt: Segment, plan: DecodePlan) -> Tensor:

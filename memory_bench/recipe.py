@@ -33,7 +33,7 @@ class Recipe:
 
     Attributes:
         name: as in `RECIPES`.
-        stages: in order; one optimiser and one schedule span all of them.
+        stages: in order; one schedule spans them all, and one optimiser as long as the model's config stays.
         lr: peak learning rate (AdamW).
         betas, weight_decay, clip: of the optimiser; decay on matrices only; clip is a gradient norm.
         warmup: steps of linear warm-up.

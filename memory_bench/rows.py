@@ -29,6 +29,9 @@ class Scorer(Protocol):
     def metrics(self, samples: "pd.DataFrame", seed: int = 0) -> list[Estimate]:
         """All metrics and slices; the headline comes first."""
 
+    def headline_rows(self, samples: "pd.DataFrame") -> "pd.DataFrame":
+        """The rows that the headline counts, controls included."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -37,7 +40,7 @@ class Row:
     Attributes:
         label: shown in tables; unique on the board.
         records: one a seed, in the order of seeds.
-        samples: of all seeds; None where not every seed with metrics has them.
+        samples: of all seeds, those that the headline counts; None where not every seed with metrics has them.
         estimates: computed from the samples, or (without them) averaged over the records.
         metric: the headline's name.
         notes: what was done to make the row, for example unanswered questions that were counted.
@@ -171,7 +174,7 @@ def make_row(
     estimates: list[Estimate] = []
     if joined is not None and task is not None:
         try:
-            estimates = task.metrics(joined)
+            estimates, joined = task.metrics(joined), task.headline_rows(joined)
         except Exception as error:  # a plug-in's fault must not cost the whole report
             warnings.append(
                 f"{label} on {records[0].cell.task.name}: metrics failed ({error!r}); records are averaged."

@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,14 +202,6 @@ class Store:
         """All results, in the order of their keys."""
         keys = sorted(p.name for p in self.cells.iterdir() if p.is_dir()) if self.cells.is_dir() else []
         return [record for key in keys if (record := self.record(key)) is not None]
-
-    def has(self, key: str) -> bool:
-        """Whether the cell has a usable record, whatever its status."""
-        return self.record(key) is not None
-
-    def done(self, keys: Iterable[str]) -> set[str]:
-        """Those of `keys` that have a usable record."""
-        return {key for key in keys if self.has(key)}
 
     def samples(self, key: str) -> "pd.DataFrame | None":
         """A cell's scored events; None where there are none, or (with a warning) where the file is broken."""

@@ -32,8 +32,13 @@ WHOLE = 512  # tokens per step for models that take any length
 class Watcher:
     """Told of every step by the driver; the meter overrides it."""
 
-    def stepped(self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int) -> None:
-        """`rows` rows of `tokens` positions (`real` real tokens in all) were stepped after `before` tokens each."""
+    def stepped(
+        self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int, *, absorbed: bool = False
+    ) -> None:
+        """`rows` rows of `tokens` positions (`real` real tokens in all) were stepped after `before` tokens each.
+
+        With `absorbed` they were only written, not predicted.
+        """
 
     def state(self, state: State, rows: int) -> None:
         """A state of `rows` rows exists."""
@@ -49,9 +54,11 @@ class _Later(Watcher):
     def __init__(self, watcher: Watcher, before: int) -> None:
         self.watcher, self.before = watcher, before
 
-    def stepped(self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int) -> None:
+    def stepped(
+        self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int, *, absorbed: bool = False
+    ) -> None:
         """See `Watcher.stepped`."""
-        self.watcher.stepped(model, rows, tokens, self.before + before, real)
+        self.watcher.stepped(model, rows, tokens, self.before + before, real, absorbed=absorbed)
 
     def state(self, state: State, rows: int) -> None:
         """See `Watcher.state`."""

@@ -21,7 +21,7 @@ from torch import nn
 
 from memory_bench.budget import Budget
 from memory_bench.corpus import Corpus, Line
-from memory_bench.meter import Meter
+from memory_bench.meter import TRAIN_PASSES, Meter
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, Stage, fixed_steps
 from memory_bench.stream import Progress, segment_length, walk
@@ -127,6 +127,7 @@ class _Loop:
     def __init__(self, recipe: Recipe, corpus: Corpus, meter: Meter, rng: torch.Generator, progress: Progress) -> None:
         self.recipe, self.corpus, self.meter, self.rng, self.progress = recipe, corpus, meter, rng, progress
         self.fixed = fixed_steps(recipe)
+        meter.train_passes = TRAIN_PASSES + int(recipe.checkpoint)
         self.steps, self.ended_by = 0, ""
         self.curve: list[tuple[int, float]] = []
         self._stage_end = 0.0  # share of the training at which the current stage ends

@@ -20,12 +20,20 @@ LEGEND = (
      "within the table; what is no larger than the noise between training seeds is a tie"),
     ("seed sd", "standard deviation of the headline between training seeds, a second source of variance that the "
      "intervals leave out"),
-    ("vs window", "paired difference to `truncation`, the same backbone trained as long without memory"),
+    (
+        "vs window",
+        "paired difference to `truncation`, the same backbone trained as long without memory (untrained where only "
+        "what a method adds is trained)",
+    ),
     ("memory wiped", "the same model with its memory emptied: before every segment for text, before the question for "
      "questions"),
     ("lift", "(score − wiped) / (ceiling − wiped); the ceiling has the evidence in the prompt. 0: memory gave nothing; "
      "1: as good as reading it again"),
-    ("learned?", "whether training taught the model to use its memory, judged against its own wiped memory"),
+    (
+        "learned?",
+        "whether training taught the model to use its memory: it beats itself with the memory wiped, on what the "
+        "headline counts",
+    ),
     ("over budget", "the run hit a limit of the budget; what it reached is shown below the rows that finished and "
      "stays in every plot; unanswered questions count as wrong"),
     ("control", "not asked for; run because the comparison needs it"),
@@ -61,7 +69,7 @@ def scope(board: Board) -> str:
     if extent := board.cell.task.config.get("extent"):
         parts.append(f"extent {extent}")
     if board.ended_by == "steps":
-        parts.append("training of a fixed number of steps, the same for all")
+        parts.append("the data's own number of training steps, the same for all, instead of the budget's tokens")
     if board.ended_by != "none" and not any(len(row.seed_values) > 1 for row in rows):
         parts.append("one seed, so the noise between trainings is unknown")
     if board.cell.limit is not None:

@@ -16,8 +16,9 @@ import pandas as pd
 import torch
 
 from memory_bench import plugins
+from memory_bench.asking import Row
 from memory_bench.backbones import Backbones, Loaded
-from memory_bench.budget import Usage
+from memory_bench.budget import Budget, Usage
 from memory_bench.cell import Cell, from_json, to_json
 from memory_bench.checkpoints import load_checkpoint, save_checkpoint
 from memory_bench.data.library import Library
@@ -116,32 +117,40 @@ def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> 
         trained = _trained_model(job, store, meter, say, library, loaded, task, recipe)
     model = trained.model
     _count_parameters(model, recipe, meter.usage)
-    _check_added(meter)
     episodes = list(task.episodes(library, cell.limit))
-    with meter.phase("eval"):
-        rows = observe(
-            model,
-            episodes,
-            loaded.encode,
-            seed=training.seed,
-            controls=cell.controls,
-            watcher=meter,
-            progress=lambda done, total: say("eval", done, total),
-        )
+    rows: list[Row] = []
+    status, detail = "ok", ""
+    try:
+        with meter.phase("eval"):
+            observe(
+                model,
+                episodes,
+                loaded.encode,
+                seed=training.seed,
+                controls=cell.controls,
+                watcher=meter,
+                progress=lambda done, total: say("eval", done, total),
+                sink=rows,
+            )
+    except BudgetExceeded as error:
+        if not rows:
+            raise
+        status, detail = "over_budget", str(error)  # what was observed until then is kept
     samples = pd.DataFrame(rows)
     meter.usage.scored_tokens = int(samples.loc[samples["control"] == "", "tokens"].sum())
     metrics = tuple(_mark_look_ahead(e, model.traits.look_ahead) for e in task.metrics(samples))
-    learned = judge(
-        samples, task.headline, trained=trained.ended_by != "none", has_memory=bool(meter.usage.state_bytes)
-    )
+    trains = trained.ended_by != "none"
+    has_memory = bool(meter.usage.state_bytes)
+    learned = judge(task.headline_rows(samples), task.headline, trained=trains, has_memory=has_memory)
     facts = {
         "curve": trained.curve[:: max(1, len(trained.curve) // 200)],
         "look_ahead": model.traits.look_ahead,
         "segment": model.traits.segment,
         "episodes": len(episodes),
     }
+    levels = dict(task.levels(library))
     done = replace(
-        blank, status="ok", metrics=metrics, learned=learned, levels=dict(task.levels(library)), provenance=facts
+        blank, status=status, detail=detail, metrics=metrics, learned=learned, levels=levels, provenance=facts
     )
     return done, samples
 
@@ -166,6 +175,7 @@ def _trained_model(
     if untrained(training.budget, recipe):
         return Trained(build(base).eval().requires_grad_(False), [], "none")
     plan = task.plan(library, pretrained=loaded.card.pretrained)
+    _check_added(build(base), meter.budget)
     say("data", 0, 1)
     corpus = task.corpus(library, plan, loaded.encode)
     with meter.phase("train"):
@@ -195,10 +205,11 @@ def _count_parameters(model: MemoryModel[Any], recipe: Recipe, usage: Usage) -> 
     usage.trained_parameters = (added if recipe.trains == "memory" else usage.parameters) if trains else 0
 
 
-def _check_added(meter: Meter) -> None:
-    limit = meter.budget.added_parameters
-    if limit is not None and meter.usage.added_parameters > limit:
-        raise BudgetExceeded("added_parameters", f"{meter.usage.added_parameters} added")
+def _check_added(model: MemoryModel[Any], budget: Budget) -> None:
+    """Refuse a method that adds too many parameters before it is trained."""
+    added = sum(p.numel() for p in model.memory_parameters().values())
+    if budget.added_parameters is not None and added > budget.added_parameters:
+        raise BudgetExceeded("added_parameters", f"{added} added")
 
 
 def _mark_look_ahead(estimate: Estimate, look_ahead: int) -> Estimate:

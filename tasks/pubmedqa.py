@@ -102,9 +102,8 @@ class PubMedQA(Task):
         """
         asks = samples[samples["kind"] == "ask"]
         asks = asks.assign(correct=(asks["predicted"] == asks["answer"]).astype(float), logprob=-asks["nll"])
-        main = asks[asks["control"] == ""]
-        at = {"", distance_label(self.config.distance)}
-        head = main[main["label"].isin(at)]
+        main, counted = asks[asks["control"] == ""], self.headline_rows(asks)
+        head = counted[counted["control"] == ""]
         if head.empty:
             return []
         found = [_mean("accuracy", head, seed), _macro_f1(head, seed)]
@@ -112,9 +111,13 @@ class PubMedQA(Task):
         parts = [(f"label={c.strip()}", head[head["answer"] == c]) for c in CHOICES]
         parts += [(n, main[main["label"] == n]) for n in _in_order(main["label"])]
         parts += self._by_distance(head) if self.config.fused > 1 else []
-        parts += [(f"control:{c}", asks[(asks["control"] == c) & asks["label"].isin(at)]) for c in CONTROLS]
+        parts += [(f"control:{c}", counted[counted["control"] == c]) for c in CONTROLS]
         found += [_mean("accuracy", part, seed, name) for name, part in parts if not part.empty]
-        return found + _lift(asks[asks["label"].isin(at)], seed)
+        return found + _lift(counted, seed)
+
+    def headline_rows(self, samples: pd.DataFrame) -> pd.DataFrame:
+        """Questions at the configured distance, and those whose episode names none (real data)."""
+        return samples[samples["label"].isin({"", distance_label(self.config.distance)})]
 
     def _by_distance(self, asks: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         """Slices of the distance to the evidence in tokens, up to the next power of two."""

@@ -88,6 +88,10 @@ class TextTask:
 
     headline = "bits_per_byte"
 
+    def headline_rows(self, samples: pd.DataFrame) -> pd.DataFrame:
+        """All of them."""
+        return samples
+
     def metrics(self, samples: pd.DataFrame, seed: int = 0) -> list[Estimate]:
         """The headline, its controls, perplexity, and loss by position."""
         found = []
@@ -117,6 +121,10 @@ class QuestionTask:
     """Question answering's metrics."""
 
     headline = "accuracy"
+
+    def headline_rows(self, samples: pd.DataFrame) -> pd.DataFrame:
+        """All of them."""
+        return samples
 
     def metrics(self, samples: pd.DataFrame, seed: int = 0) -> list[Estimate]:
         """Accuracy, its controls, and accuracy by distance."""

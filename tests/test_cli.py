@@ -125,6 +125,7 @@ def test_a_wrong_budget_is_a_sentence(content: str, said: str, world: Any, call:
         gzip.compress(b"")[:-4],
         gzip.compress(b""),
     ],
+    ids=["no gzip", "no json", "no text", "cut off", "empty"],  # gzip's bytes hold the time: no names for xdist
 )
 def test_corrupt_data_are_a_sentence_before_anything_trains(
     content: bytes, world: Any, call: Run, tmp_path: Path

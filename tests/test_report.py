@@ -289,7 +289,7 @@ def test_a_fixed_curriculum_is_equal_tokens(tmp_path: Path) -> None:
     (board,) = collect(store, TASKS)
     assert (board.ended_by, board.kind) == ("steps", "train_tokens")
     text = build(store, TASKS).markdown()
-    assert "training of a fixed number of steps" in text
+    assert "the data's own number of training steps" in text
     assert "training ended by" not in text
     assert "cpu-minutes-flops" not in text
 

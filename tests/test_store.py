@@ -40,8 +40,7 @@ def test_record_and_samples_come_back(store: Store) -> None:
     assert back is not None
     pd.testing.assert_frame_equal(back, samples)
     assert isinstance(back.choice_nll[0], list)
-    assert store.has(record.key)
-    assert store.done([record.key, "0" * 16]) == {record.key}
+    assert store.record(record.key) is not None
     assert [p.name for p in sorted(store.cell_folder(record.key).iterdir())] == ["record.json", "samples.parquet"]
 
 
@@ -72,10 +71,10 @@ def test_interrupted_write_is_not_done(store: Store, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         store.write_record(record, samples)
     monkeypatch.undo()
-    assert not store.has(record.key)
+    assert store.record(record.key) is None
     assert not list(store.cell_folder(record.key).glob(".*.tmp"))
     store.write_record(record, samples)
-    assert store.has(record.key)
+    assert store.record(record.key) is not None
 
 
 def test_rewriting_never_pairs_an_old_record_with_new_samples(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +83,7 @@ def test_rewriting_never_pairs_an_old_record_with_new_samples(store: Store, monk
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         store.write_record(record, samples)
-    assert not store.has(record.key)
+    assert store.record(record.key) is None
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "list", "schema", "field", "foreign"])
@@ -105,7 +104,7 @@ def test_broken_record_counts_as_not_done_and_says_so(store: Store, damage: str)
         "foreign": json.dumps(result(seed=5)[0].to_json()),
     }[damage]
     path.write_text(broken)
-    assert not store.has(record.key)
+    assert store.record(record.key) is None
     assert store.records() == []
     assert len(store.warnings) == 1
     assert record.key in store.warnings[0]

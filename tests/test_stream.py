@@ -182,7 +182,9 @@ def test_the_watcher_is_told_of_real_tokens_and_places() -> None:
         def __init__(self) -> None:
             self.steps: list[tuple[int, int, int, int]] = []
 
-        def stepped(self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int) -> None:
+        def stepped(
+            self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int, *, absorbed: bool = False
+        ) -> None:
             self.steps.append((rows, tokens, before, real))
 
     told = Told()
