@@ -88,8 +88,8 @@ def curves(board: Board, look: Mapping[str, Look], kind: str) -> "Figure":
     if kind == "distance":
         for name, value in board.levels.items():
             main.axhline(factor * value, color=drawing.GREY, linewidth=1, linestyle=":")
-            main.annotate(f" {name}", (1, factor * value), xycoords=("axes fraction", "data"), fontsize=8, va="center",
-                          color=drawing.GREY)  # fmt: skip
+            main.annotate(name, (0.03, factor * value), xycoords=("axes fraction", "data"), xytext=(0, 2),
+                          textcoords="offset points", fontsize=8, va="bottom", color=drawing.GREY)  # fmt: skip
         main.set_xscale("log", base=2)
         ticks = sorted({at for _, points in drawn for at, _ in points})
         main.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
