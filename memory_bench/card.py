@@ -2,6 +2,13 @@
 
 from dataclasses import dataclass
 
+NAMED = {
+    "tiny": "0.5M parameters, trained by the harness on the training books; the default without a GPU",
+    "smollm2-135m": "SmolLM2-135M-Instruct from the hub, full precision",
+    "smollm2-135m-q4": "the same model from a 4-bit GGUF file in a Python wheel, converted once",
+}
+"""Backbones that have a name, with what they are in a sentence."""
+
 
 @dataclass(frozen=True, slots=True)
 class BackboneCard:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from memory_bench import plugins
-from memory_bench.backbones import NAMED, Backbones
+from memory_bench.backbones import Backbones
 from memory_bench.budget import load_budget
-from memory_bench.card import BackboneCard
+from memory_bench.card import NAMED, BackboneCard
 from memory_bench.cell import Cell, digest, to_json
 from memory_bench.console import Display, error, show
 from memory_bench.data.library import Library

@@ -2,12 +2,9 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from memory_bench.stats import mean_interval, ratio_interval, text_units
-
-FEW_UNITS = 20  # below so many documents, parts of them are the independent units
+from memory_bench.stats import mean_interval, ratio_interval, scored_units
 
 
 def judge(
@@ -37,10 +34,9 @@ def judge(
         gain = (own["predicted"] == own["answer"]).astype(float) - (wiped["predicted"] == wiped["answer"]).astype(float)
         value, low, high = mean_interval(gain.to_numpy(), own["cluster"].to_numpy(dtype=str), seed=seed)
     else:
-        many = own["cluster"].nunique() >= FEW_UNITS
-        names = own["cluster"] if many else own.index.get_level_values("episode")
-        starts, tokens = own.index.get_level_values("start").to_numpy(), own["tokens"].to_numpy()
-        units = text_units(np.asarray(names, dtype=str), starts, tokens, at_least=FEW_UNITS)
+        episodes, starts = (own.index.get_level_values(level).to_numpy() for level in ("episode", "start"))
+        tokens = own["tokens"].to_numpy()
+        units = scored_units(own["cluster"].to_numpy(dtype=str), episodes.astype(str), starts, tokens)
         sums = pd.DataFrame({"gain": (wiped["nll"] - own["nll"]).to_numpy(), "tokens": tokens}).groupby(units).sum()
         value, low, high = ratio_interval(sums["gain"].to_numpy(), sums["tokens"].to_numpy(), seed=seed)
     verdict = "untrained" if not trained else "learned" if low is not None and low > 0 else "not learned"

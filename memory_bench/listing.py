@@ -8,6 +8,7 @@ from typing import Any
 
 from memory_bench import plugins
 from memory_bench.budget import PRESETS, Budget
+from memory_bench.card import NAMED
 from memory_bench.errors import unknown
 from memory_bench.shipped import parity_text, read_certificates, read_measured
 
@@ -101,14 +102,9 @@ def _files(table: Any, need: str) -> list[str]:
 
 
 def _backbones(cache: Path) -> list[dict[str, Any]]:
-    named = {
-        "tiny": "0.5M parameters, trained by the harness on the training books; the default without a GPU",
-        "smollm2-135m": "SmolLM2-135M-Instruct from the hub, full precision",
-        "smollm2-135m-q4": "the same model from a 4-bit GGUF file in a Python wheel, converted once",
-    }
     folder = cache / "backbones"
     found = []
-    for name, summary in named.items():
+    for name, summary in NAMED.items():
         ready = any(p.is_dir() and p.suffix != ".part" for p in folder.glob(f"{name}*")) if folder.is_dir() else False
         found.append({"name": name, "status": "cached" if ready else "made or fetched when needed", "summary": summary})
     found.append(

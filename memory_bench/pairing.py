@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALPHA = 0.05
-FEW = 20  # independent units that text should have
 RATIOS = {"bits_per_byte": ("nbytes", math.log(2)), "nll": ("tokens", 1.0)}
 """Metrics that are sums of nats over sums of a column (times a constant)."""
 
@@ -137,8 +136,7 @@ def _text(
         part = part[part["episode"].isin(shared)]
         # Seeds are averaged within a document, as one of them may have been stopped before it.
         share = 1 / part.groupby("episode")["seed"].transform("nunique")
-        column = "cluster" if part["cluster"].nunique() >= FEW else "episode"  # excerpts where works are few
-        units = stats.text_units(part[column], part["start"], part["tokens"], at_least=FEW)
+        units = stats.scored_units(*(part[column] for column in ("cluster", "episode", "start", "tokens")))
         sums.append([np.bincount(units, weights=part[column] * share) for column in ("nll", by)])
     (top_a, bottom_a), (top_b, bottom_b) = sums
     if len(top_a) != len(top_b):  # a block in which a model with long segments has none

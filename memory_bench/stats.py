@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, stdtr, stdtrit
 
 Floats = NDArray[np.float64]
+FEW = 20  # below so many documents, parts of them are the independent units
 Interval = tuple[float, float | None, float | None]
 """Value, low, high. Low and high are None for fewer than two units; the value is NaN for none."""
 
@@ -74,7 +75,23 @@ def statistic_interval(
     return value, *_percentiles(drawn, units)
 
 
-def text_units(documents: ArrayLike, starts: ArrayLike, tokens: ArrayLike, at_least: int = 20) -> NDArray[np.intp]:
+def scored_units(clusters: ArrayLike, episodes: ArrayLike, starts: ArrayLike, tokens: ArrayLike) -> NDArray[np.intp]:
+    """The independent unit of every scored stretch: its cluster; with few of them its episode, cut by `text_units`.
+
+    Args:
+        clusters: `[n]`, what episodes share (a work).
+        episodes: `[n]`, the episode of each stretch.
+        starts: `[n]`, token offset of the stretch in its episode.
+        tokens: `[n]`, its length.
+
+    Returns:
+        `[n]`, numbers from 0.
+    """
+    many = _codes(clusters)[1] >= FEW
+    return text_units(clusters if many else episodes, starts, tokens, at_least=FEW)
+
+
+def text_units(documents: ArrayLike, starts: ArrayLike, tokens: ArrayLike, at_least: int = FEW) -> NDArray[np.intp]:
     """The independent unit of every scored stretch of text: its document, or a block of it where documents are few.
 
     With fewer than `at_least` documents each is cut into equally long blocks so that there are `at_least` units. A

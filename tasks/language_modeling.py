@@ -23,11 +23,10 @@ from memory_bench.data import Library
 from memory_bench.episode import Document, Encode, Episode, Estimate, Read, Task, TrainingPlan
 from memory_bench.errors import UserError
 from memory_bench.pretrain import encode_documents
-from memory_bench.stats import Interval, ratio_interval, text_units
+from memory_bench.stats import Interval, ratio_interval, scored_units
 
 CONTROLS = ("wiped", "foreign")
 EXCERPTS = 32  # of stand-in works: as many as the data folder has PG-19 test books
-FEW = 20  # below so many documents, blocks of them are the independent units
 FIRST_SLICE = 256  # tokens; slices of the position double from here
 
 
@@ -89,10 +88,9 @@ def sums_by_unit(reads: pd.DataFrame) -> pd.DataFrame:
 
     Units are clusters; with fewer than 20 of them episodes (excerpts of a work); with fewer than 20 of those, blocks.
     """
-    column = "cluster" if reads["cluster"].nunique() >= FEW else "episode"
-    names = reads[column].to_numpy(dtype=str)
-    starts, tokens = reads["start"].to_numpy(), reads["tokens"].to_numpy()
-    keys = [text_units(names, starts, tokens, at_least=FEW), reads["seed"].to_numpy()]
+    clusters, episodes = reads["cluster"].to_numpy(dtype=str), reads["episode"].to_numpy(dtype=str)
+    units = scored_units(clusters, episodes, reads["start"].to_numpy(), reads["tokens"].to_numpy())
+    keys = [units, reads["seed"].to_numpy()]
     by_seed = reads[["nll", "nbytes", "tokens", "words"]].groupby(keys).sum()
     return by_seed.groupby(level=0).mean()
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from memory_bench.backbone import Backbone
 from memory_bench.card import BackboneCard
+from memory_bench.data import Library
 from memory_bench.testing.backbones import card_of, tiny_backbone
 
 torch.set_num_threads(1)  # tiny matrices: threads only wait for each other
@@ -88,3 +90,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         'train_tokens = 1000\neval_seconds = 60\ntrain_seconds = 60\n[tasks.pg19]\nextent = "full"\n'
     )
     return here
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Library:
+    """The real data; tests that need them skip without."""
+    folder = os.environ.get("MEMORY_BENCH_DATA")
+    if not folder:
+        pytest.skip("MEMORY_BENCH_DATA does not name a folder with the real data")
+    return Library(Path(folder), tmp_path, stand_ins=False, hub=False)

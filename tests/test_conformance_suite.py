@@ -93,6 +93,9 @@ class Toy(MemoryModel[ToyState]):
     def absorb(self, state: ToyState, segment: Segment) -> ToyState:
         return state if self.flaw == "absorb" else super().absorb(state, segment)
 
+    def absorb_flops(self, tokens: int, remembered: int) -> int:
+        return 0 if self.flaw == "absorb" else self.backbone.flops(tokens + 1, keys=tokens + 1, predicted=0)
+
     def decode(self, state: ToyState, prompt: Segment, plan: DecodePlan) -> Tensor:
         out = super().decode(state, prompt, plan)
         return out.flip(1) if self.flaw == "decode" else out

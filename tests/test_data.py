@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import subprocess
 import tarfile
 from collections import Counter
@@ -373,14 +372,6 @@ def test_stand_in_studies_as_a_library(tmp_path: Path) -> None:
 
 
 # with the real data
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Library:
-    folder = os.environ.get("MEMORY_BENCH_DATA")
-    if not folder:
-        pytest.skip("MEMORY_BENCH_DATA does not name a folder with the real data")
-    return Library(Path(folder), tmp_path, stand_ins=False, hub=False)
 
 
 def test_real_data_counts(data: Library) -> None:

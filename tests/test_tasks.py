@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,6 @@ def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def by_name(found: list[Estimate]) -> dict[tuple[str, str], Estimate]:
     return {(e.metric, e.slice): e for e in found}
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Library:
-    folder = os.environ.get("MEMORY_BENCH_DATA")
-    if not folder:
-        pytest.skip("MEMORY_BENCH_DATA does not name a folder with the real data")
-    return Library(Path(folder), tmp_path, stand_ins=False, hub=False)
 
 
 def offline(tmp_path: Path) -> Library:
