@@ -188,6 +188,8 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
     def flops(self, tokens: int, remembered: int) -> int:
         """Floating-point operations (multiply-add = 2) of one forward step of one row, writing included.
 
+        The head counts for every text token of the segment.
+
         Args:
             tokens: text tokens in the segment.
             remembered: text tokens read before it.
@@ -198,8 +200,8 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
         return self.step(state, segment)[1]
 
     def absorb_flops(self, tokens: int, remembered: int) -> int:
-        """As `flops`, of an `absorb`."""
-        return self.flops(tokens, remembered)
+        """As `flops`, of an `absorb`. Default: of a step whose readout is dropped, so that its head never runs."""
+        return self.flops(tokens, remembered) - 2 * tokens * self.backbone.width * self.backbone.vocab
 
     @torch.no_grad()
     def decode(self, state: S, prompt: Segment, plan: DecodePlan) -> Tensor:

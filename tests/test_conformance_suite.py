@@ -94,7 +94,9 @@ class Toy(MemoryModel[ToyState]):
         return state if self.flaw == "absorb" else super().absorb(state, segment)
 
     def absorb_flops(self, tokens: int, remembered: int) -> int:
-        return 0 if self.flaw == "absorb" else self.backbone.flops(tokens + 1, keys=tokens + 1, predicted=0)
+        if self.flaw == "overcharge":  # the head of predictions that nobody asks for
+            return self.flops(tokens, remembered)
+        return 0 if self.flaw == "absorb" else super().absorb_flops(tokens, remembered)
 
     def decode(self, state: ToyState, prompt: Segment, plan: DecodePlan) -> Tensor:
         out = super().decode(state, prompt, plan)
@@ -152,6 +154,7 @@ def test_memory_on_the_module_is_caught() -> None:
         ("unreached", numbers.gradients_reach_the_parameters),
         ("weights", numbers.weights_are_the_whole_model),
         ("flops", numbers.flops_are_counted),
+        ("overcharge", numbers.flops_are_counted),
         ("decode", numbers.decoding_is_rereading),
         ("absorb", numbers.absorbing_is_stepping),
         ("chunks", numbers.chunks_do_not_matter_where_promised),

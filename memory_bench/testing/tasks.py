@@ -122,6 +122,11 @@ class UniformModel(MemoryModel[Nothing]):
         del tokens, remembered
         return 0
 
+    def absorb_flops(self, tokens: int, remembered: int) -> int:
+        """See `MemoryModel.absorb_flops`."""
+        del tokens, remembered
+        return 0
+
 
 def _flat(hidden: Tensor) -> Tensor:
     return hidden.new_zeros(*hidden.shape[:-1], BYTES)
