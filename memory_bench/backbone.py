@@ -1,4 +1,4 @@
-"""Hugging Face causal language models behind a few plain verbs: the one file that knows their modules.
+"""Hugging Face causal language models behind a few plain verbs; with `layers.py`, what knows their modules.
 
 Unusual here:
 
@@ -10,8 +10,9 @@ Unusual here:
 - Positions are explicit: by default a row's real tokens count 0, 1, 2 …, so padding moves nothing.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Self, cast
 
 import torch
@@ -19,15 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_bench.errors import DataError
+from memory_bench.layers import Layers
+from memory_bench.reuse import Pass, Passes
 from memory_bench.state import State
-
-LinearFn = Callable[[str, nn.Module, Tensor], Tensor]
-"""Applies a projection, ``fn(name, module, x)`` with `name` like ``self_attn.q_proj``; a place for adapters."""
-
-
-def plain(name: str, module: nn.Module, x: Tensor) -> Tensor:
-    """The projection as it is."""
-    return cast(Tensor, module(x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +65,7 @@ class Past(State):
         )
 
 
-class Backbone(nn.Module):
+class Backbone(Layers):
     """A causal language model of the Llama, GPT-2 or OPT family.
 
     Args:
@@ -111,6 +106,7 @@ class Backbone(nn.Module):
         size = self.kv_heads * self.head_width
         shifts = [nn.Parameter(torch.zeros(size)) for _ in range(self.layers)] if key_shift else []
         self.key_shift = nn.ParameterList(shifts)
+        self._passes: Passes | None = None  # only inside `reusing`
         self.model.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -126,6 +122,11 @@ class Backbone(nn.Module):
     @property
     def _blocks(self) -> Any:
         return self._decoder.h if self.family == "gpt2" else self._decoder.layers
+
+    @property
+    def _last_norm(self) -> Any:
+        names = {"gpt2": "ln_f", "opt": "final_layer_norm", "llama": "norm"}
+        return getattr(self._decoder, names[self.family])
 
     @property
     def _embedding(self) -> nn.Embedding:
@@ -165,55 +166,12 @@ class Backbone(nn.Module):
 
     def end(self, hidden: Tensor) -> Tensor:
         """Final hidden states ``[rows, tokens, width]``: final norm, OPT projected out."""
-        decoder = self._decoder
-        if self.family == "gpt2":
-            return cast(Tensor, decoder.ln_f(hidden))
-        if self.family == "opt":
-            hidden = hidden if decoder.final_layer_norm is None else decoder.final_layer_norm(hidden)
-            return cast(Tensor, hidden if decoder.project_out is None else decoder.project_out(hidden))
-        return cast(Tensor, decoder.norm(hidden))
+        return self.project_out(self.final_norm(hidden))
 
-    def norm_input(self, layer: int, hidden: Tensor) -> Tensor:
-        """What the layer's projections see: the normalised input (OPT with post-norm: the input itself)."""
-        block = self._blocks[layer]
-        if self.family == "gpt2":
-            return cast(Tensor, block.ln_1(hidden))
-        if self.family == "opt":
-            return cast(Tensor, block.self_attn_layer_norm(hidden) if block.do_layer_norm_before else hidden)
-        return cast(Tensor, block.input_layernorm(hidden))
-
-    def project(
-        self, layer: int, normed: Tensor, text: Tensor | None = None, linear: LinearFn = plain
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``[rows, heads, tokens, head]``, keys and values ``[rows, kv_heads, tokens, head]``, unrotated.
-
-        Args:
-            layer: index of the layer.
-            normed: ``[rows, tokens, hidden_width]`` from `norm_input`.
-            text: ``[rows, tokens]`` bool, where the rows are text (only the key shift asks); None: everywhere.
-            linear: applies the projections.
-        """
-        block = self._blocks[layer]
-        if self.family == "gpt2":
-            q, k, v = linear("attn.c_attn", block.attn.c_attn, normed).chunk(3, dim=-1)
-        else:
-            attention = block.self_attn
-            q = linear("self_attn.q_proj", attention.q_proj, normed)
-            k = linear("self_attn.k_proj", attention.k_proj, normed)
-            v = linear("self_attn.v_proj", attention.v_proj, normed)
-        if self.key_shift:
-            k = self._shift(k, self.key_shift[layer], text)
-        q, k, v = (t.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for t in (q, k, v))
-        if self.family == "llama" and hasattr(block.self_attn, "q_norm"):
-            q, k = block.self_attn.q_norm(q), block.self_attn.k_norm(k)
-        return q, k, v
-
-    @staticmethod
-    def _shift(keys: Tensor, share: Tensor, text: Tensor | None) -> Tensor:
-        before = F.pad(keys, (0, 0, 1, 0))[:, :-1]
-        both = torch.ones(keys.shape[:2], dtype=torch.bool, device=keys.device) if text is None else text
-        both = both & F.pad(both, (1, 0))[:, :-1]
-        return keys + (both[..., None] * torch.sigmoid(share)) * (before - keys)
+    def project_out(self, hidden: Tensor) -> Tensor:
+        """What the head reads ``[rows, tokens, width]`` of normalised hidden states: OPT may be projected out."""
+        out = getattr(self._decoder, "project_out", None)
+        return hidden if out is None else cast(Tensor, out(hidden))
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines ``[rows, 1, tokens, head]`` for `rotate`; None without rotary positions."""
@@ -222,54 +180,6 @@ class Backbone(nn.Module):
         like = self._embedding.weight
         cos, sin = self._decoder.rotary_emb(like, positions)
         return cos[:, None], sin[:, None]
-
-    @staticmethod
-    def rotate(x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
-        """`x` ``[rows, heads, tokens, head]`` turned to its positions (half-split convention of Llama)."""
-        if rotation is None:
-            return x
-        cos, sin = rotation
-        left, right = x.chunk(2, dim=-1)
-        return x * cos + torch.cat([-right, left], dim=-1) * sin
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-        """Scaled dot-product attention ``[rows, tokens, heads * head]``.
-
-        Args:
-            q: rotated queries; k, v: rotated keys and values (kv heads are repeated here).
-            k: see q.
-            v: see q.
-            visible: ``[rows, 1, tokens, keys]`` bool; None: plain causal over equally many queries and keys.
-        """
-        groups = self.heads // self.kv_heads
-        if groups > 1:
-            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
-        return out.transpose(1, 2).flatten(2)
-
-    def close(self, layer: int, hidden: Tensor, attended: Tensor, linear: LinearFn = plain) -> Tensor:
-        """Output of the layer: attention output projection, feed-forward, residuals and norms."""
-        block = self._blocks[layer]
-        if self.family == "gpt2":
-            hidden = hidden + linear("attn.c_proj", block.attn.c_proj, attended)
-            return cast(Tensor, hidden + block.mlp(block.ln_2(hidden)))
-        if self.family == "opt":
-            return self._close_opt(block, hidden, attended, linear)
-        hidden = hidden + linear("self_attn.o_proj", block.self_attn.o_proj, attended)
-        normed, mlp = block.post_attention_layernorm(hidden), block.mlp
-        gate = linear("mlp.gate_proj", mlp.gate_proj, normed)
-        up = linear("mlp.up_proj", mlp.up_proj, normed)
-        return hidden + linear("mlp.down_proj", mlp.down_proj, mlp.act_fn(gate) * up)
-
-    @staticmethod
-    def _close_opt(block: Any, hidden: Tensor, attended: Tensor, linear: LinearFn) -> Tensor:
-        before: bool = block.do_layer_norm_before
-        hidden = hidden + linear("self_attn.out_proj", block.self_attn.out_proj, attended)
-        hidden = hidden if before else block.self_attn_layer_norm(hidden)
-        inner = block.final_layer_norm(hidden) if before else hidden
-        inner = block.activation_fn(linear("fc1", block.fc1, inner))
-        hidden = hidden + linear("fc2", block.fc2, inner)
-        return hidden if before else cast(Tensor, block.final_layer_norm(hidden))
 
     def positions(self, mask: Tensor, *, count_padding: bool = False) -> Tensor:
         """``[rows, tokens]``: the real tokens of each row counted from 0; padding takes no position.
@@ -298,6 +208,16 @@ class Backbone(nn.Module):
         """
         return self.run_cached(embeds, mask, positions=positions, text=text, keep=False)[0]
 
+    @contextmanager
+    def reusing(self) -> Iterator[None]:
+        """Inside, a pass that begins with the same inputs as an earlier one computes only the rest. For no gradients."""
+        outer = self._passes
+        self._passes = outer or Passes()
+        try:
+            yield
+        finally:
+            self._passes = outer
+
     def run_cached(
         self,
         embeds: Tensor,
@@ -315,16 +235,23 @@ class Backbone(nn.Module):
         """
         pasts = () if past is None else (past,) if isinstance(past, Past) else past
         where = self.positions(mask) if positions is None else positions
-        visible = self._visible(mask, pasts)
-        turn = self.rotation(where)
-        turn_all = self.rotation(torch.cat([*(p.positions for p in pasts), where], dim=1)) if pasts else turn
         text = mask if text is None else text & mask
-        hidden = self.begin(embeds, where)
+        this = Pass(embeds, (where, mask, text), pasts)
+        done, start = self._passes.longest(this) if self._passes else (None, 0)
+        # The key shift looks one token back, so that token runs again.
+        first = start - 1 if start and self.key_shift else start
+        visible = self.visible(mask, pasts, first)
+        turn = self.rotation(where[:, first:])
+        turn_all = self.rotation(torch.cat([*(p.positions for p in pasts), where], dim=1)) if pasts or start else turn
+        hidden = self.begin(embeds[:, first:], where[:, first:])
         keys: list[Tensor] = []
         values: list[Tensor] = []
         for layer in range(self.layers):
-            q, k, v = self.project(layer, self.norm_input(layer, hidden), text)
-            if keep:
+            q, k, v = self.project(layer, self.norm_input(layer, hidden), text[:, first:])
+            if done is not None:
+                k = torch.cat([done.keys[layer][:, :, :start], k[:, :, start - first :]], dim=2)
+                v = torch.cat([done.values[layer][:, :, :start], v[:, :, start - first :]], dim=2)
+            if keep or self._passes:
                 keys.append(k)
                 values.append(v)
             if pasts:
@@ -332,20 +259,27 @@ class Backbone(nn.Module):
                 v = torch.cat([*(p.values[layer] for p in pasts), v], dim=2)
             attended = self.attend(self.rotate(q, turn), self.rotate(k, turn_all), v, visible)
             hidden = self.close(layer, hidden, attended)
-        own = Past(tuple(keys), tuple(values), mask, where) if keep else None
-        return self.end(hidden), own
+        hidden = self.end(hidden)
+        if done is not None and done.hidden is not None:
+            hidden = torch.cat([done.hidden[:, :start], hidden[:, start - first :]], dim=1)
+        if self._passes:
+            self._passes.keep(replace(this, keys=tuple(keys), values=tuple(values), hidden=hidden), done)
+        return hidden, Past(tuple(keys), tuple(values), mask, where) if keep else None
 
     @staticmethod
-    def _visible(mask: Tensor, pasts: tuple[Past, ...]) -> Tensor | None:
-        """``[rows, 1, tokens, cached + tokens]`` or None where plain causal attention does."""
-        if not pasts and bool(mask.all()):
+    def visible(mask: Tensor, pasts: tuple[Past, ...] = (), first: int = 0) -> Tensor | None:
+        """Who sees whom: ``[rows, 1, tokens, cached + tokens]`` bool, or None where plain causal attention does.
+
+        With `first`, only the tokens from there on look.
+        """
+        if not pasts and not first and bool(mask.all()):
             return None
         tokens = mask.shape[1]
         causal = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril()
         own = causal & mask[:, None, :]
         # A query that would see nothing sees itself: the softmax of an empty row is NaN.
         own = own | (torch.eye(tokens, dtype=torch.bool, device=mask.device) & ~own.any(dim=2, keepdim=True))
-        return torch.cat([*(p.mask[:, None, :].expand(-1, tokens, -1) for p in pasts), own], dim=2)[:, None]
+        return torch.cat([*(p.mask[:, None, :].expand(-1, tokens, -1) for p in pasts), own], dim=2)[:, None, first:]
 
     def flops(self, tokens: int, keys: int, *, predicted: int | None = None) -> int:
         """Forward operations of `tokens` positions that each attend `keys` keys (multiply-add = 2).

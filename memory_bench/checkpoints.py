@@ -28,7 +28,7 @@ def save_checkpoint(folder: Path, trained: Trained, recipe: Recipe, training: Tr
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     state = trained.model.state_dict()
-    if recipe.trains == "memory":
+    if recipe.trains == "memory" or trained.model.frozen_backbone:
         state = {k: v for k, v in state.items() if not k.startswith("backbone.")}
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, part / "weights.safetensors")
     facts = {

@@ -144,6 +144,7 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
         version: raised when numbers may change; part of every cell's identity.
         families: the backbone families it works on.
         source: paper, official repository and commit, deviations.
+        frozen_backbone: the method never trains its backbone, also where a recipe trains all weights.
         ablations: variants that a comparison needs beside the model (title to changed config fields), run as controls.
     """
 
@@ -151,6 +152,7 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
     version: ClassVar[int] = 1
     families: ClassVar[tuple[str, ...]] = ("llama", "gpt2", "opt")
     source: ClassVar[str] = ""
+    frozen_backbone: ClassVar[bool] = False
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     traits: Traits

@@ -53,8 +53,8 @@ def stage_config(config: Any, stage: Stage) -> Any:
 
 
 def trained_parameters(model: MemoryModel[Any], recipe: Recipe) -> dict[str, nn.Parameter]:
-    """The parameters that `recipe` trains, by name."""
-    if recipe.trains == "memory":
+    """The parameters that `recipe` trains, by name; never those of a backbone that the method keeps frozen."""
+    if recipe.trains == "memory" or model.frozen_backbone:
         return model.memory_parameters()
     return dict(model.named_parameters())
 

@@ -33,7 +33,7 @@ from memory_bench.recipe import Recipe, find_recipe
 from memory_bench.record import Record, now, provenance
 from memory_bench.rows import marked
 from memory_bench.store import Store
-from memory_bench.train import Trained, train, untrained
+from memory_bench.train import Trained, train, trained_parameters, untrained
 
 Say = Callable[[str, int, int], None]
 """Told (phase, done, total)."""
@@ -198,11 +198,10 @@ def _device_name(device: str) -> str:
 
 
 def _count_parameters(model: MemoryModel[Any], recipe: Recipe, usage: Usage) -> None:
-    added = sum(p.numel() for p in model.memory_parameters().values())
     usage.parameters = sum(p.numel() for p in model.parameters())
-    usage.added_parameters = added
-    trains = usage.train_steps > 0
-    usage.trained_parameters = (added if recipe.trains == "memory" else usage.parameters) if trains else 0
+    usage.added_parameters = sum(p.numel() for p in model.memory_parameters().values())
+    trained = trained_parameters(model, recipe) if usage.train_steps > 0 else {}
+    usage.trained_parameters = sum(p.numel() for p in trained.values())
 
 
 def _check_added(model: MemoryModel[Any], budget: Budget) -> None:

@@ -107,7 +107,8 @@ def gradients_reach_the_parameters(build: Build) -> None:
         losses += [] if readout.aux_loss is None else [readout.aux_loss]
     torch.stack(losses).sum().backward()
     unreached: tuple[str, ...] = getattr(type(model), "unreached", ())
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    own = model.memory_parameters() if model.frozen_backbone else dict(model.named_parameters())
+    trained = {n: p for n, p in own.items() if p.requires_grad}
     missed = {n for n, p in trained.items() if p.grad is None or not bool(p.grad.any())}
     surprising = sorted(n for n in missed if not n.startswith(unreached))
     require(not surprising, f"no gradient reaches {', '.join(surprising[:4])} ({len(surprising)} parameters in all)")

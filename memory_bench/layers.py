@@ -1,0 +1,172 @@
+"""One decoder layer of a Hugging Face model at a time: the verbs a pass is written in, and copies of layers.
+
+Unusual here: a backbone and a side network made of copied layers are the same class, so that norms, biases, grouped
+heads, the key shift and residuals of three families are written once.
+"""
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LinearFn = Callable[[str, nn.Module, Tensor], Tensor]
+"""Applies a projection, ``fn(name, module, x)`` with `name` like ``self_attn.q_proj``; a place for adapters."""
+
+
+def plain(name: str, module: nn.Module, x: Tensor) -> Tensor:
+    """The projection as it is."""
+    return cast(Tensor, module(x))
+
+
+class Layers(nn.Module):
+    """Decoder layers of the Llama, GPT-2 or OPT family, called by index.
+
+    Attributes:
+        family: ``llama``, ``gpt2`` or ``opt``.
+        heads, kv_heads, head_width: sizes of the attention.
+        key_shift: per layer, how much of the previous text token's key is mixed in; empty: keys are not shifted.
+    """
+
+    family: str
+    heads: int
+    kv_heads: int
+    head_width: int
+    key_shift: nn.ParameterList
+
+    @property
+    @abstractmethod
+    def _blocks(self) -> Any:
+        """The layers' own modules."""
+
+    @property
+    @abstractmethod
+    def _last_norm(self) -> Any:
+        """The norm behind the last layer; None where the model has none (OPT with post-norm)."""
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """Hidden states ``[rows, tokens, hidden_width]`` behind the last layer, normalised."""
+        return hidden if self._last_norm is None else cast(Tensor, self._last_norm(hidden))
+
+    def norm_input(self, layer: int, hidden: Tensor) -> Tensor:
+        """What the layer's projections see: the normalised input (OPT with post-norm: the input itself)."""
+        block = self._blocks[layer]
+        if self.family == "gpt2":
+            return cast(Tensor, block.ln_1(hidden))
+        if self.family == "opt":
+            return cast(Tensor, block.self_attn_layer_norm(hidden) if block.do_layer_norm_before else hidden)
+        return cast(Tensor, block.input_layernorm(hidden))
+
+    def project(
+        self, layer: int, normed: Tensor, text: Tensor | None = None, linear: LinearFn = plain
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[rows, heads, tokens, head]``, keys and values ``[rows, kv_heads, tokens, head]``, unrotated.
+
+        Args:
+            layer: index of the layer.
+            normed: ``[rows, tokens, hidden_width]`` from `norm_input`.
+            text: ``[rows, tokens]`` bool, where the rows are text (only the key shift asks); None: everywhere.
+            linear: applies the projections.
+        """
+        block = self._blocks[layer]
+        if self.family == "gpt2":
+            q, k, v = linear("attn.c_attn", block.attn.c_attn, normed).chunk(3, dim=-1)
+        else:
+            attention = block.self_attn
+            q = linear("self_attn.q_proj", attention.q_proj, normed)
+            k = linear("self_attn.k_proj", attention.k_proj, normed)
+            v = linear("self_attn.v_proj", attention.v_proj, normed)
+        if self.key_shift:
+            k = self._shift(k, self.key_shift[layer], text)
+        q, k, v = (t.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for t in (q, k, v))
+        if self.family == "llama" and hasattr(block.self_attn, "q_norm"):
+            q, k = block.self_attn.q_norm(q), block.self_attn.k_norm(k)
+        return q, k, v
+
+    @staticmethod
+    def _shift(keys: Tensor, share: Tensor, text: Tensor | None) -> Tensor:
+        before = F.pad(keys, (0, 0, 1, 0))[:, :-1]
+        both = torch.ones(keys.shape[:2], dtype=torch.bool, device=keys.device) if text is None else text
+        both = both & F.pad(both, (1, 0))[:, :-1]
+        return keys + (both[..., None] * torch.sigmoid(share)) * (before - keys)
+
+    @staticmethod
+    def rotate(x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        """`x` ``[rows, heads, tokens, head]`` turned to its positions (half-split convention of Llama)."""
+        if rotation is None:
+            return x
+        cos, sin = rotation
+        left, right = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-right, left], dim=-1) * sin
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        """Scaled dot-product attention ``[rows, tokens, heads * head]``.
+
+        Args:
+            q: rotated queries; k, v: rotated keys and values (kv heads are repeated here).
+            k: see q.
+            v: see q.
+            visible: ``[rows, 1, tokens, keys]`` bool; None: plain causal over equally many queries and keys.
+        """
+        groups = self.heads // self.kv_heads
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
+        return out.transpose(1, 2).flatten(2)
+
+    def close(self, layer: int, hidden: Tensor, attended: Tensor, linear: LinearFn = plain) -> Tensor:
+        """Output of the layer: attention output projection, feed-forward, residuals and norms."""
+        block = self._blocks[layer]
+        if self.family == "gpt2":
+            hidden = hidden + linear("attn.c_proj", block.attn.c_proj, attended)
+            return cast(Tensor, hidden + block.mlp(block.ln_2(hidden)))
+        if self.family == "opt":
+            return self._close_opt(block, hidden, attended, linear)
+        hidden = hidden + linear("self_attn.o_proj", block.self_attn.o_proj, attended)
+        normed, mlp = block.post_attention_layernorm(hidden), block.mlp
+        gate = linear("mlp.gate_proj", mlp.gate_proj, normed)
+        up = linear("mlp.up_proj", mlp.up_proj, normed)
+        return hidden + linear("mlp.down_proj", mlp.down_proj, mlp.act_fn(gate) * up)
+
+    @staticmethod
+    def _close_opt(block: Any, hidden: Tensor, attended: Tensor, linear: LinearFn) -> Tensor:
+        before: bool = block.do_layer_norm_before
+        hidden = hidden + linear("self_attn.out_proj", block.self_attn.out_proj, attended)
+        hidden = hidden if before else block.self_attn_layer_norm(hidden)
+        inner = block.final_layer_norm(hidden) if before else hidden
+        inner = block.activation_fn(linear("fc1", block.fc1, inner))
+        hidden = hidden + linear("fc2", block.fc2, inner)
+        return hidden if before else cast(Tensor, block.final_layer_norm(hidden))
+
+
+class CopiedLayers(Layers):
+    """Trainable copies of some layers of `source`, and of the norm behind its last one.
+
+    The copies are called by their own index: layer i here is layer ``chosen[i]`` there.
+    """
+
+    def __init__(self, source: Layers, chosen: Sequence[int]) -> None:
+        super().__init__()
+        self.family, self.heads, self.kv_heads = source.family, source.heads, source.kv_heads
+        self.head_width = source.head_width
+        self.blocks = nn.ModuleList(copy.deepcopy(source._blocks[layer]) for layer in chosen)
+        self.norm = copy.deepcopy(source._last_norm)
+        self.key_shift = nn.ParameterList(copy.deepcopy(source.key_shift[i]) for i in chosen if len(source.key_shift))
+        self.requires_grad_()
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """The layers stay in evaluation mode: as in the backbone, nothing is dropped."""
+        del mode
+        return super().train(False)
+
+    @property
+    def _blocks(self) -> Any:
+        return self.blocks
+
+    @property
+    def _last_norm(self) -> Any:
+        return self.norm
