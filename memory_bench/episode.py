@@ -68,6 +68,7 @@ class Estimate:
         slice: empty for the headline, else for example ``position=0-256`` or ``control:wiped``.
         unit: unit of `value`.
         higher_is_better: direction.
+        note: what the number is if it is no plain estimate, for example ``h > 32768``.
     """
 
     metric: str
@@ -78,6 +79,7 @@ class Estimate:
     slice: str = ""
     unit: str = ""
     higher_is_better: bool = True
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

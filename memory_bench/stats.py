@@ -41,8 +41,8 @@ def ratio_interval(numerator: ArrayLike, denominator: ArrayLike, *, seed: int, d
     """
     top, bottom = _floats(numerator), _floats(denominator)
     value = float(_ratio(top.sum(), bottom.sum()))
-    drawn = _draw(len(top), seed, draws, lambda w: _ratio(w @ top, w @ bottom))
-    return value, *_percentiles(drawn, len(top))
+    drawn = bootstrap(len(top), seed, draws, lambda w: _ratio(w @ top, w @ bottom))
+    return value, *percentiles(drawn, len(top))
 
 
 def mean_interval(values: ArrayLike, clusters: ArrayLike, *, seed: int, draws: int = 2000) -> Interval:
@@ -72,7 +72,7 @@ def statistic_interval(
     rng = np.random.default_rng(seed)
     picks = rng.integers(units, size=(draws if units > 1 else 0, units))
     drawn = np.array([statistic(np.concatenate([members[i] for i in pick])) for pick in picks], dtype=np.float64)
-    return value, *_percentiles(drawn, units)
+    return value, *percentiles(drawn, units)
 
 
 def scored_units(clusters: ArrayLike, episodes: ArrayLike, starts: ArrayLike, tokens: ArrayLike) -> NDArray[np.intp]:
@@ -143,7 +143,7 @@ def paired_difference(
         draws: bootstrap samples.
     """
     sums, counts = _by_cluster(_floats(a) - _floats(b), clusters)
-    return _difference(len(sums), seed, draws, lambda w: _ratio(w @ sums, w @ counts))
+    return weighted_difference(len(sums), seed, draws, lambda w: _ratio(w @ sums, w @ counts))
 
 
 def paired_ratio_difference(
@@ -161,7 +161,7 @@ def paired_ratio_difference(
     """
     top_a, top_b, bottom_a = _floats(num_a), _floats(num_b), _floats(den)
     bottom_b = bottom_a if den_b is None else _floats(den_b)
-    return _difference(
+    return weighted_difference(
         len(top_a), seed, draws, lambda w: _ratio(w @ top_a, w @ bottom_a) - _ratio(w @ top_b, w @ bottom_b)
     )
 
@@ -220,23 +220,23 @@ def seed_floor(values: Sequence[Sequence[float]]) -> Callable[[int, int], float]
     return lambda a, b: reach * math.sqrt(1 / max(a, 1) + 1 / max(b, 1))
 
 
-def _difference(
+def weighted_difference(
     units: int, seed: int, draws: int, statistic: Callable[[Floats], Any]
 ) -> tuple[float, float | None, float | None, float]:
     """Value at weight one, interval and p-value of a difference that is a function of weights `[draws, units]`."""
     if not units:
         return math.nan, None, None, 1.0
     value = float(np.ravel(statistic(np.ones((1, units))))[0])
-    drawn = _draw(units, seed, draws, statistic)
+    drawn = bootstrap(units, seed, draws, statistic)
     if units < 2:
         return value, None, None, 1.0
     error = float(np.nanstd(drawn))
     tiny = 1e-12 * max(1.0, abs(value))
     p = 2 * float(stdtr(units - 1, -abs(value) / error)) if error > tiny else float(abs(value) <= tiny)
-    return value, *_percentiles(drawn, units), min(1.0, max(p, 2.0 ** (1 - units)))
+    return value, *percentiles(drawn, units), min(1.0, max(p, 2.0 ** (1 - units)))
 
 
-def _draw(units: int, seed: int, draws: int, statistic: Callable[[Floats], Any]) -> Floats:
+def bootstrap(units: int, seed: int, draws: int, statistic: Callable[[Floats], Any]) -> Floats:
     """`statistic` of `draws` bootstrap samples, `[draws]`; empty for fewer than two units."""
     if units < 2:
         return np.empty(0)
@@ -253,14 +253,18 @@ def _weights(units: int, seed: int, draws: int) -> Iterator[Floats]:
         yield np.bincount(picks.ravel(), minlength=rows * units).reshape(rows, units).astype(np.float64)
 
 
-def _percentiles(drawn: Floats, units: int) -> tuple[float | None, float | None]:
+def percentiles(drawn: Floats, units: int) -> tuple[float | None, float | None]:
     """The expanded percentile interval of bootstrap statistics over `units` units."""
     drawn = drawn[np.isfinite(drawn)]
     if units < 2 or not len(drawn):
         return None, None
-    tail = float(ndtr(math.sqrt(units / (units - 1)) * stdtrit(units - 1, (1 - LEVEL) / 2)))
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    low, high = np.quantile(drawn, [tail(units), 1 - tail(units)])
     return float(low), float(high)
+
+
+def tail(units: int) -> float:
+    """The share of bootstrap samples beyond either end of the expanded percentile interval; `units` above 1."""
+    return float(ndtr(math.sqrt(units / (units - 1)) * stdtrit(units - 1, (1 - LEVEL) / 2)))
 
 
 def _by_cluster(values: Floats, clusters: ArrayLike) -> tuple[Floats, Floats]:
