@@ -1,0 +1,293 @@
+"""Attention to the best stored entries: exact or bucketed search, gathering, own or joint softmax. Plain tensors only.
+
+Everywhere: queries ``[rows, heads, tokens, head]``, already multiplied by the attention scale; stored keys and values
+``[rows, kv_heads, slots, head]``, without gradients; every query head searches the store of its kv head, which is never
+repeated. Choosing entries has no gradient; queries get theirs through the logits.
+
+Unusual here:
+
+- Queries are taken in blocks, so that neither scores ``[tokens, slots]`` nor gathered entries ``[tokens, k, head]``
+  exist for all of them at once; in training, the blocks of a long text are computed again in the backward pass.
+- In a small store (`dense_is_cheaper`) nothing is gathered: the scores of all slots are there already, and masking all
+  but the best gives the same softmax.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+BLOCK = 1 << 23  # floats of scores or gathered entries that exist at once: 32 MB in float32
+DENSE = 8  # stores of up to so many times k slots are attended without gathering (measured: neither is faster there)
+TIE = 1e6  # factor on scores in the softmax that picks a bucket's winner (official code)
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What shares the softmax with the retrieved entries.
+
+    Attributes:
+        q: ``[rows, heads, tokens, head]``, scaled, for these keys (rotated where those are).
+        keys: ``[rows, kv_heads, n, head]``.
+        values: same shape.
+        visible: broadcastable to ``[rows, heads, tokens, n]``; bool: may be seen, float: added to the logits.
+    """
+
+    q: Tensor
+    keys: Tensor
+    values: Tensor
+    visible: Tensor
+
+
+def normalise(x: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """`x` divided by its length over the last axis, ``x / sqrt(sum(x²) + epsilon)``."""
+    return x * (x.square().sum(dim=-1, keepdim=True) + epsilon).rsqrt()
+
+
+def products(q: Tensor, keys: Tensor) -> Tensor:
+    """Inner products ``[rows, heads, tokens, slots]`` of every query with every key of its kv head."""
+    return _grouped(q, keys.shape[1]).matmul(keys.transpose(-1, -2)).view(*q.shape[:3], keys.shape[2])
+
+
+def _weighted(weights: Tensor, values: Tensor) -> Tensor:
+    """``[rows, heads, tokens, head]``: `values` summed with `weights` ``[rows, heads, tokens, slots]``."""
+    return _grouped(weights, values.shape[1]).matmul(values).view(*weights.shape[:3], values.shape[3])
+
+
+def _grouped(x: Tensor, kv_heads: int) -> Tensor:
+    """``[rows, heads, tokens, n]`` as ``[rows, kv_heads, heads / kv_heads * tokens, n]``."""
+    return x.reshape(x.shape[0], kv_heads, -1, x.shape[3])
+
+
+def _masked(logits: Tensor, visible: Tensor | None) -> Tensor:
+    if visible is None:
+        return logits
+    if visible.dtype is torch.bool:
+        return logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
+    return logits + visible
+
+
+def dense_is_cheaper(slots: int, k: int) -> bool:
+    """Whether `retrieve_and_attend` masks a store of so many slots instead of gathering `k` of them."""
+    return slots <= DENSE * k
+
+
+@torch.no_grad()
+def search(q: Tensor, keys: Tensor, k: int, valid: Tensor | None = None) -> Tensor:
+    """Slots of the `k` largest products with each query, best first: ``[rows, heads, tokens, min(k, slots)]`` int64.
+
+    Args:
+        q: queries.
+        keys: index keys (of entries, or of chunks of entries).
+        k: how many.
+        valid: ``[rows, slots]`` bool, slots that hold something; others come last, so they are only among the chosen
+            where fewer than `k` are valid. None: all.
+    """
+    valid = None if valid is None else valid[:, None, None]
+    per_token = q.shape[0] * q.shape[1] * keys.shape[2]
+    found = [
+        _masked(products(part, keys), valid).topk(min(k, keys.shape[2]), dim=-1).indices
+        for part in q.split(_block_tokens(per_token), dim=2)
+    ]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=2)
+
+
+def gather(entries: Tensor, index: Tensor, chunk: int = 1) -> Tensor:
+    """``[rows, heads, tokens, k * chunk, head]``: the entries of the chunks `index` ``[rows, heads, tokens, k]``.
+
+    `entries` is ``[rows, kv_heads, slots, head]``; chunk j is its slots ``j * chunk`` to ``(j + 1) * chunk - 1``.
+    """
+    rows, kv_heads, slots, width = entries.shape
+    chunks = slots // chunk
+    flat = entries.reshape(rows * kv_heads * chunks, chunk * width)
+    start = torch.arange(0, len(flat), chunks, device=index.device).view(rows, kv_heads, 1, 1, 1)
+    places = index.view(rows, kv_heads, -1, *index.shape[2:]) + start
+    return flat.index_select(0, places.flatten()).view(*index.shape[:3], -1, width)
+
+
+def attend_retrieved(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    index: Tensor,
+    *,
+    chunk: int = 1,
+    valid: Tensor | None = None,
+    local: Local | None = None,
+) -> Tensor:
+    """Attention ``[rows, heads, tokens, head]`` to the entries of the chosen chunks, in blocks of queries.
+
+    Args:
+        q: queries.
+        keys: ``[rows, kv_heads, slots, head]``.
+        values: same shape.
+        index: ``[rows, heads, tokens, k]``, chunks chosen by `search`.
+        chunk: slots per chunk; 1: the index is over single entries.
+        valid: ``[rows, slots / chunk]`` bool; other chunks get no weight. None: all have some.
+        local: shares the softmax; None: a softmax of the retrieved entries alone (where none of them is valid, the
+            output is finite and meaningless).
+    """
+
+    def block(q: Tensor, index: Tensor, local: Local | None) -> Tensor:
+        logits = gather(keys, index, chunk).matmul(q[..., None])[..., 0]  # [rows, heads, tokens, k * chunk]
+        if valid is not None:
+            rows = torch.arange(len(valid), device=index.device).view(-1, 1, 1, 1)
+            logits = _masked(logits, valid[rows, index].repeat_interleave(chunk, dim=-1))
+        weights, rest = _softmax(logits, local)
+        out = weights[..., None, :].matmul(gather(values, index, chunk))[..., 0, :]
+        return out if rest is None else out + rest
+
+    return _in_blocks(block, q, index, local, 2 * q.shape[1] * index.shape[3] * chunk * q.shape[3])
+
+
+def retrieve_and_attend(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    k: int,
+    *,
+    bucketed: bool = False,
+    valid: Tensor | None = None,
+    dilute: bool = False,
+    local: Local | None = None,
+) -> Tensor:
+    """Search and attention at once: ``[rows, heads, tokens, head]`` over the `k` best entries of every query.
+
+    Args:
+        q: queries.
+        keys: ``[rows, kv_heads, slots, head]``.
+        values: same shape.
+        k: entries per query.
+        bucketed: search as `bucket_shares` does; slots must be a multiple of k.
+        valid: ``[rows, slots]`` bool; None: all.
+        dilute: official: a slot that holds nothing takes part with its zeros where fewer than `k` are valid.
+        local: see `attend_retrieved`.
+    """
+    slots = keys.shape[2]
+    if not bucketed and not dense_is_cheaper(slots, k):
+        found = search(q, keys, k, valid)
+        return attend_retrieved(q, keys, values, found, valid=None if dilute else valid, local=local)
+    preferred = None if valid is None else valid[:, None, None]
+    usable = None if dilute else preferred
+
+    def exact(q: Tensor, _: None, local: Local | None) -> Tensor:
+        logits = products(q, keys)
+        if k < slots:
+            best = _masked(logits.detach(), preferred).topk(k, dim=-1).indices
+            logits = _masked(logits, torch.zeros_like(logits, dtype=torch.bool).scatter_(3, best, True))
+        logits = _masked(logits, usable)
+        weights, rest = _softmax(logits, local)
+        out = _weighted(weights, values)
+        return out if rest is None else out + rest
+
+    def by_bucket(q: Tensor, _: None, local: Local | None) -> Tensor:
+        scores = products(q, keys)
+        shares = bucket_shares(scores, k, valid)  # [rows, heads, tokens, slots / k, k]
+        logits = (shares * scores.unflatten(-1, (-1, k))).sum(dim=-2)  # of the winners' mean key
+        if usable is not None:
+            logits = _masked(logits, usable.unflatten(-1, (-1, k)).any(dim=-2))
+        weights, rest = _softmax(logits, local)
+        out = _weighted((weights[..., None, :] * shares).flatten(-2), values)
+        return out if rest is None else out + rest
+
+    return _in_blocks(by_bucket if bucketed else exact, q, None, local, 2 * q.shape[1] * slots)
+
+
+@torch.no_grad()
+def bucket_shares(scores: Tensor, k: int, valid: Tensor | None = None) -> Tensor:
+    """Who wins each bucket: ``[rows, heads, tokens, slots / k, k]``, summing to 1 over the second last axis.
+
+    Slot i is in bucket ``i mod k`` and the best of every bucket is retrieved (meliad's ``_retrieve_topk_gatherless``).
+    Written as a softmax that is a one-hot but for ties, whose keys and values are averaged.
+
+    Args:
+        scores: ``[rows, heads, tokens, slots]``; slots must be a multiple of k.
+        k: number of buckets.
+        valid: ``[rows, slots]`` bool, slots that may win over others; None: all.
+    """
+    if valid is not None:
+        scores = scores - TIE * (~valid)[:, None, None].to(scores.dtype)
+    return (scores.unflatten(-1, (-1, k)).float() * TIE).softmax(dim=-2).to(scores.dtype)
+
+
+def window_attention(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+    """Attention ``[rows, heads, tokens, head]`` to keys and values that all queries share.
+
+    Args:
+        q: scaled queries.
+        keys: ``[rows, kv_heads, n, head]``.
+        values: same shape.
+        visible: see `Local`; a query that may see nothing gets zero. None: plain causal.
+    """
+    groups = q.shape[1] // keys.shape[1]
+    if groups > 1:
+        keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
+    blind = None
+    if visible is not None and visible.dtype is torch.bool:
+        blind = ~visible.any(dim=-1, keepdim=True)
+        visible = visible | blind  # the softmax of an empty row would be NaN
+    out = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible, is_causal=visible is None, scale=1.0)
+    return out if blind is None else out.masked_fill(blind, 0.0)
+
+
+def mix_by_gate(local: Tensor, memory: Tensor, gate: Tensor, known: Tensor | None = None) -> Tensor:
+    """``g * memory + (1 - g) * local`` with ``g = sigmoid(gate)`` per head.
+
+    Args:
+        local: ``[rows, heads, tokens, head]``.
+        memory: same shape.
+        gate: ``[heads]``.
+        known: ``[rows]`` bool, rows whose store holds something; the others keep `local` as it is. None: all do.
+    """
+    share = torch.sigmoid(gate)[None, :, None, None]
+    if known is not None:
+        share = share * known[:, None, None, None]
+        memory = memory.masked_fill(~known[:, None, None, None], 0.0)
+    return torch.lerp(local, memory, share.to(local.dtype).expand_as(local))
+
+
+def _softmax(logits: Tensor, local: Local | None) -> tuple[Tensor, Tensor | None]:
+    """Weights of `logits` and, if `local` shares their softmax, its part of the output."""
+    if local is None:
+        return logits.softmax(dim=-1), None
+    near = _masked(products(local.q, local.keys), local.visible)
+    weights = torch.cat([logits, near], dim=-1).softmax(dim=-1)
+    far, near = weights.split([logits.shape[-1], near.shape[-1]], dim=-1)
+    return far, _weighted(near, local.values)
+
+
+def _block_tokens(floats_per_token: int) -> int:
+    return max(1, BLOCK // max(1, floats_per_token))
+
+
+def _in_blocks(
+    block: Callable[..., Tensor], q: Tensor, index: Tensor | None, local: Local | None, floats_per_token: int
+) -> Tensor:
+    """``block(q, index, local)`` over blocks of tokens; several blocks are computed again in the backward pass."""
+    tokens, floats = q.shape[2], q.shape[0] * floats_per_token
+    if local is not None:
+        floats += q.shape[0] * q.shape[1] * local.keys.shape[2]
+    size = _block_tokens(floats)
+    if size >= tokens:
+        return block(q, index, local)
+    again = torch.is_grad_enabled() and (q.requires_grad or (local is not None and local.values.requires_grad))
+    parts = []
+    for start in range(0, tokens, math.ceil(tokens / math.ceil(tokens / size))):
+        end = start + math.ceil(tokens / math.ceil(tokens / size))
+        given = (q[:, :, start:end], None if index is None else index[:, :, start:end], _rows_of(local, start, end))
+        parts.append(
+            checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False) if again else block(*given)
+        )
+    return torch.cat(parts, dim=2)
+
+
+def _rows_of(local: Local | None, start: int, end: int) -> Local | None:
+    """`local` for the queries from `start` to `end`."""
+    if local is None:
+        return None
+    visible = local.visible if local.visible.shape[-2] == 1 else local.visible[..., start:end, :]
+    return Local(local.q[:, :, start:end], local.keys, local.values, visible)
