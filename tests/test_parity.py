@@ -72,6 +72,8 @@ def surprisal(model: str) -> list[float]:
     cls = plugins.load("models", model)
     built = cls(backbone, cls.fit(card_of(backbone), Budget("test")), torch.Generator().manual_seed(0)).eval()
     rng = torch.Generator().manual_seed(1)
+    for p in built.memory_parameters().values():  # what starts at zero would hide what comes after it
+        p.data += 0.05 * torch.randn(p.shape, generator=rng)
     lines = [Line(torch.randint(64, (60,), generator=rng), torch.arange(60) > 0, seed=n) for n in range(2)]
     with torch.no_grad():
         return line_nll(built, lines)
@@ -96,6 +98,14 @@ def spoil_rmt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cls, "remember", lambda self, state, segment, written: state)
 
 
+def spoil_armt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read is a little too large."""
+    from memory_bench.baselines.armt import Association
+
+    read = Association.read
+    monkeypatch.setattr(Association, "read", lambda self, h, *of: h + 1.05 * (read(self, h, *of) - h))
+
+
 def spoil_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     """New rows go to the wrong end of the pool."""
     from memory_bench.baselines import memoryllm, mplus
@@ -111,7 +121,14 @@ def spoil_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "spoil"), [("hmt", spoil_hmt), ("rmt", spoil_rmt), ("memoryllm", spoil_pool), ("mplus", spoil_pool)]
+    ("model", "spoil"),
+    [
+        ("hmt", spoil_hmt),
+        ("rmt", spoil_rmt),
+        ("armt", spoil_armt),
+        ("memoryllm", spoil_pool),
+        ("mplus", spoil_pool),
+    ],
 )
 def test_breaking_the_class_breaks_verify_and_run(
     model: str, spoil: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
@@ -126,14 +143,14 @@ def test_breaking_the_class_breaks_verify_and_run(
     assert surprisal(model) != pytest.approx(before, abs=1e-3)
 
 
-@pytest.mark.parametrize("model", ["hmt", "rmt", "memoryllm", "mplus"])
+@pytest.mark.parametrize("model", ["hmt", "rmt", "armt", "memoryllm", "mplus"])
 def test_an_unknown_setting_is_an_error(model: str, copy: Callable[..., Case]) -> None:
     case = copy(model, lambda info: info["memory"].update(fancy_setting=3))
     with pytest.raises(UserError, match=r"unknown memory setting.*fancy_setting"):
         replay(case)
 
 
-@pytest.mark.parametrize("model", ["hmt", "rmt", "memoryllm"])
+@pytest.mark.parametrize("model", ["hmt", "rmt", "armt", "memoryllm"])
 def test_a_tensor_that_cannot_be_compared_fails_the_case(model: str, copy: Callable[..., Case]) -> None:
     case = copy(model, expected=lambda tensors: tensors.update({"new.kind.of.output": torch.ones(2)}))
     verdict = replay(case)
@@ -142,7 +159,7 @@ def test_a_tensor_that_cannot_be_compared_fails_the_case(model: str, copy: Calla
     assert "new.kind.of.output" in verdict.detail
 
 
-@pytest.mark.parametrize("model", ["hmt", "rmt", "memoryllm", "mplus"])
+@pytest.mark.parametrize("model", ["hmt", "rmt", "armt", "memoryllm", "mplus"])
 def test_altered_weights_name_the_first_tensor_that_diverges(model: str, copy: Callable[..., Case]) -> None:
     def alter(tensors: dict[str, Tensor]) -> None:
         name = next(k for k in sorted(tensors) if k.startswith("backbone.") and "mlp" in k and tensors[k].dim() == 2)
@@ -159,7 +176,7 @@ def test_altered_weights_name_the_first_tensor_that_diverges(model: str, copy: C
     assert "instead of" in verdict.detail
 
 
-@pytest.mark.parametrize("model", ["hmt", "rmt", "memoryllm", "mplus"])
+@pytest.mark.parametrize("model", ["hmt", "rmt", "armt", "memoryllm", "mplus"])
 def test_weights_are_loaded_strictly(model: str, copy: Callable[..., Case]) -> None:
     def add(tensors: dict[str, Tensor]) -> None:
         tensors["memory.of_another_model"] = torch.ones(1)
