@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memory_bench.embedder import Embedder
 from memory_bench.errors import DataError
 from memory_bench.layers import Layers
 from memory_bench.reuse import Pass, Passes
@@ -79,10 +80,13 @@ class Backbone(Layers):
         layers, heads, kv_heads, head_width, vocab: sizes.
         max_positions: longest sequence, for learned absolute positions; None with rotary ones.
         rotary: keys and queries are rotated; may be switched off for a model that is trained without positions.
+        embedder: a sentence encoder for its token ids, set by the harness for models that ask for one; no submodule.
 
     Raises:
         DataError: the architecture is none of the three families, or uses sliding-window attention.
     """
+
+    embedder: Embedder | None = None
 
     def __init__(self, model: nn.Module, *, key_shift: bool = False) -> None:
         super().__init__()

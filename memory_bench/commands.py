@@ -16,7 +16,7 @@ from typing import Any
 from memory_bench import plugins
 from memory_bench.backbones import Backbones
 from memory_bench.budget import load_budget
-from memory_bench.card import NAMED, BackboneCard
+from memory_bench.card import HELPERS, NAMED, BackboneCard
 from memory_bench.cell import Cell, digest, to_json
 from memory_bench.console import Display, error, show
 from memory_bench.data.library import Library
@@ -363,8 +363,8 @@ def fetch(names: list[str], data: Path | None, cache: Path, *, stand_ins: bool, 
     needs = ("books", "wikitext103", "pubmedqa")
     failed = 0
     for name in names or ["books", "pubmedqa", "tiny"]:
-        if name not in needs and name not in NAMED and not Path(name).is_dir() and "/" not in name:
-            raise unknown("thing to fetch", name, [*needs, *NAMED])
+        if name not in (*needs, *NAMED, *HELPERS) and not Path(name).is_dir() and "/" not in name:
+            raise unknown("thing to fetch", name, [*needs, *NAMED, *HELPERS])
         try:
             if name in needs:
                 source = library.source(name)

@@ -158,6 +158,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                 skipped.append(Skipped(w.label, task_name, reason))
                 continue
             config = plugins.configure(w.label, cls.fit(card, request.budget), w.options)
+            _check_helpers(w.label, cls.helpers(config), backbones)
             for seed in request.seeds:
                 training = Training(
                     model=Choice(w.name, cls.version, asdict(config), plugins.revision(w.name)),
@@ -182,6 +183,15 @@ def _check_settings(request: Request) -> None:
         if owner not in models | set(request.tasks) | {"backbone"}:
             known = ", ".join([*sorted(models | set(request.tasks)), "backbone"])
             raise UserError(f"--set {owner}.…: '{owner}' is no model or task of this run ({known}).")
+
+
+def _check_helpers(label: str, helpers: Mapping[str, str], backbones: Backbones) -> None:
+    """What a model needs beside its backbone must be here, or be had now."""
+    for name, instead in helpers.items():
+        try:
+            backbones.helper_folder(name)
+        except UserError as error:
+            raise UserError(f"{label} needs {name}, or else choose {instead}: {error}") from error
 
 
 def _check_ends(recipe: Recipe, budget: Budget) -> None:

@@ -30,7 +30,7 @@ def measure_models() -> dict[str, dict[str, Any]]:
             if card.family not in cls.families:
                 continue
             model = cls(backbone, cls.fit(card, budget), torch.Generator().manual_seed(0)).eval()
-            entry["added_parameters"][card.name] = sum(p.numel() for p in model.memory_parameters().values())
+            entry["added_parameters"][card.name] = model.added_parameters()
             if card.name == "tiny":
                 entry["look_ahead"] = measure_look_ahead(model)
         found[name] = entry

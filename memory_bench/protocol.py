@@ -169,6 +169,16 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
         names = {f.name for f in dataclasses.fields(cls.Config)}
         return cls.Config(**({"segment": card.window} if "segment" in names else {}))
 
+    @classmethod
+    def helpers(cls, config: Any) -> Mapping[str, str]:
+        """Frozen models that `config` needs beside the backbone, with what to choose where one cannot be had.
+
+        Names are those of `memory_bench.card.HELPERS`. The harness finds them before anything trains and puts them onto
+        the backbone before the model is built: ``minilm`` as `Backbone.embedder`.
+        """
+        del config
+        return {}
+
     @abstractmethod
     def open(self, rows: int, *, seeds: Sequence[int] | None = None) -> S:
         """The state of `rows` fresh streams.
@@ -232,3 +242,7 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
     def memory_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters the method adds to its backbone."""
         return {name: p for name, p in self.named_parameters() if not name.startswith("backbone.")}
+
+    def added_parameters(self) -> int:
+        """How many weights the method adds to its backbone, those of frozen helpers included."""
+        return sum(p.numel() for p in self.memory_parameters().values())

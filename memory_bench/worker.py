@@ -162,6 +162,7 @@ def _trained_model(
     training = job.cell.training
     cls = plugins.load("models", training.model.name)
     base = plugins.configure(training.model.name, cls.fit(loaded.card, training.budget), training.model.config)
+    Backbones(library, job.cache, hub=job.hub).equip(loaded, cls.helpers(base))
 
     def build(config: Any) -> MemoryModel[Any]:
         rng = torch.Generator().manual_seed(training.seed + 1)
@@ -198,15 +199,15 @@ def _device_name(device: str) -> str:
 
 
 def _count_parameters(model: MemoryModel[Any], recipe: Recipe, usage: Usage) -> None:
-    usage.parameters = sum(p.numel() for p in model.parameters())
-    usage.added_parameters = sum(p.numel() for p in model.memory_parameters().values())
+    usage.added_parameters = model.added_parameters()
+    usage.parameters = sum(p.numel() for p in model.backbone.parameters()) + usage.added_parameters
     trained = trained_parameters(model, recipe) if usage.train_steps > 0 else {}
     usage.trained_parameters = sum(p.numel() for p in trained.values())
 
 
 def _check_added(model: MemoryModel[Any], budget: Budget) -> None:
     """Refuse a method that adds too many parameters before it is trained."""
-    added = sum(p.numel() for p in model.memory_parameters().values())
+    added = model.added_parameters()
     if budget.added_parameters is not None and added > budget.added_parameters:
         raise BudgetExceeded("added_parameters", f"{added} added")
 
