@@ -55,7 +55,8 @@ def products(q: Tensor, keys: Tensor) -> Tensor:
 
 def _weighted(weights: Tensor, values: Tensor) -> Tensor:
     """``[rows, heads, tokens, head]``: `values` summed with `weights` ``[rows, heads, tokens, slots]``."""
-    return _grouped(weights, values.shape[1]).matmul(values).view(*weights.shape[:3], values.shape[3])
+    out: Tensor = _grouped(weights, values.shape[1]).matmul(values)
+    return out.view(*weights.shape[:3], values.shape[3])
 
 
 def _grouped(x: Tensor, kv_heads: int) -> Tensor:
@@ -74,6 +75,13 @@ def _masked(logits: Tensor, visible: Tensor | None) -> Tensor:
 def dense_is_cheaper(slots: int, k: int) -> bool:
     """Whether `retrieve_and_attend` masks a store of so many slots instead of gathering `k` of them."""
     return slots <= DENSE * k
+
+
+def flops(slots: int, k: int, *, bucketed: bool = False) -> int:
+    """Operations (multiply-add = 2) of `retrieve_and_attend` for one query of one head, per channel of the head."""
+    if bucketed or dense_is_cheaper(slots, k):
+        return 4 * slots
+    return 2 * slots + 4 * k
 
 
 @torch.no_grad()
@@ -211,7 +219,8 @@ def bucket_shares(scores: Tensor, k: int, valid: Tensor | None = None) -> Tensor
     """
     if valid is not None:
         scores = scores - TIE * (~valid)[:, None, None].to(scores.dtype)
-    return (scores.unflatten(-1, (-1, k)).float() * TIE).softmax(dim=-2).to(scores.dtype)
+    by_bucket: Tensor = scores.unflatten(-1, (-1, k)).float()
+    return (by_bucket * TIE).softmax(dim=-2).to(scores.dtype)
 
 
 def window_attention(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:

@@ -46,6 +46,11 @@ class Budget:
                     "leave it out for no limit."
                 )
 
+    @property
+    def trains(self) -> bool:
+        """There is room for training: no limit on it is zero."""
+        return all(limit != 0 for limit in (self.train_tokens, self.train_flops, self.train_seconds))
+
 
 GB = 10**9
 _CPU: dict[str, Any] = {"device_bytes": 4 * GB, "host_bytes": 6 * GB, "added_parameters": 50_000_000}

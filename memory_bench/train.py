@@ -190,5 +190,4 @@ class _Loop:
 
 def untrained(budget: Budget, recipe: Recipe) -> bool:
     """The budget leaves no room for training."""
-    limits = (budget.train_tokens, budget.train_flops, budget.train_seconds)
-    return not fixed_steps(recipe) and any(limit == 0 for limit in limits)
+    return not fixed_steps(recipe) and not budget.trains

@@ -1,0 +1,336 @@
+"""Memorizing Transformer: a few layers attend, beside their window, to the best of thousands of stored keys.
+
+Unusual here:
+
+- Keys are stored before rotary (after q/k-norm), so a memory has no position; `memory_position` says how far away it
+  looks to a query.
+- Memory is found by the product that attends to it; the current segment is written after it was read, so the choice of
+  memories for a token depends on earlier segments and that token's query only.
+- No gradient goes into store, sinks or XL cache, nor through the choice of entries.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from memory_bench.backbone import Backbone, Past
+from memory_bench.budget import Budget
+from memory_bench.card import BackboneCard
+from memory_bench.errors import UserError, unknown
+from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
+
+from . import knn
+from ._cache import empty_cache, keep_recent, next_positions
+from .ring import Ring
+
+SMALL = 256  # backbones up to this width get the sizes of the `tiny` preset
+SEGMENTS = 128  # segments that the store holds at most
+STORE_SHARE = 10  # a stream's store takes at most this fraction of the budget's device memory
+
+CHOICES = {
+    "fusion": ("gate", "joint"),
+    "search": ("exact", "bucketed"),
+    "memory_position": ("none", "query", "constant"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MemorizingConfig:
+    """Options of the Memorizing Transformer; symbols of the paper and its code in brackets."""
+
+    segment: int = 512  # text tokens per step
+    layers: tuple[int, ...] | None = None  # layers with memory, from 0; None: one, three quarters up
+    slots: int = 8192  # newest tokens stored per memory layer [N]
+    top_k: int = 32  # entries retrieved per query and head [k]; 0: memory off
+    search: Literal["exact", "bucketed"] = "exact"  # bucketed: the best of slots i, i + k, i + 2k … (official)
+    fusion: Literal["gate", "joint"] = "gate"  # gate: two softmaxes, mixed per head; joint: one over window and memory
+    gate_init: float = 0.0  # of the gate before its sigmoid [b_h]; -4 leaves a pretrained model almost as it is
+    memory_position: Literal["none", "query", "constant"] = "none"  # rotary angle of queries that look at memory
+    memory_distance: int | None = None  # with "constant": how far away, in tokens; None: the window
+    normalise: bool = False  # queries and keys of memory layers get length 1 and a learned scale [alpha_h]
+    scale_init: float = 1.0  # of that scale
+    xl_cache: int = 0  # previous tokens that every layer attends to (rotary backbones only)
+    sinks: int = 0  # first tokens of the stream that every layer keeps attending to
+    exclude_recent: bool = False  # do not retrieve what is in the XL cache
+    strict_causal: bool = False  # official: a token does not attend to itself
+    mask_unwritten: bool = True  # official, off: empty slots are retrieved as zeros, and the gate always applies
+    mask_cache: bool = True  # official, off: the zeros of an empty XL cache are attended to
+
+    def __post_init__(self) -> None:
+        if min(self.segment, self.slots) < 1 or min(self.top_k, self.xl_cache, self.sinks) < 0:
+            raise UserError("memorizing: segment and slots must be at least 1, other sizes cannot be negative.")
+        if self.search == "bucketed" and self.top_k and self.slots % self.top_k:
+            raise UserError(f"memorizing: bucketed search needs slots = {self.slots} to be a multiple of top_k.")
+        if self.exclude_recent and self.xl_cache >= self.slots:
+            raise UserError("memorizing: exclude_recent leaves nothing to retrieve unless slots exceeds xl_cache.")
+        for field in fields(self):
+            if (allowed := CHOICES.get(field.name)) and getattr(self, field.name) not in allowed:
+                raise unknown(f"memorizing.{field.name}", str(getattr(self, field.name)), allowed)
+
+    @classmethod
+    def official(cls) -> "MemorizingConfig":
+        """As meliad at commit cc1aef5, with the sizes of its 8k configuration."""
+        return cls(
+            top_k=128,
+            search="bucketed",
+            normalise=True,
+            xl_cache=512,
+            strict_causal=True,
+            mask_unwritten=False,
+            mask_cache=False,
+        )
+
+    @property
+    def whole_store(self) -> bool:
+        """Search all slots from the start: empty ones count, or buckets are laid out over all."""
+        return not self.mask_unwritten or self.search == "bucketed"
+
+
+@dataclass(frozen=True, slots=True)
+class MemorizingState(State):
+    """Stored keys and values of the memory layers, and the sinks and XL cache of all layers (None without either)."""
+
+    store: Ring
+    window: Past | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """What the queries of a step may see, the same in all layers.
+
+    Attributes:
+        turn: rotation of the queries in the window.
+        turn_keys: of the window's keys, cached ones first.
+        turn_far: of queries that look at memory.
+        visible: ``[rows, 1, tokens, cached + tokens]`` bool; None: plain causal.
+        valid: ``[rows, slots]`` bool, slots that may be retrieved; None: all.
+        known: ``[rows]`` bool, rows that have such slots; None: all.
+    """
+
+    turn: tuple[Tensor, Tensor] | None
+    turn_keys: tuple[Tensor, Tensor] | None
+    turn_far: tuple[Tensor, Tensor] | None
+    visible: Tensor | None
+    valid: Tensor | None
+    known: Tensor | None
+
+
+class Memorizing(MemoryModel[MemorizingState]):
+    """Wu et al., *Memorizing Transformers* (ICLR 2022).
+
+    Attributes: ``memory_gate`` (b, ``[heads]`` per memory layer, with fusion "gate") and ``attention_scale`` (alpha,
+    ``[heads]`` per memory layer, with `normalise`): all the parameters it adds.
+
+    Raises:
+        UserError: a memory layer does not exist, or the backbone has too few positions or cannot move cached keys.
+    """
+
+    Config = MemorizingConfig
+    version: ClassVar[int] = 1
+    source: ClassVar[str] = (
+        "arXiv:2203.08913; google-research/meliad@cc1aef5. Deviations by default: exact search, k 32 as in the paper, "
+        "queries and keys not normalised, empty slots masked, a token sees itself; fusion joint as in "
+        "lucidrains/memorizing-transformers-pytorch@272e39b; without training as in Extended Mind Transformers "
+        "(normal-computing/extended-mind-transformers@4f068c1) at InfLLM's constant distance."
+    )
+    ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {"memory off": {"top_k": 0}}
+
+    def __init__(self, backbone: Backbone, config: MemorizingConfig, rng: torch.Generator) -> None:
+        super().__init__()
+        del rng  # initial values are constants
+        self.backbone = backbone
+        self.config = config
+        self.layers = memory_layers(config, backbone.layers)
+        if config.xl_cache and backbone.max_positions is not None:
+            raise UserError("memorizing: learned positions are part of a cached key: this backbone needs xl_cache = 0.")
+        room = None if backbone.max_positions is None else backbone.max_positions - config.sinks
+        if room is not None and config.segment > room:
+            raise UserError(f"memorizing: with these positions and sinks, segment must be at most {room}.")
+        self.traits = Traits(segment=config.segment)
+
+        def per_layer(wanted: bool, value: float) -> nn.ParameterDict:
+            start = torch.full((backbone.heads,), value, device=backbone.device, dtype=backbone.dtype)
+            names = self.layers if wanted else ()
+            return nn.ParameterDict({str(layer): nn.Parameter(start.clone()) for layer in names})
+
+        self.memory_gate = per_layer(config.fusion == "gate", config.gate_init)
+        self.attention_scale = per_layer(config.normalise, config.scale_init)
+
+    @classmethod
+    def fit(cls, card: BackboneCard, budget: Budget) -> MemorizingConfig:
+        """One gated layer as in the paper; other ways for a small backbone, and where nothing is trained.
+
+        A pretrained backbone that is not trained has no gate to learn: its upper half retrieves at a constant distance
+        into one softmax (Extended Mind Transformers: one layer is not enough). A small one that is trained from scratch
+        has all its layers retrieve.
+        """
+        options: dict[str, Any] = {"segment": card.window}
+        rotary = card.max_positions is None
+        if card.pretrained:
+            # A pretrained model needs its first tokens, and memories at a distance it was trained on.
+            options |= {"memory_position": "constant", "sinks": 4}
+        if card.pretrained and not budget.trains:
+            options |= {"layers": tuple(range(card.layers // 2, card.layers)), "fusion": "joint"}
+        elif card.width <= SMALL:
+            options |= {"layers": tuple(range(card.layers)), "fusion": "joint", "top_k": 16}
+        else:
+            options |= {"gate_init": -4.0 if card.pretrained else 0.0, "xl_cache": card.window if rotary else 0}
+        if card.max_positions is not None:
+            options["segment"] = min(card.window, card.max_positions - options.get("sinks", 0))
+        slots = min(MemorizingConfig().slots, SEGMENTS * options["segment"])
+        if budget.device_bytes is not None:
+            layers = len(options.get("layers", (0,)))
+            slot = 2 * 4 * layers * card.kv_heads * card.head_width  # bytes, in float32
+            slots = max(1, min(slots, budget.device_bytes // STORE_SHARE // slot))
+        options["slots"] = slots
+        return MemorizingConfig(**options)
+
+    def open(self, rows: int, *, seeds: Sequence[int] | None = None) -> MemorizingState:
+        """See `MemoryModel.open`; nothing is drawn."""
+        del seeds
+        backbone, config = self.backbone, self.config
+        shape = (rows, backbone.kv_heads, backbone.head_width)
+        like = torch.empty(0, device=backbone.device, dtype=backbone.dtype)
+        store = Ring.empty(len(self.layers), shape, config.slots, like, whole=config.whole_store)
+        cached = config.sinks + config.xl_cache
+        return MemorizingState(store, empty_cache(backbone, rows, cached) if cached else None)
+
+    def step(self, state: MemorizingState, segment: Segment, *, write: bool = True) -> tuple[Readout, MemorizingState]:
+        """See `MemoryModel.step`."""
+        backbone, window = self.backbone, state.window
+        mask = segment.mask
+        where = backbone.positions(mask) if window is None else next_positions(backbone, window, mask)
+        sight = self._sight(state, mask, where)
+        hidden = backbone.begin(backbone.embed(segment.ids), where)
+        keys, values = [], []
+        for layer in range(backbone.layers):
+            q, k, v = backbone.project(layer, backbone.norm_input(layer, hidden), mask)
+            if self.config.normalise and layer in self.layers:
+                q, k = knn.normalise(q), knn.normalise(k)
+            keys.append(k)
+            values.append(v)
+            if window is not None:
+                k, v = torch.cat([window.keys[layer], k], dim=2), torch.cat([window.values[layer], v], dim=2)
+            hidden = backbone.close(layer, hidden, self._attend(layer, (q, k, v), state.store, sight))
+        if write:
+            state = self._written(state, Past(tuple(keys), tuple(values), mask, where))
+        return Readout(backbone.end(hidden), backbone.head), state
+
+    def _sight(self, state: MemorizingState, mask: Tensor, where: Tensor) -> _Sight:
+        config, window = self.config, state.window
+        turn = self.backbone.rotation(where)
+        valid = state.store.valid(config.xl_cache if config.exclude_recent else 0)
+        full = bool(valid.all())
+        return _Sight(
+            turn=turn,
+            turn_keys=turn if window is None else self.backbone.rotation(torch.cat([window.positions, where], dim=1)),
+            turn_far=self._turn_far(turn, where),
+            visible=self._visible(mask, window),
+            valid=None if full else valid,
+            known=None if full or not config.mask_unwritten else valid.any(dim=1),
+        )
+
+    def _turn_far(self, turn: tuple[Tensor, Tensor] | None, where: Tensor) -> tuple[Tensor, Tensor] | None:
+        config = self.config
+        if config.memory_position == "none":
+            return None
+        if config.memory_position == "query":
+            return turn
+        window = config.sinks + config.xl_cache + config.segment
+        distance = window if config.memory_distance is None else config.memory_distance
+        return self.backbone.rotation(torch.full_like(where[:1, :1], distance))
+
+    def _visible(self, mask: Tensor, window: Past | None) -> Tensor | None:
+        """Which of [cached; own] keys every query sees; one that would see nothing sees itself."""
+        config, tokens = self.config, mask.shape[1]
+        if window is None and not config.strict_causal and bool(mask.all()):
+            return None
+        square = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device)
+        own = square.tril(-1 if config.strict_causal else 0) & mask[:, None, :]
+        if window is not None:
+            cached = window.mask if config.mask_cache else torch.ones_like(window.mask)
+            own = torch.cat([cached[:, None, :].expand(-1, tokens, -1), own], dim=2)
+        own[..., -tokens:] |= square.tril().triu() & ~own.any(dim=2, keepdim=True)
+        return own[:, None]
+
+    def _attend(self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], store: Ring, sight: _Sight) -> Tensor:
+        """Attention ``[rows, tokens, heads * head]`` of a layer to its window and, if it has one, its memory."""
+        backbone, config = self.backbone, self.config
+        q, keys, values = qkv
+        near, keys = backbone.rotate(q, sight.turn), backbone.rotate(keys, sight.turn_keys)
+        if layer not in self.layers:
+            return backbone.attend(near, keys, values, sight.visible)
+        scale = self._scale(layer)
+        near, far = near * scale, backbone.rotate(q, sight.turn_far) * scale
+        if not store.slots:
+            return _joined(knn.window_attention(near, keys, values, sight.visible))
+        local = None
+        if config.fusion == "joint":
+            local = knn.Local(near, keys, values, _explicit(sight.visible, q))
+        number = self.layers.index(layer)
+        found = knn.retrieve_and_attend(
+            far,
+            store.keys[number],
+            store.values[number],
+            config.top_k,
+            bucketed=config.search == "bucketed",
+            valid=sight.valid,
+            dilute=not config.mask_unwritten,
+            local=local,
+        )
+        if local is None:
+            within = knn.window_attention(near, keys, values, sight.visible)
+            found = knn.mix_by_gate(within, found, self.memory_gate[str(layer)], sight.known)
+        return _joined(found)
+
+    def _scale(self, layer: int) -> Tensor | float:
+        if self.config.normalise:
+            scale: Tensor = self.attention_scale[str(layer)]
+            return scale.abs()[:, None, None]
+        return float(self.backbone.head_width**-0.5)
+
+    def _written(self, state: MemorizingState, own: Past) -> MemorizingState:
+        """The state after a segment with the entries `own`."""
+        config, window, store = self.config, state.window, state.store
+        if self.layers:
+            keys, values = ([entries[n] for n in self.layers] for entries in (own.keys, own.values))
+            store = store.write(keys, values, own.mask)
+        if window is not None and (config.xl_cache or not bool(window.mask.all())):  # sinks alone never change again
+            window = keep_recent(window.extend(own.detach()), config.xl_cache, config.sinks)
+        return MemorizingState(store, window)
+
+    def flops(self, tokens: int, remembered: int) -> int:
+        """See `MemoryModel.flops`; searches what was written, and computes empty slots of sinks and XL cache."""
+        config, backbone = self.config, self.backbone
+        slots = config.slots if config.whole_store else min(config.slots, remembered)
+        per_query = knn.flops(slots, config.top_k, bucketed=config.search == "bucketed") * backbone.head_width
+        memory = len(self.layers) * tokens * backbone.heads * per_query
+        return backbone.flops(tokens, keys=config.sinks + config.xl_cache + tokens) + memory
+
+
+def memory_layers(config: MemorizingConfig, layers: int) -> tuple[int, ...]:
+    """The layers of a backbone of `layers` that have memory, in order.
+
+    Raises:
+        UserError: there is no such layer.
+    """
+    if not config.top_k:
+        return ()
+    chosen = (max(0, round(0.75 * layers) - 1),) if config.layers is None else tuple(sorted(set(config.layers)))
+    if not all(0 <= layer < layers for layer in chosen):
+        raise UserError(f"memorizing.layers = {list(chosen)}: this backbone has layers 0 to {layers - 1}.")
+    return chosen
+
+
+def _explicit(visible: Tensor | None, q: Tensor) -> Tensor:
+    if visible is not None:
+        return visible
+    return torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()[None, None]
+
+
+def _joined(heads: Tensor) -> Tensor:
+    """``[rows, heads, tokens, head]`` as ``[rows, tokens, heads * head]``."""
+    return heads.transpose(1, 2).flatten(2)
