@@ -177,6 +177,11 @@ class Backbone(Layers):
         out = getattr(self._decoder, "project_out", None)
         return hidden if out is None else cast(Tensor, out(hidden))
 
+    def round_frequencies(self) -> None:
+        """Round the rotary frequencies to bfloat16, as casting the whole model does; angles stay float32."""
+        rotary = self._decoder.rotary_emb
+        rotary.inv_freq = rotary.inv_freq.to(torch.bfloat16).to(rotary.inv_freq)
+
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines ``[rows, 1, tokens, head]`` for `rotate`; None without rotary positions."""
         if not self.rotary:
@@ -214,7 +219,7 @@ class Backbone(Layers):
 
     @contextmanager
     def reusing(self) -> Iterator[None]:
-        """Inside, a pass that begins with the same inputs as an earlier one computes only the rest. For no gradients."""
+        """Inside, a pass that begins with the inputs of an earlier one computes only the rest. Not for gradients."""
         outer = self._passes
         self._passes = outer or Passes()
         try:
@@ -291,15 +296,14 @@ class Backbone(Layers):
         Attention is counted as executed, without halving for causality. `predicted` positions (default: all) pay for
         the head. Norms, softmax and activations are left out, as in `torch.utils.flop_counter`.
         """
-        matrices: int = sum(p.numel() for p in self._blocks.parameters() if p.dim() == 2)
+        inside = sum(self.layer_flops(layer, tokens, keys) for layer in range(self.layers))
         outside: int = sum(
             p.numel()
             for name in ("project_in", "project_out")
             for p in (getattr(self._decoder, name, None) or nn.Identity()).parameters()
         )
-        attention = 4 * self.layers * tokens * keys * self.heads * self.head_width
         scored = tokens if predicted is None else predicted
-        return 2 * tokens * (matrices + outside) + attention + 2 * scored * self.width * self.vocab
+        return inside + 2 * tokens * outside + 2 * scored * self.width * self.vocab
 
 
 def _find_decoder(model: nn.Module) -> tuple[str, Any]:

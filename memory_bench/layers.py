@@ -141,6 +141,11 @@ class Layers(nn.Module):
         hidden = hidden + linear("fc2", block.fc2, inner)
         return hidden if before else cast(Tensor, block.final_layer_norm(hidden))
 
+    def layer_flops(self, layer: int, tokens: int, keys: int) -> int:
+        """Forward operations of a layer over `tokens` positions that each attend `keys` keys (multiply-add = 2)."""
+        matrices: int = sum(p.numel() for p in self._blocks[layer].parameters() if p.dim() == 2)
+        return 2 * tokens * matrices + 4 * tokens * keys * self.heads * self.head_width
+
 
 class CopiedLayers(Layers):
     """Trainable copies of some layers of `source`, and of the norm behind its last one.

@@ -1,0 +1,308 @@
+"""LongMem: a frozen backbone reads, a small side network beside it predicts, with the past in a bank of chunks.
+
+Names: the paper's SideNet is `side`, its cached memory bank a `ChunkBank`, its joint attention `attend_memory` and
+`mix_by_gate`; r is `reduction`, H[i] the hidden states `Encoded.hidden`, k and c `retrieved_tokens` and `chunk`.
+
+Unusual here:
+
+- The backbone is never trained, whatever the recipe says, and runs without gradients; its own predictions are not used.
+- Side layer i starts as a copy of the backbone's block ``r * i + 1``. Keys and values in the bank are those of a
+  backbone block, and the side layer that was copied from it reads them with its own queries.
+- Writing needs the backbone's lower blocks only: `absorb` costs a part of a step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from memory_bench.backbone import Backbone
+from memory_bench.budget import Budget
+from memory_bench.card import BackboneCard
+from memory_bench.errors import UserError
+from memory_bench.layers import CopiedLayers, Layers
+from memory_bench.protocol import MemoryModel, Readout, Segment, Traits
+
+from .chunk_bank import ChunkBank, fold_rows, unfold_rows
+from .knn import attend_retrieved, mix_by_gate, search
+from .side_network import ParallelLayers, Shape, alibi_mask
+
+SMALL = 256  # backbones up to this width get the sizes of the `tiny` preset
+
+
+@dataclass(frozen=True, slots=True)
+class LongMemConfig:
+    """Hyper-parameters of LongMem."""
+
+    segment: int = 1024  # text tokens per step
+    reduction: int = 2  # backbone blocks per side layer (paper: layer reduction factor)
+    retrieval_layer: int | None = None  # backbone block whose keys and values are kept; None: at 3/4 of the depth
+    memory_size: int = 65536  # tokens the bank holds per row
+    chunk: int = 4  # consecutive tokens that are found together, by their mean key
+    retrieved_tokens: int = 64  # per token and head; a multiple of chunk
+    gate_init: float = 0.0  # of the gate before its sigmoid: 0 weighs memory and local attention alike
+    memory_position: Literal["none", "query", "constant"] = "none"  # where queries stand when they read (rotary) memory
+    pre_norm_last: bool = False  # last cross residual before the backbone's final norm (official: behind it)
+    side_block: Literal["backbone", "parallel"] = "backbone"  # official: parallel, with ALiBi and layer norms
+    side_inner: int | None = None  # feed-forward width of parallel side blocks; None: four times the width
+    shared_bank: bool = False  # official: one bank for all rows of a batch; memory_size is for all of them
+    zero_chunks: bool = False  # official: chunks that are missing are read as zeros, not masked
+    coarse_eviction: bool = False  # official: a write that would fill the bank drops twice its own size first
+
+    def __post_init__(self) -> None:
+        if min(self.segment, self.reduction, self.chunk, self.retrieved_tokens) < 1:
+            raise UserError("longmem: segment, reduction, chunk and retrieved_tokens must be at least 1.")
+        if self.retrieved_tokens % self.chunk:
+            nearest = max(1, round(self.retrieved_tokens / self.chunk)) * self.chunk
+            raise UserError(
+                f"longmem: retrieved_tokens = {self.retrieved_tokens} is no multiple of chunk = {self.chunk}: "
+                f"use {nearest}."
+            )
+        if self.memory_size < self.chunk:
+            raise UserError(f"longmem: memory_size must be at least one chunk, {self.chunk} tokens.")
+
+    @classmethod
+    def official(cls) -> Self:
+        """The repository's behaviour at commit b7f3c6b."""
+        return cls(side_block="parallel", shared_bank=True, zero_chunks=True, coarse_eviction=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What the backbone makes of a segment.
+
+    Attributes:
+        hidden: H[0] to H[L], each ``[rows, tokens, hidden_width]``: the embeddings, then every block's output.
+        keys: ``[rows, kv_heads, tokens, head]`` of the retrieval layer, before rotary.
+        values: same shape.
+    """
+
+    hidden: tuple[Tensor, ...]
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SidePass:
+    """What the side network makes of a segment.
+
+    Attributes:
+        hidden: input of every side layer and output of the last, each ``[rows, tokens, hidden_width]``.
+        retrieved: ``[rows, heads, tokens, k / c]`` chunks, best first; None: the bank was empty.
+    """
+
+    hidden: tuple[Tensor, ...]
+    retrieved: Tensor | None
+
+
+class LongMem(MemoryModel[ChunkBank]):
+    """Wang et al., *Augmenting Language Models with Long-Term Memory* (NeurIPS 2023).
+
+    Attributes: `side`, the side network with the final norm, and `memory_gate` ``[heads]`` are all it adds and trains.
+
+    Raises:
+        UserError: layers that the backbone does not have, or a segment longer than its positions.
+    """
+
+    Config = LongMemConfig
+    version: ClassVar[int] = 1
+    frozen_backbone: ClassVar[bool] = True
+    source: ClassVar[str] = (
+        "arXiv:2306.07174; Victorwz/LongMem@b7f3c6b. Deviations by default: side blocks are the backbone's own; a bank "
+        "per row, in its precision, that drops exactly what must go; missing chunks are masked; partial chunks wait."
+    )
+
+    def __init__(self, backbone: Backbone, config: LongMemConfig, rng: torch.Generator) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = config
+        r = config.reduction
+        self.side_layers = backbone.layers // r
+        if not self.side_layers:
+            raise UserError(f"longmem: reduction = {r} leaves no side layer of {backbone.layers}: use less.")
+        chosen = [_copied_block(i, r) for i in range(self.side_layers)]
+        named, usual = config.retrieval_layer, chosen[-(-3 * self.side_layers // 4) - 1]
+        self.retrieval_layer = usual if named is None else named
+        self.reader = self.retrieval_layer // r
+        if not 0 <= self.reader < self.side_layers:
+            raise UserError(
+                f"longmem: retrieval_layer = {self.retrieval_layer} has no side layer that reads it: use "
+                f"0 to {self.side_layers * r - 1}."
+            )
+        if backbone.max_positions is not None and config.segment > backbone.max_positions:
+            raise UserError(
+                f"longmem: segment = {config.segment} is longer than the backbone's {backbone.max_positions} positions."
+            )
+        self.traits = Traits(segment=config.segment)
+        self.side = self._parallel(rng) if config.side_block == "parallel" else CopiedLayers(backbone, chosen)
+        self.memory_gate = nn.Parameter(
+            torch.full((backbone.heads,), config.gate_init, device=backbone.device, dtype=backbone.dtype)
+        )
+
+    def _parallel(self, rng: torch.Generator) -> Layers:
+        width = self.backbone.hidden_width
+        shape = Shape(self.side_layers, width, self.config.side_inner or 4 * width, self.backbone.heads)
+        return ParallelLayers(shape, rng).to(self.backbone.device, self.backbone.dtype)
+
+    @classmethod
+    def fit(cls, card: BackboneCard, budget: Budget) -> LongMemConfig:
+        """A bank of 64 segments; the fewest blocks per side layer whose parameters fit the budget."""
+        segment = min(card.window, card.max_positions or card.window)
+        matrices = 2 if card.family in ("gpt2", "opt") else 3
+        block = card.width * (2 * card.head_width * (card.heads + card.kv_heads) + matrices * card.mlp_width)
+        reduction = min(2, card.layers)
+        limit = budget.added_parameters
+        while limit is not None and card.layers // reduction * block > limit and 2 * reduction <= card.layers:
+            reduction *= 2
+        retrieved = max(4, min(64, segment) // 4 * 4)
+        return LongMemConfig(segment=segment, reduction=reduction, memory_size=64 * segment, retrieved_tokens=retrieved)
+
+    def open(self, rows: int, *, seeds: Sequence[int] | None = None) -> ChunkBank:
+        """See `MemoryModel.open`; LongMem draws nothing."""
+        del seeds
+        backbone, config = self.backbone, self.config
+        shape = (rows, backbone.kv_heads, 0, backbone.head_width)
+        return ChunkBank.empty(
+            torch.zeros(shape, device=backbone.device, dtype=backbone.dtype),
+            config.chunk,
+            config.memory_size // config.chunk,
+            shared=config.shared_bank,
+            coarse=config.coarse_eviction,
+        )
+
+    def step(self, state: ChunkBank, segment: Segment, *, write: bool = True) -> tuple[Readout, ChunkBank]:
+        """See `MemoryModel.step`: read what was written by earlier steps, then write this segment."""
+        encoded = self.encode(segment)
+        passed = self.side_pass(state, segment, encoded)
+        hidden = self.backbone.project_out(self.side.final_norm(passed.hidden[-1]))
+        after = state.write(encoded.keys, encoded.values, segment.mask) if write else state
+        return Readout(hidden, self.backbone.head), after
+
+    def absorb(self, state: ChunkBank, segment: Segment) -> ChunkBank:
+        """See `MemoryModel.absorb`; the backbone runs as far as the retrieval layer."""
+        encoded = self.encode(segment, upto=self.retrieval_layer)
+        return state.write(encoded.keys, encoded.values, segment.mask)
+
+    @torch.no_grad()
+    def encode(self, segment: Segment, upto: int | None = None) -> Encoded:
+        """The backbone over a segment alone; with `upto`, only as far as the keys and values of that layer."""
+        backbone = self.backbone
+        where = backbone.positions(segment.mask)
+        turn, visible = backbone.rotation(where), backbone.visible(segment.mask)
+        x = backbone.begin(backbone.embed(segment.ids), where)
+        hidden, kept = [x], (x, x)
+        for layer in range(backbone.layers):
+            q, k, v = backbone.project(layer, backbone.norm_input(layer, x), segment.mask)
+            if layer == self.retrieval_layer:
+                kept = (k, v)
+            if layer == upto:
+                break
+            attended = backbone.attend(backbone.rotate(q, turn), backbone.rotate(k, turn), v, visible)
+            x = backbone.close(layer, x, attended)
+            hidden.append(x)
+        if upto is None and not self.config.pre_norm_last:
+            hidden[-1] = backbone.final_norm(x)
+        return Encoded(tuple(hidden), *kept)
+
+    def side_pass(self, bank: ChunkBank, segment: Segment, encoded: Encoded) -> SidePass:
+        """The side network over the same embeddings, every layer given what the backbone's blocks beside it added."""
+        side, backbone, r = self.side, self.backbone, self.config.reduction
+        where = backbone.positions(segment.mask)
+        turn = None
+        visible: Tensor | None
+        if isinstance(side, ParallelLayers):
+            visible = alibi_mask(segment.mask, where, side.heads, backbone.dtype)
+        else:
+            turn, visible = backbone.rotation(where), backbone.visible(segment.mask)
+        x, retrieved = encoded.hidden[0], None
+        hidden = [x]
+        for i in range(self.side_layers):
+            q, k, v = side.project(i, side.norm_input(i, x), segment.mask)
+            attended = side.attend(side.rotate(q, turn), side.rotate(k, turn), v, visible)
+            if i == self.reader and bank.count:
+                retrieved = self.retrieve(bank, q)
+                attended = self._fuse(bank, attended, q, retrieved, segment)
+            end = r * (i + 1) if i + 1 < self.side_layers else backbone.layers
+            x = side.close(i, x, attended) + (encoded.hidden[end] - encoded.hidden[r * i])
+            hidden.append(x)
+        return SidePass(tuple(hidden), retrieved)
+
+    @torch.no_grad()
+    def retrieve(self, bank: ChunkBank, q: Tensor) -> Tensor:
+        """The chunks whose mean key fits every query best: ``[rows, heads, tokens, n]`` int64, best first.
+
+        Args:
+            bank: not empty.
+            q: ``[rows, heads, tokens, head]``, before rotary and not scaled.
+
+        Returns:
+            Slots of ``bank.joined()``; n is k / c, less where the bank has fewer chunks, but with ``zero_chunks``,
+            where the missing are -1.
+        """
+        chunks, k = bank.joined(), self.config.retrieved_tokens // self.config.chunk
+        queries = (fold_rows(q) if bank.shared else q).to(chunks.index.dtype)
+        found = search(queries, chunks.index, k, None if chunks.full else chunks.valid)
+        found = unfold_rows(found, len(q)) if bank.shared else found
+        missing = k - found.shape[-1] if self.config.zero_chunks else 0
+        return F.pad(found, (0, missing), value=-1)
+
+    def attend_memory(self, bank: ChunkBank, q: Tensor, retrieved: Tensor) -> Tensor:
+        """Attention ``[rows, heads, tokens, head]`` to all tokens of the retrieved chunks, with a softmax of its own.
+
+        Args:
+            bank: not empty.
+            q: ``[rows, heads, tokens, head]``, turned as `memory_position` says, not scaled.
+            retrieved: see `retrieve`.
+        """
+        chunks, size = bank.joined(), self.config.chunk
+        keys, values, rows = chunks.keys, chunks.values, len(q)
+        if self.config.zero_chunks:  # one more chunk at the end, which -1 means
+            keys, values = (F.pad(x, (0, 0, 0, size)) for x in (keys, values))
+            retrieved = retrieved % (chunks.count + 1)
+        if bank.shared:
+            q, retrieved = fold_rows(q), fold_rows(retrieved)
+        valid = None if chunks.full else chunks.valid
+        out = attend_retrieved(q * q.shape[-1] ** -0.5, keys, values, retrieved, chunk=size, valid=valid)
+        return unfold_rows(out, rows) if bank.shared else out
+
+    def _fuse(self, bank: ChunkBank, local: Tensor, q: Tensor, retrieved: Tensor, segment: Segment) -> Tensor:
+        """Local attention ``[rows, tokens, heads * head]`` with what is remembered; rows without memory keep theirs."""
+        remembered = self.attend_memory(bank, self._at_memory(q, segment), retrieved)
+        known = None if bank.shared or all(b.full for b in bank.blocks) else bank.known()
+        near = local.unflatten(2, (q.shape[1], -1)).transpose(1, 2)
+        return mix_by_gate(near, remembered, self.memory_gate, known).transpose(1, 2).flatten(2)
+
+    def _at_memory(self, q: Tensor, segment: Segment) -> Tensor:
+        """Queries turned for unrotated memory keys: not at all, to their own positions, or to the segment's end."""
+        if self.config.memory_position == "none" or isinstance(self.side, ParallelLayers):
+            return q
+        where = self.backbone.positions(segment.mask)
+        if self.config.memory_position == "constant":
+            where = torch.full_like(where, self.config.segment)
+        return self.backbone.rotate(q, self.backbone.rotation(where))
+
+    def flops(self, tokens: int, remembered: int) -> int:
+        """Backbone without its head, side network, search and attention to memory, head. See `MemoryModel.flops`."""
+        config, heads = self.config, self.backbone.heads * self.backbone.head_width
+        passes = self.backbone.flops(tokens, tokens)
+        passes += sum(self.side.layer_flops(i, tokens, tokens) for i in range(self.side_layers))
+        chunks = min(remembered, config.memory_size) // config.chunk
+        read = config.retrieved_tokens if config.zero_chunks else min(config.retrieved_tokens, chunks * config.chunk)
+        return passes + (2 * chunks + 4 * read) * tokens * heads * bool(chunks)
+
+    def absorb_flops(self, tokens: int, remembered: int) -> int:
+        """The backbone's blocks below the retrieval layer and that layer's projections."""
+        del remembered
+        backbone = self.backbone
+        below = sum(backbone.layer_flops(i, tokens, tokens) for i in range(self.retrieval_layer))
+        outputs = (backbone.heads + 2 * backbone.kv_heads) * backbone.head_width
+        inside = backbone.width if backbone.width != backbone.hidden_width else 0  # OPT may be projected in
+        return below + 2 * tokens * backbone.hidden_width * (outputs + inside)
+
+
+def _copied_block(side_layer: int, reduction: int) -> int:
+    """The backbone block that a side layer is copied from."""
+    return reduction * side_layer + min(1, reduction - 1)
