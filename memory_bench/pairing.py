@@ -96,6 +96,13 @@ def corrected(pairs: Sequence[Difference], seed_values: Mapping[str, Sequence[fl
     ]
 
 
+def correct(samples: "pd.DataFrame") -> "pd.Series[float]":
+    """1.0 for a right answer: the task's own judgement (column ``correct``) where it has one, else equality."""
+    if "correct" in samples.columns:
+        return samples["correct"].astype(float)
+    return (samples["predicted"] == samples["answer"]).astype(float)
+
+
 def lift(samples: "pd.DataFrame", seed: int = 0) -> tuple[float, float | None, float | None, int] | None:
     """Memory lift of questions, (score - floor) / (ceiling - floor), with its interval over clusters and their number.
 
@@ -103,7 +110,7 @@ def lift(samples: "pd.DataFrame", seed: int = 0) -> tuple[float, float | None, f
     is missing or the ceiling is not above the floor: then there is nothing that memory could have lifted.
     """
     asked = samples[samples["kind"] == "ask"]
-    right = (asked["predicted"] == asked["answer"]).astype(float)
+    right = correct(asked)
     by = right.groupby([asked["cluster"], asked["control"]]).agg(["sum", "count"]).unstack(fill_value=0.0)
     names = ["", "wiped", "ceiling"]
     if not {("sum", name) for name in names} <= set(by.columns):
@@ -151,8 +158,7 @@ def _questions(
     scores = []
     for part in (a, b):
         part = part[(part["control"] == "") & (part["kind"] == "ask")]
-        right = (part["predicted"] == part["answer"]).astype(float)
-        scores.append(right.groupby([part["cluster"], part["episode"], part["event"]]).mean())
+        scores.append(correct(part).groupby([part["cluster"], part["episode"], part["event"]]).mean())
     shared = scores[0].index.intersection(scores[1].index)
     if not len(shared):
         return None
