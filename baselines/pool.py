@@ -143,6 +143,11 @@ class PoolModel(MemoryModel[P]):
         """Fresh streams begin with a pool that is worth reading."""
         return bool(self.config.pool_initialized or self.config.learned_start)
 
+    def expected_retention(self, tokens: int) -> float:
+        """(1 - K/N)^t after t = tokens / segment writes: every write drops K of the pool's N rows at random."""
+        config = self.config
+        return float((1 - config.tokens_per_block / config.pool_tokens) ** (tokens / config.segment))
+
     def start(self, rows: int, seeds: Sequence[int] | None) -> PoolState:
         """The pool part of a fresh state."""
         return PoolState(

@@ -138,6 +138,10 @@ class Task(ABC):
             seed: of the bootstrap.
         """
 
+    def correct(self, samples: "pd.DataFrame") -> "pd.Series[float]":
+        """1.0 for every question of `samples` that was answered rightly, for pairs, lift and half-life."""
+        return (samples["predicted"] == samples["answer"]).astype(float)
+
     def headline_rows(self, samples: "pd.DataFrame") -> "pd.DataFrame":
         """The rows of `samples` that the headline counts, controls included; pairing and verdicts use the same."""
         return samples

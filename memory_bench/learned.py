@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from memory_bench.pairing import correct
 from memory_bench.stats import mean_interval, ratio_interval, scored_units
 
 
@@ -31,7 +32,7 @@ def judge(
         return None
     own, wiped = own.loc[shared], wiped.loc[shared]
     if headline == "accuracy":
-        gain = (own["predicted"] == own["answer"]).astype(float) - (wiped["predicted"] == wiped["answer"]).astype(float)
+        gain = correct(own) - correct(wiped)
         value, low, high = mean_interval(gain.to_numpy(), own["cluster"].to_numpy(dtype=str), seed=seed)
     else:
         episodes, starts = (own.index.get_level_values(level).to_numpy() for level in ("episode", "start"))

@@ -96,6 +96,14 @@ def corrected(pairs: Sequence[Difference], seed_values: Mapping[str, Sequence[fl
     ]
 
 
+def judged(task: object, samples: "pd.DataFrame") -> "pd.DataFrame":
+    """`samples` with the task's own judgement of its answers (`Task.correct`) as a column, where there are questions."""
+    own = getattr(task, "correct", None)
+    if own is None or not (samples["kind"] == "ask").any():
+        return samples
+    return samples.assign(correct=own(samples))
+
+
 def correct(samples: "pd.DataFrame") -> "pd.Series[float]":
     """1.0 for a right answer: the task's own judgement (column ``correct``) where it has one, else equality."""
     if "correct" in samples.columns:

@@ -207,6 +207,14 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
             remembered: text tokens read before it.
         """
 
+    def expected_retention(self, tokens: int) -> float | None:
+        """The share of an evidence's memory that is left after `tokens` more tokens, where the method's rule says it.
+
+        A report draws the accuracy this would give beside the measured one. None: the method has no such rule.
+        """
+        del tokens
+        return None
+
     def absorb(self, state: S, segment: Segment) -> S:
         """The state after reading, without predictions. Override only to be cheaper, and `absorb_flops` with it."""
         return self.step(state, segment)[1]

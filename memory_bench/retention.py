@@ -5,7 +5,7 @@ between evidence and question. Questions without evidence in their stream have n
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -96,6 +96,19 @@ def differences(
         counts = [len(seed_values.get(label, {}).get(name, ())) for label in (pair.a, pair.b)]
         result.append((name, replace(pair, adjusted=float(p), floor=floor(*counts))))
     return result
+
+
+def expected_shares(
+    rule: Callable[[int], float | None], samples: "pd.DataFrame", points: int = 48
+) -> list[tuple[int, float]]:
+    """(tokens, share left) of `MemoryModel.expected_retention` up to the longest distance asked, for the record."""
+    asked = samples[samples["kind"] == "ask"] if len(samples) else samples
+    longest = int(asked["distance_tokens"].max()) if len(asked) else 0
+    if longest < 1:
+        return []
+    places = {round(place) for place in np.geomspace(1, longest, points)}
+    found = [(d, rule(d)) for d in sorted({0, *places, *map(int, asked["distance_tokens"].unique()[:points])}) if d >= 0]
+    return [(d, float(share)) for d, share in found if share is not None]
 
 
 def known_without_memory(wiped: float, chance: float) -> float:

@@ -31,6 +31,7 @@ from memory_bench.observe import observe
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, find_recipe
 from memory_bench.record import Record, now, provenance
+from memory_bench.retention import expected_shares
 from memory_bench.rows import marked
 from memory_bench.store import Store
 from memory_bench.train import Trained, train, trained_parameters, untrained
@@ -147,6 +148,7 @@ def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> 
         "look_ahead": model.traits.look_ahead,
         "segment": model.traits.segment,
         "episodes": len(episodes),
+        "expected_retention": expected_shares(model.expected_retention, samples),
     }
     levels = dict(task.levels(library))
     done = replace(
