@@ -54,7 +54,7 @@ def page(report: "Report", drawn: Sequence[Sequence[Drawn]]) -> str:
             place = places[id(board)]
             out += _board(board, place, report.certificates, drawn[place])
     if report.boards:
-        terms = [f"<dt>{_text(term)}</dt><dd>{_code(meaning)}.</dd>" for term, meaning in words.LEGEND]
+        terms = [f"<dt>{_text(term)}</dt><dd>{_code(meaning)}.</dd>" for term, meaning in words.legend(report.boards)]
         out.append(f"<h2>How to read this</h2><dl>{''.join(terms)}</dl>")
         if note := words.percent_note(report.boards):
             out.append(f"<p>{_text(note)}</p>")
@@ -70,6 +70,7 @@ def _board(board: Board, place: int, certificates: Mapping[str, str], drawn: Seq
     out = [
         f'<h3 id="board-{place}">{_text(words.title(board))}</h3>',
         f'<p class="scope">{_text(words.scope(board))}</p><p>{_text(said)}</p>',
+        *(f'<p class="warning">{_text(warning)}</p>' for warning in words.known_already(board)),
         _table(quality(board)),
     ]
     if board.ahead:

@@ -59,7 +59,7 @@ class Report:
             out += [sentence] if sentence else []
             for board in boards:
                 out += self._board(board, links)
-        legend = [f"- **{term}**: {meaning}." for term, meaning in words.LEGEND]
+        legend = [f"- **{term}**: {meaning}." for term, meaning in words.legend(self.boards)]
         if note := words.percent_note(self.boards):
             legend.append(f"- {note}")
         return "\n\n".join([*out, "## How to read this", "\n".join(legend)]) + "\n"
@@ -67,7 +67,7 @@ class Report:
     def _board(self, board: Board, links: bool) -> list[str]:
         out = [f"### {words.title(board)}", words.scope(board)]
         said = " ".join(s for s in (words.direction(board), words.levels(board), words.winners(board)) if s)
-        out += [said, to_markdown(quality(board))]
+        out += [said, *(f"> Warning: {warning}" for warning in words.known_already(board)), to_markdown(quality(board))]
         if board.ahead:
             out += ["Look-ahead: these predictions could see text they predict, so they are not ranked.",
                     to_markdown(look_ahead(board))]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from memory_bench import pairing
+from memory_bench import pairing, retention
 from memory_bench.episode import Estimate
 from memory_bench.record import STATUSES, Record
 
@@ -174,13 +174,15 @@ def make_row(
     estimates: list[Estimate] = []
     if joined is not None and task is not None:
         try:
-            estimates, joined = task.metrics(joined), task.headline_rows(joined)
+            whole = pairing.judged(task, joined)
+            estimates, joined = task.metrics(whole), task.headline_rows(whole)
+            estimates = estimates + _lift_by_distance(estimates, whole)
         except Exception as error:  # a plug-in's fault must not cost the whole report
             warnings.append(
                 f"{label} on {records[0].cell.task.name}: metrics failed ({error!r}); records are averaged."
             )
     estimates = estimates or _averaged(records)
-    if joined is not None and not any(e.metric == "memory_lift" for e in estimates):
+    if joined is not None and not any(e.metric == "memory_lift" and not e.slice for e in estimates):
         estimates = estimates + _lift(joined)
     return Row(label, tuple(records), joined, tuple(estimates), metric, tuple(dict.fromkeys(notes)))
 
@@ -215,6 +217,12 @@ def _averaged(records: Sequence[Record]) -> list[Estimate]:
         most = max(m.n for m in same)
         result.append(Estimate(metric, value, low, high, most, slice_, same[0].unit, same[0].higher_is_better))
     return result
+
+
+def _lift_by_distance(estimates: Sequence[Estimate], samples: "pd.DataFrame") -> list[Estimate]:
+    """Memory lift at every distance, for tasks that give a half-life and not the lifts themselves."""
+    mine = any(e.metric == "memory_lift" and e.slice.startswith("distance=") for e in estimates)
+    return retention.lifts(samples) if not mine and any(e.metric == retention.HALF_LIFE for e in estimates) else []
 
 
 def _lift(samples: "pd.DataFrame") -> list[Estimate]:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from memory_bench import pairing
 from memory_bench.board import Board
 from memory_bench.costs import cost, learned
+from memory_bench.halflife import half_life_text
 from memory_bench.layout import NONE, Table
 from memory_bench.pairing import Difference
 from memory_bench.rows import Row, marked
@@ -46,10 +47,18 @@ def quality(board: Board) -> Table:
             NONE if wiped is None else number(wiped.value, metric),
             NONE if gain is None else interval(gain.value, gain.low, gain.high, "memory_lift"),
             learned(row) or NONE,
-            *(NONE if (e := row.find(name)) is None else number(e.value, name) for name in extras),
+            *(_extra(row, name) for name in extras),
             notes(row, board) or NONE,
         ))  # fmt: skip
     return Table(columns, tuple(rows)).without_empty_columns()
+
+
+def _extra(row: Row, metric: str) -> str:
+    """A number beside the headline; a half-life with its interval, or why there is none."""
+    named = [e for e in row.estimates if e.metric == metric and not e.slice]
+    if named and metric == "half_life":
+        return half_life_text(named[0])
+    return number(named[0].value, metric) if named else NONE
 
 
 def spend(board: Board, certificates: Mapping[str, str]) -> Table:
@@ -123,7 +132,8 @@ def long_rows(boards: Sequence[Board], certificates: Mapping[str, str]) -> list[
             }  # fmt: skip
             lines: list[dict[str, object]] = [
                 {"metric": e.metric, "slice": marked(e.slice, row.look_ahead), "value": e.value, "ci_low": e.low,
-                 "ci_high": e.high, "n": e.n, "unit": e.unit, "higher_is_better": e.higher_is_better}
+                 "ci_high": e.high, "n": e.n, "unit": e.unit, "higher_is_better": e.higher_is_better,
+                 **({"detail": f"{e.note}; {detail(row)}"} if e.note else {})}
                 for e in row.estimates
             ]  # fmt: skip
             nothing: dict[str, object] = {"metric": board.metric, "slice": marked("", row.look_ahead), "n": 0,

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from memory_bench.board import Board
 from memory_bench.budget import PRESETS
 from memory_bench.costs import cost
+from memory_bench.retention import HALF_LIFE, KNOWN, known_without_memory
 from memory_bench.tables import PERCENT, number, short
 
 KINDS = {
@@ -40,6 +41,38 @@ LEGEND = (
     ("parity", "`exact` or the largest deviation from the official implementation on its reference vectors; `none`: no "
      "certificate"),
 )  # fmt: skip
+
+
+RETENTION = (
+    ("half-life", "tokens after which the accuracy above the floor has halved, from acc(d) = c + (a − c) · 2^(−d/h) "
+     "fitted to the hits; c is the memory-wiped control, else chance. `> 32,768`: the curve does not fall by half within "
+     "the longest distance asked; `open)`: the interval's upper end lies beyond it; `no memory`: not above the floor"),
+)  # fmt: skip
+
+
+def legend(boards: Iterable[Board]) -> tuple[tuple[str, str], ...]:
+    """What the columns of `boards` mean."""
+    return LEGEND + (RETENTION if any(is_retention(board) for board in boards) else ())
+
+
+def is_retention(board: Board) -> bool:
+    """The task gives half-lives."""
+    return any(e.metric == HALF_LIFE for row in (*board.rows, *board.ahead) for e in row.estimates)
+
+
+def known_already(board: Board) -> list[str]:
+    """A warning for every model that knows answers without its memory, on boards of retention."""
+    chance = board.levels.get("chance", 0.0)
+    said = []
+    for row in board.rows if is_retention(board) else ():
+        wiped = row.find(board.metric, "control:wiped")
+        if wiped is not None and known_without_memory(wiped.value, chance) > KNOWN:
+            said.append(
+                f"{row.label} answers {number(wiped.value, board.metric)} with its memory wiped (chance "
+                f"{number(chance, board.metric)}): more than {KNOWN:.0%} of what is above chance is known without "
+                "reading. Only lift and half-life leave that out."
+            )
+    return said
 
 
 def title(board: Board) -> str:

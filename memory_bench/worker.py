@@ -31,6 +31,7 @@ from memory_bench.observe import observe
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, find_recipe
 from memory_bench.record import Record, now, provenance
+from memory_bench.pairing import judged
 from memory_bench.retention import expected_shares
 from memory_bench.rows import marked
 from memory_bench.store import Store
@@ -139,10 +140,10 @@ def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> 
         status, detail = "over_budget", str(error)  # what was observed until then is kept
     samples = pd.DataFrame(rows)
     meter.usage.scored_tokens = int(samples.loc[samples["control"] == "", "tokens"].sum())
-    metrics = tuple(_mark_look_ahead(e, model.traits.look_ahead) for e in task.metrics(samples))
+    metrics = tuple(_mark_look_ahead(e, model.traits.look_ahead) for e in task.metrics(judged(task, samples)))
     trains = trained.ended_by != "none"
     has_memory = bool(meter.usage.state_bytes)
-    learned = judge(task.headline_rows(samples), task.headline, trained=trains, has_memory=has_memory)
+    learned = judge(task.headline_rows(judged(task, samples)), task.headline, trained=trains, has_memory=has_memory)
     facts = {
         "curve": trained.curve[:: max(1, len(trained.curve) // 200)],
         "look_ahead": model.traits.look_ahead,
