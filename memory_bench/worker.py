@@ -28,10 +28,10 @@ from memory_bench.grid import make_task
 from memory_bench.learned import judge
 from memory_bench.meter import Meter
 from memory_bench.observe import observe
+from memory_bench.pairing import judged
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, find_recipe
 from memory_bench.record import Record, now, provenance
-from memory_bench.pairing import judged
 from memory_bench.retention import expected_shares
 from memory_bench.rows import marked
 from memory_bench.store import Store
