@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memory_bench import pairing, words
+from memory_bench import by_distance, pairing, words
 from memory_bench.board import Board, collect
 from memory_bench.cell import digest
 from memory_bench.errors import UserError, unknown
@@ -27,12 +27,14 @@ class Comparison:
         models: label to row, in the order of the names.
         pairs: every two of them.
         missing: rows without a number or without shared samples, with the reason.
+        by_distance: of retention, (slice, difference) at every distance and of half-lives, corrected together.
     """
 
     board: Board
     models: Mapping[str, Row]
     pairs: tuple[Difference, ...]
     missing: tuple[str, ...] = ()
+    by_distance: tuple[tuple[str, Difference], ...] = ()
 
     def table(self) -> Table:
         """One line a pair."""
@@ -53,6 +55,9 @@ class Comparison:
         """Title, table, and what could not be compared."""
         out = [f"### {words.title(self.board)}", words.direction(self.board)]
         out += [to_markdown(self.table())] if self.pairs else ["Nothing to compare here."]
+        if self.by_distance:
+            lines = by_distance.table(self.by_distance, self.models, self.board.metric, self.verdict)
+            out += ["By distance (tokens), corrected within this table:", to_markdown(lines)]
         return "\n\n".join([*out, *self.missing])
 
     def rows(self) -> list[dict[str, Any]]:
@@ -76,7 +81,7 @@ class Comparison:
                 "verdict": self.verdict(p),
             }
             for p in self.pairs
-        ]
+        ] + [{**same, **entry} for entry in by_distance.rows(self.by_distance, self.board.metric, self.verdict)]
 
     def verdict(self, pair: Difference) -> str:
         """Which of the two is better, or why that cannot be said."""
@@ -157,7 +162,9 @@ def _compare(chosen: Sequence[Entry], seed_values: Mapping[str, Sequence[float]]
     ahead = [
         f"{label} sees {row.look_ahead} tokens ahead: no fair comparison." for label, _, row in chosen if row.look_ahead
     ]
-    return Comparison(board, {label: row for label, _, row in chosen}, tuple(pairs), (*missing, *ahead))
+    far = tuple(by_distance.compared(usable, board))
+    models = {label: row for label, _, row in chosen}
+    return Comparison(board, models, tuple(pairs), by_distance=far, missing=(*missing, *ahead))
 
 
 def _shared(board: Board) -> str:

@@ -97,7 +97,7 @@ def corrected(pairs: Sequence[Difference], seed_values: Mapping[str, Sequence[fl
 
 
 def judged(task: object, samples: "pd.DataFrame") -> "pd.DataFrame":
-    """`samples` with the task's own judgement of its answers (`Task.correct`) as a column, where there are questions."""
+    """`samples` with the task's own judgement (`Task.correct`) as a column, where there are questions."""
     own = getattr(task, "correct", None)
     if own is None or not (samples["kind"] == "ask").any():
         return samples

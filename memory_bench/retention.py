@@ -107,7 +107,8 @@ def expected_shares(
     if longest < 1:
         return []
     places = {round(place) for place in np.geomspace(1, longest, points)}
-    found = [(d, rule(d)) for d in sorted({0, *places, *map(int, asked["distance_tokens"].unique()[:points])}) if d >= 0]
+    places |= {0, *(int(d) for d in asked["distance_tokens"].unique()[:points] if d > 0)}
+    found = [(d, rule(d)) for d in sorted(places)]
     return [(d, float(share)) for d, share in found if share is not None]
 
 
