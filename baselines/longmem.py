@@ -224,7 +224,7 @@ class LongMem(MemoryModel[ChunkBank]):
             attended = side.attend(side.rotate(q, turn), side.rotate(k, turn), v, visible)
             if i == self.reader and bank.count:
                 retrieved = self.retrieve(bank, q)
-                attended = self._fuse(bank, attended, q, retrieved, segment)
+                attended = self.fuse(bank, attended, q, retrieved, segment)
             end = r * (i + 1) if i + 1 < self.side_layers else backbone.layers
             x = side.close(i, x, attended) + (encoded.hidden[end] - encoded.hidden[r * i])
             hidden.append(x)
@@ -257,25 +257,33 @@ class LongMem(MemoryModel[ChunkBank]):
             q: ``[rows, heads, tokens, head]``, turned as `memory_position` says, not scaled.
             retrieved: see `retrieve`.
         """
-        chunks, size = bank.joined(), self.config.chunk
-        keys, values, rows = chunks.keys, chunks.values, len(q)
-        if self.config.zero_chunks:  # one more chunk at the end, which -1 means
-            keys, values = (F.pad(x, (0, 0, 0, size)) for x in (keys, values))
-            retrieved = retrieved % (chunks.count + 1)
-        if bank.shared:
-            q, retrieved = fold_rows(q), fold_rows(retrieved)
+        keys, values, slots = self.entries(bank, retrieved)
+        chunks, rows = bank.joined(), len(q)
+        queries = (fold_rows(q) if bank.shared else q) * q.shape[-1] ** -0.5
         valid = None if chunks.full else chunks.valid
-        out = attend_retrieved(q * q.shape[-1] ** -0.5, keys, values, retrieved, chunk=size, valid=valid)
+        out = attend_retrieved(queries, keys, values, slots, chunk=self.config.chunk, valid=valid)
         return unfold_rows(out, rows) if bank.shared else out
 
-    def _fuse(self, bank: ChunkBank, local: Tensor, q: Tensor, retrieved: Tensor, segment: Segment) -> Tensor:
+    def entries(self, bank: ChunkBank, retrieved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values ``[rows, kv_heads, tokens, head]`` of the bank, and the slots of its chunks to be read.
+
+        Of a shared bank, which has one row, the slots ``[1, heads, rows * tokens, n]`` are those of all rows.
+        """
+        chunks = bank.joined()
+        keys, values = chunks.keys, chunks.values
+        if self.config.zero_chunks:  # one more chunk at the end, which -1 means
+            keys, values = (F.pad(x, (0, 0, 0, self.config.chunk)) for x in (keys, values))
+            retrieved = retrieved % (chunks.count + 1)
+        return keys, values, fold_rows(retrieved) if bank.shared else retrieved
+
+    def fuse(self, bank: ChunkBank, local: Tensor, q: Tensor, retrieved: Tensor, segment: Segment) -> Tensor:
         """Local attention ``[rows, tokens, heads * head]`` with what is remembered; rows without memory keep theirs."""
-        remembered = self.attend_memory(bank, self._at_memory(q, segment), retrieved)
+        remembered = self.attend_memory(bank, self._turned(q, segment), retrieved)
         known = None if bank.shared or all(b.full for b in bank.blocks) else bank.known()
         near = local.unflatten(2, (q.shape[1], -1)).transpose(1, 2)
         return mix_by_gate(near, remembered, self.memory_gate, known).transpose(1, 2).flatten(2)
 
-    def _at_memory(self, q: Tensor, segment: Segment) -> Tensor:
+    def _turned(self, q: Tensor, segment: Segment) -> Tensor:
         """Queries turned for unrotated memory keys: not at all, to their own positions, or to the segment's end."""
         if self.config.memory_position == "none" or isinstance(self.side, ParallelLayers):
             return q
