@@ -17,6 +17,7 @@ from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 
 from .pool import PoolModel
+from .pool_layout import PoolLayout
 from .pool_state import PoolConfig, PoolState, merge_pool
 
 
@@ -71,6 +72,7 @@ class MemoryLLM(PoolModel[PoolState]):
     """
 
     Config: ClassVar[type[Any]] = MemoryLLMConfig
+    released = PoolLayout()
     source = (
         "MemoryLLM, arXiv 2402.04624; wangyu-ustc/MemoryLLM@5acaf52 modeling_memoryllm.py. Deviations: a pool per row, "
         "padding works, exactly K rows are dropped, no in-place aliasing at the first fill, seeded draws; adapters "

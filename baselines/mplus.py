@@ -30,6 +30,7 @@ from memory_bench.protocol import Traits
 from .long_term import Retriever, StartingStore, Store, oldest_first, pick, relevance
 from .memoryllm import fit_pool
 from .pool import PoolModel, Reading, Written
+from .pool_layout import MPlusLayout
 from .pool_state import (
     PoolConfig,
     PoolState,
@@ -116,6 +117,7 @@ class MPlus(PoolModel[MPlusState]):
     """See the module."""
 
     Config: ClassVar[type[Any]] = MPlusConfig
+    released = MPlusLayout()
     source = (
         "M+, arXiv 2502.00592; wangyu-ustc/MemoryLLM@5acaf52 modeling_mplus.py. Deviations: causal retrieval query, a "
         "pool and a store per row (any batch size), padding works, short stores are not repeated, stable order among "

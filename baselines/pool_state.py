@@ -5,6 +5,7 @@ What is dropped depends on a row's seed, the number of its writes and the layer,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,11 +32,15 @@ class PoolConfig:
     pool_initialized: bool = False  # False: plain backbone until the first write, whose block then fills the pool
     learned_start: bool = False  # extension: the pool a stream starts with is trained (implies an initialised pool)
     leak_first_offset: bool = False  # official first fill: blocks also carry the next layer's offset (in-place bug)
+    checkpoint: str = ""  # folder, file or hub id of released weights, which are loaded instead of training
+    rope_frequencies: Literal["float32", "bfloat16"] = "float32"  # of a checkpoint: M+'s are bfloat16 where it is
 
     def __post_init__(self) -> None:
         for name in ("segment", "tokens_per_block", "blocks"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)} is too small; it must be at least 1.")
+        if self.rope_frequencies != "float32" and not self.checkpoint:
+            raise UserError("rope_frequencies is about released weights: it needs a checkpoint.")
 
     @property
     def pool_tokens(self) -> int:

@@ -7,9 +7,9 @@ Unusual here:
 - A look (``write=False``) leaves the trailing memory out: nothing before it can see it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
+from memory_bench.released import Release, Shape
+from memory_bench.transfer import Layout, Place, backbone_places, embedding_width
 
 SMALL = 256  # backbones up to this width get the sizes of the `tiny` preset
 
@@ -33,6 +35,7 @@ class RMTConfig:
     normalise_memory: bool = False  # scale each handed-on vector to a root mean square of 1 (not in the paper)
     count_padding: bool = False  # official: padding takes positions, and a segment of padding alone is remembered
     legacy_write_slot: bool = False  # official: generated text follows [memory; prompt; memory]
+    checkpoint: str = ""  # folder, file or hub id of released weights, which are loaded instead of training
 
     def __post_init__(self) -> None:
         if self.segment < 1 or self.memory_tokens < 0:
@@ -51,6 +54,21 @@ class RMTState(State):
     memory: Tensor
 
 
+class RMTLayout(Layout):
+    """A state dict of the official ``RecurrentWrapper``: ``memory_cell.memory`` beside ``memory_cell.model``."""
+
+    def options(self, release: Release, dtype: str) -> dict[str, Any]:
+        """The number of memory tokens."""
+        shape = release.shapes.get("memory_cell.memory")
+        return {} if shape is None else {"memory_tokens": shape[0]}
+
+    def places(self, config: RMTConfig, backbone: Mapping[str, Shape]) -> dict[str, Place]:
+        """See the class."""
+        places = backbone_places(backbone, "memory_cell.model.")
+        width = embedding_width(backbone)
+        return places | {"memory_cell.memory": Place("initial_memory", (config.memory_tokens, width))}
+
+
 class RMT(MemoryModel[RMTState]):
     """Bulatov et al., *Recurrent Memory Transformer* (NeurIPS 2022), decoder-only.
 
@@ -61,6 +79,7 @@ class RMT(MemoryModel[RMTState]):
     """
 
     Config = RMTConfig
+    released = RMTLayout()
     version: ClassVar[int] = 1
     source: ClassVar[str] = (
         "arXiv:2207.06881; booydar/recurrent-memory-transformer@9d0ebe1. Deviations by default: padding leaves no "

@@ -26,6 +26,7 @@ from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError, unknown
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 
+from .layout import HMTLayout
 from .recall import MemoryCache
 
 SMALL = 256  # backbones up to this width get the sizes of the `tiny` preset
@@ -56,6 +57,7 @@ class HMTConfig:
     summary_fraction: float = 0.5  # of a segment that the query summarises [j / L]
     generation_summary: Literal["fraction", "half"] = "fraction"  # half: L // 2 tokens where text is given (official)
     count_padding: bool = False  # official: padding takes positions, summary and sensory slots, and is remembered
+    checkpoint: str = ""  # folder, file or hub id of released weights, which are loaded instead of training
 
     def __post_init__(self) -> None:
         if self.recall and self.memory_tokens != 1:
@@ -123,6 +125,7 @@ class HMT(MemoryModel[HMTState]):
     """
 
     Config = HMTConfig
+    released = HMTLayout()
     version: ClassVar[int] = 1
     source: ClassVar[str] = (
         "arXiv:2405.06067; OswaldHe/HMT-pytorch@177da4b. Deviations by default: causal recall query, recall in the "

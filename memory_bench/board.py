@@ -33,6 +33,7 @@ class Board:
         metric: the headline.
         rows: ranked, then those over budget, then those without a result; look-ahead rows are not among them.
         ahead: rows whose predictions could see the text they predict, which no table ranks.
+        pretrained: rows that were loaded instead of trained under the budget; neither ranked nor paired.
         pairs: differences between all ranked rows.
     """
 
@@ -40,6 +41,7 @@ class Board:
     metric: str
     rows: tuple[Row, ...]
     ahead: tuple[Row, ...] = ()
+    pretrained: tuple[Row, ...] = ()
     pairs: tuple[Difference, ...] = ()
     levels: Mapping[str, float] = field(default_factory=dict)
 
@@ -64,9 +66,14 @@ class Board:
         return self.cell.training.budget
 
     @property
+    def everything(self) -> tuple[Row, ...]:
+        """All rows, the ranked ones first."""
+        return (*self.rows, *self.ahead, *self.pretrained)
+
+    @property
     def higher_is_better(self) -> bool:
         """Direction of the headline."""
-        return next((r.headline.higher_is_better for r in (*self.rows, *self.ahead) if r.headline), True)
+        return next((r.headline.higher_is_better for r in self.everything if r.headline), True)
 
     @cached_property
     def ended_by(self) -> str:
@@ -196,15 +203,18 @@ def _board(store: Store, tasks: Mapping[str, Scorer], groups: Sequence[Sequence[
             row.label,
         )
 
-    causal = tuple(sorted((r for r in rows if not r.look_ahead), key=rank))
-    ahead = tuple(sorted((r for r in rows if r.look_ahead), key=rank))
+    ordered = sorted(rows, key=rank)
+    causal = tuple(r for r in ordered if not r.look_ahead and not r.pretrained)
+    ahead = tuple(r for r in ordered if r.look_ahead and not r.pretrained)
+    pretrained = tuple(r for r in ordered if r.pretrained)
     samples = {r.label: r.samples for r in causal if r.headline and r.samples is not None}
     pairs = pairing.differences(samples, metric, {r.label: r.seed_values for r in causal if r.label in samples})
     levels: dict[str, float] = {}
     for row in rows:
         for record in row.records:
             levels.update(record.levels)
-    return replace(board, rows=causal, ahead=ahead, pairs=tuple(pairs), levels=dict(sorted(levels.items())))
+    levels = dict(sorted(levels.items()))
+    return replace(board, rows=causal, ahead=ahead, pretrained=pretrained, pairs=tuple(pairs), levels=levels)
 
 
 def _labels(groups: Sequence[Sequence[Record]]) -> list[str]:

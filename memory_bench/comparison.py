@@ -115,7 +115,7 @@ def compare(
     groups: dict[str, list[Entry]] = {}
     for run, store in runs.items():
         for board in collect(store, tasks):
-            for row in (*board.rows, *board.ahead):
+            for row in board.everything:
                 label = f"{row.label}@{run}" if len(runs) > 1 else row.label
                 groups.setdefault(_shared(board), []).append((label, board, row))
     everything = [entry for entries in groups.values() for entry in entries]
@@ -128,7 +128,8 @@ def compare(
         chosen = list({entry[0]: entry for entry in chosen}.values())
         if len(chosen) > 1:
             # The noise between seeds is estimated from all rows, as two alone have too few seeds for it.
-            found.append(_compare(chosen, {label: row.seed_values for label, _, row in entries}))
+            own = {label: row.seed_values for label, _, row in entries if not row.pretrained}
+            found.append(_compare(chosen, own))
     if not found:
         raise UserError(
             "There are no two results to compare: they must share task, data, backbone, budget and the number of "
@@ -150,21 +151,30 @@ def _by_name(stores: Store | Sequence[Store] | Mapping[str, Store]) -> dict[str,
 
 def _compare(chosen: Sequence[Entry], seed_values: Mapping[str, Sequence[float]]) -> Comparison:
     board = chosen[0][1]
-    usable = {label: row for label, _, row in chosen if row.headline is not None and row.samples is not None}
+    usable = {
+        label: row
+        for label, _, row in chosen
+        if row.headline is not None and row.samples is not None and not row.pretrained
+    }
     samples = {label: row.samples for label, row in usable.items() if row.samples is not None}
     pairs = pairing.differences(samples, board.metric, seed_values)
     missing = [
         f"{label}: {row.status.replace('_', ' ')}{f' ({reason})' if (reason := '; '.join(row.reasons)) else ''}, "
         f"{'no number' if row.headline is None else 'no samples'} to compare."
         for label, _, row in chosen
-        if label not in usable
+        if label not in usable and not row.pretrained
     ]
     ahead = [
         f"{label} sees {row.look_ahead} tokens ahead: no fair comparison." for label, _, row in chosen if row.look_ahead
     ]
+    loaded = [
+        f"{label} was loaded from {row.pretrained}, not trained under this budget: no fair comparison."
+        for label, _, row in chosen
+        if row.pretrained
+    ]
     far = tuple(by_distance.compared(usable, board))
     models = {label: row for label, _, row in chosen}
-    return Comparison(board, models, tuple(pairs), by_distance=far, missing=(*missing, *ahead))
+    return Comparison(board, models, tuple(pairs), by_distance=far, missing=(*missing, *ahead, *loaded))
 
 
 def _shared(board: Board) -> str:

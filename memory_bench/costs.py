@@ -44,9 +44,10 @@ def cost(row: Row) -> Cost:
     return Cost(
         added_parameters=whole(over(lambda u: u.added_parameters)),
         added_fraction=over(lambda u: u.added_parameters / max(1, u.parameters - u.added_parameters)),
-        train_tokens=whole(over(lambda u: u.train_tokens)),
-        train_flops=over(lambda u: u.train_flops),
-        train_seconds=over(lambda u: u.train_seconds),
+        # What a released model's training took is not known; it was no part of this run.
+        train_tokens=None if row.pretrained else whole(over(lambda u: u.train_tokens)),
+        train_flops=None if row.pretrained else over(lambda u: u.train_flops),
+        train_seconds=None if row.pretrained else over(lambda u: u.train_seconds),
         eval_tokens=whole(over(lambda u: u.eval_tokens)),
         eval_flops_per_token=flops / tokens if flops and tokens else None,
         eval_tokens_per_second=tokens / seconds if seconds and tokens else None,

@@ -13,6 +13,7 @@ from memory_bench.cell import Cell, Choice, Training
 from memory_bench.data.library import Library
 from memory_bench.episode import Task
 from memory_bench.errors import UserError
+from memory_bench.pretrained import match
 from memory_bench.recipe import Recipe, find_recipe, fixed_steps
 
 # What every comparison needs: the window, and the cheapest memory, trained equally.
@@ -115,7 +116,9 @@ def _wanted(request: Request) -> list[_Wanted]:
         label = short if not options else f"{short}[{','.join(f'{k}={v}' for k, v in options.items())}]"
         wanted.append(_Wanted(name, {**request.settings.get(short, {}), **options}, "asked", label))
         if request.controls:
-            for title, change in cls.ablations.items():
+            # A part of a pretrained model cannot be taken away: it was trained with it.
+            ablations = {} if wanted[-1].options.get("checkpoint") else cls.ablations
+            for title, change in ablations.items():
                 ablated = {**request.settings.get(short, {}), **options, **change}
                 wanted.append(_Wanted(name, ablated, "control", f"{label} ({title})"))
     if request.controls:
@@ -139,6 +142,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
     loading: Loading = plugins.configure("backbone", Loading(), request.settings.get("backbone", {}))
     cells: list[Cell] = []
     skipped: list[Skipped] = []
+    pretrained: dict[str, str] = {}
     for task_name in request.tasks:
         task, options = _make_task(task_name, request)
         chosen = backbones.card(resolved)
@@ -157,11 +161,22 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                 reason = f"{w.label} works on {families} backbones; {card.name} is of the {card.family} family"
                 skipped.append(Skipped(w.label, task_name, reason))
                 continue
-            config = plugins.configure(w.label, cls.fit(card, request.budget), w.options)
+            fitted, revision = cls.fit(card, request.budget), plugins.revision(w.name)
+            if checkpoint := str(w.options.get("checkpoint") or ""):
+                found = match(w.label, cls, checkpoint, card.name, backbones)
+                config = found.config(w.label, fitted, w.options, loading.dtype)
+                revision += found.release.revision
+                pretrained[w.label] = checkpoint
+            elif backbones.holds_release(card.name):
+                reason = f"{card.name} is a released memory model, which is no plain backbone for {w.label}"
+                skipped.append(Skipped(w.label, task_name, reason))
+                continue
+            else:
+                config = plugins.configure(w.label, fitted, w.options)
             _check_helpers(w.label, cls.helpers(config), backbones)
             for seed in request.seeds:
                 training = Training(
-                    model=Choice(w.name, cls.version, asdict(config), plugins.revision(w.name)),
+                    model=Choice(w.name, cls.version, asdict(config), revision),
                     backbone=Choice(card.name, config={"dtype": loading.dtype}, revision=card.revision),
                     corpus=corpus,
                     recipe=Choice(recipe.name, recipe.version),
@@ -172,6 +187,11 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
     if not any(cell.role == "asked" for cell in cells):
         reasons = "; ".join(dict.fromkeys(s.reason for s in skipped)) or "no models or tasks were given"
         raise UserError(f"Nothing to run: {reasons}.")
+    for label, checkpoint in pretrained.items():
+        backbones.report(
+            f"{label} is loaded from {checkpoint} with its own weights (pretrained): it is not trained under this "
+            "budget, not ranked and not compared."
+        )
     once = {cell.key: cell for cell in reversed(cells)}  # the first of those that are the same
     return Grid(tuple(cell for cell in cells if once[cell.key] is cell), tuple(skipped))
 

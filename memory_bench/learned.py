@@ -9,7 +9,13 @@ from memory_bench.stats import mean_interval, ratio_interval, scored_units
 
 
 def judge(
-    samples: pd.DataFrame, headline: str, *, trained: bool, has_memory: bool, seed: int = 0
+    samples: pd.DataFrame,
+    headline: str,
+    *,
+    trained: bool,
+    has_memory: bool,
+    pretrained: bool = False,
+    seed: int = 0,
 ) -> dict[str, Any] | None:
     """Verdict on one cell.
 
@@ -18,11 +24,12 @@ def judge(
         headline: metric name; ``accuracy`` compares answers, anything else nats per token.
         trained: whether anything was trained.
         has_memory: whether the model keeps a state at all.
+        pretrained: it was loaded from released weights, so nothing is said of a training.
         seed: of the bootstrap.
 
     Returns:
-        ``verdict`` (``learned``, ``not learned``, ``untrained``, ``no memory``), the lift over the wiped control
-        (positive is better; accuracy, or nats per token) with its 95 % interval; None without controls.
+        ``verdict`` (``learned``, ``not learned``, ``untrained``, ``pretrained``, ``no memory``), the lift over the
+        wiped control (positive is better; accuracy, or nats per token) with its 95 % interval; None without controls.
     """
     if not has_memory:
         return {"verdict": "no memory", "lift": None, "low": None, "high": None, "against": "control:wiped"}
@@ -40,5 +47,6 @@ def judge(
         units = scored_units(own["cluster"].to_numpy(dtype=str), episodes.astype(str), starts, tokens)
         sums = pd.DataFrame({"gain": (wiped["nll"] - own["nll"]).to_numpy(), "tokens": tokens}).groupby(units).sum()
         value, low, high = ratio_interval(sums["gain"].to_numpy(), sums["tokens"].to_numpy(), seed=seed)
-    verdict = "untrained" if not trained else "learned" if low is not None and low > 0 else "not learned"
+    verdict = "learned" if low is not None and low > 0 else "not learned"
+    verdict = "pretrained" if pretrained else verdict if trained else "untrained"
     return {"verdict": verdict, "lift": value, "low": low, "high": high, "against": "control:wiped"}

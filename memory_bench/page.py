@@ -9,7 +9,7 @@ from memory_bench import words
 from memory_bench.board import Board
 from memory_bench.layout import NONE, Table
 from memory_bench.plots import Drawn
-from memory_bench.tables import look_ahead, quality, spend
+from memory_bench.tables import look_ahead, pretrained, quality, spend
 
 if TYPE_CHECKING:
     from memory_bench.report import Report
@@ -31,7 +31,7 @@ td.none { color: #aaa; } figure { margin: 1rem 0; } figure svg { max-width: 100%
 dt { font-weight: 600; margin-top: .4rem; } dd { margin-left: 1.2rem; } nav a { margin-right: 1rem; }
 summary { cursor: pointer; color: #0072b2; }
 """
-TEXT = ("tie", "learned?", "notes", "parity")
+TEXT = ("checkpoint", "tie", "learned?", "notes", "parity")
 
 
 def page(report: "Report", drawn: Sequence[Sequence[Drawn]]) -> str:
@@ -76,6 +76,8 @@ def _board(board: Board, place: int, certificates: Mapping[str, str], drawn: Seq
     if board.ahead:
         out += ["<p>Look-ahead: these predictions could see text they predict, so they are not ranked.</p>"]
         out += [_table(look_ahead(board))]
+    if board.pretrained:
+        out += [f"<p>{_text(words.PRETRAINED)}</p>", _table(pretrained(board))]
     out += [f"<details><summary>Cost</summary>{_table(spend(board, certificates))}</details>"]
     for number, plot in enumerate(drawn):
         image = _inline(plot.svg.decode(), f"b{place}p{number}-")

@@ -65,7 +65,8 @@ def estimate(grid: Grid, backbones: Backbones) -> list[dict[str, Any]]:
         training = cell.training
         card, recipe = backbones.card(training.backbone.name), find_recipe(training.recipe.name)
         segment = int(training.model.config.get("segment") or card.window)
-        tokens = 0 if training.key in seen else train_tokens(cell, recipe, card)
+        loaded = training.key in seen or bool(training.model.config.get("checkpoint"))
+        tokens = 0 if loaded else train_tokens(cell, recipe, card)
         seen.add(training.key)
         flops = None if tokens is None else TRAIN_PASSES * flops_per_token(card, segment) * tokens
         weights = card.parameters * (ADAM_BYTES if tokens != 0 and recipe.trains == "all" else 4)

@@ -30,6 +30,7 @@ from memory_bench.backbone import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.state import Nothing, State, StateSize
+from memory_bench.transfer import Layout
 
 __all__ = ["DecodePlan", "MemoryModel", "Nothing", "Readout", "Segment", "State", "StateSize", "Traits"]
 
@@ -145,6 +146,7 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
         families: the backbone families it works on.
         source: paper, official repository and commit, deviations.
         frozen_backbone: the method never trains its backbone, also where a recipe trains all weights.
+        released: how the authors' own checkpoints are laid out; None: none are known.
         ablations: variants that a comparison needs beside the model (title to changed config fields), run as controls.
     """
 
@@ -153,6 +155,7 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
     families: ClassVar[tuple[str, ...]] = ("llama", "gpt2", "opt")
     source: ClassVar[str] = ""
     frozen_backbone: ClassVar[bool] = False
+    released: ClassVar[Layout | None] = None
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     traits: Traits

@@ -21,7 +21,7 @@ from memory_bench.episode import Estimate
 
 SCHEMA = 1
 STATUSES = ("ok", "over_budget", "failed", "skipped")
-VERDICTS = ("learned", "not learned", "no memory", "untrained")
+VERDICTS = ("learned", "not learned", "no memory", "untrained", "pretrained")
 PACKAGES = ("torch", "transformers", "pandas", "memory-bench")
 
 

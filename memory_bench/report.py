@@ -15,7 +15,7 @@ from memory_bench.board import Board, collect
 from memory_bench.layout import to_markdown, to_tex
 from memory_bench.rows import Scorer
 from memory_bench.store import Store, write_atomically
-from memory_bench.tables import long_form, long_rows, look_ahead, quality, spend
+from memory_bench.tables import long_form, long_rows, look_ahead, pretrained, quality, spend
 
 if TYPE_CHECKING:
     from memory_bench.plots import Drawn
@@ -71,6 +71,8 @@ class Report:
         if board.ahead:
             out += ["Look-ahead: these predictions could see text they predict, so they are not ranked.",
                     to_markdown(look_ahead(board))]  # fmt: skip
+        if board.pretrained:
+            out += [words.PRETRAINED, to_markdown(pretrained(board))]
         out += ["Cost:", to_markdown(spend(board, self.certificates))]
         if links:
             from memory_bench.plots import plots

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Samples = Mapping[str, "pd.DataFrame | None"]
 EVENT = ["episode", "event"]
+PRETRAINED = "pretrained"
 
 
 class Scorer(Protocol):
@@ -75,6 +76,15 @@ class Row:
         return max(r.look_ahead for r in self.records)
 
     @property
+    def pretrained(self) -> str:
+        """The checkpoint it was loaded from instead of being trained under the budget; empty for what was trained."""
+        return str(self.records[0].cell.training.model.config.get("checkpoint") or "")
+
+    def marked(self, slice_: str) -> str:
+        """A slice's name with the row's marks; see `marked`."""
+        return marked(slice_, self.look_ahead, bool(self.pretrained))
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """Of the records."""
         return tuple(r.cell.training.seed for r in self.records)
@@ -112,13 +122,18 @@ class Row:
 
 
 def plain(slice_: str) -> str:
-    """A slice's name without its look-ahead mark."""
-    return ";".join(part for part in slice_.split(";") if not part.startswith("look_ahead="))
+    """A slice's name without the marks of `marked`."""
+    parts = slice_.split(";")
+    return ";".join(part for part in parts if part != PRETRAINED and not part.startswith("look_ahead="))
 
 
-def marked(slice_: str, look_ahead: int) -> str:
-    """A slice's name with the mark of a model that sees `look_ahead` tokens of what it predicts."""
-    return ";".join(part for part in (f"look_ahead={look_ahead}" if look_ahead else "", plain(slice_)) if part)
+def marked(slice_: str, look_ahead: int, pretrained: bool = False) -> str:
+    """A slice's name with the marks of numbers that are no headline.
+
+    They are those of a model that sees `look_ahead` tokens of what it predicts, or that came trained (`pretrained`).
+    """
+    marks = (f"look_ahead={look_ahead}" if look_ahead else "", PRETRAINED if pretrained else "")
+    return ";".join(part for part in (*marks, plain(slice_)) if part)
 
 
 def unanswered(records: Sequence[Record], samples: Samples) -> dict[int, "pd.DataFrame"]:

@@ -12,7 +12,7 @@ from memory_bench.costs import cost, learned
 from memory_bench.halflife import half_life_text
 from memory_bench.layout import NONE, Table
 from memory_bench.pairing import Difference
-from memory_bench.rows import Row, marked
+from memory_bench.rows import Row
 
 COLUMNS = (
     "model", "backbone", "task", "data", "budget", "seeds", "metric", "slice", "value", "ci_low", "ci_high", "n",
@@ -66,7 +66,7 @@ def spend(board: Board, certificates: Mapping[str, str]) -> Table:
     columns = ("model", "train tokens", "train FLOPs", "train s", "eval FLOPs/token", "eval tokens/s", "peak memory",
                "memory state", "added parameters", "parity")  # fmt: skip
     rows = []
-    for row in (*board.rows, *board.ahead):
+    for row in board.everything:
         c = cost(row)
         added = None if c.added_parameters is None else f"{c.added_parameters:,} (+{c.added_fraction:.1%})"
         rows.append((
@@ -106,6 +106,25 @@ def look_ahead(board: Board) -> Table:
     return Table(columns, tuple(rows)).without_empty_columns()
 
 
+def pretrained(board: Board) -> Table:
+    """Rows that were loaded from released weights instead of trained under the budget."""
+    metric = board.metric
+    columns = ("model", "checkpoint", f"{short(metric)} [95 %]", "memory wiped", "lift [95 %]", "notes")
+    rows = []
+    for row in board.pretrained:
+        own, wiped, gain = row.headline, row.find(metric, "control:wiped"), row.find("memory_lift")
+        ahead = f"sees {row.look_ahead} tokens ahead; " if row.look_ahead else ""
+        rows.append((
+            row.label,
+            row.pretrained,
+            NONE if own is None else interval(own.value, own.low, own.high, metric),
+            NONE if wiped is None else number(wiped.value, metric),
+            NONE if gain is None else interval(gain.value, gain.low, gain.high, "memory_lift"),
+            (ahead + notes(row, board)).removesuffix("; ") or NONE,
+        ))  # fmt: skip
+    return Table(columns, tuple(rows)).without_empty_columns()
+
+
 def _causal_twin(board: Board, row: Row) -> Row | None:
     """The ranked row of the same model whose options differ least: not, for example, an ablation of it."""
 
@@ -123,7 +142,7 @@ def long_rows(boards: Sequence[Board], certificates: Mapping[str, str]) -> list[
     """
     result = []
     for board in boards:
-        for row in (*board.rows, *board.ahead):
+        for row in board.everything:
             spent = {f: v for f, v in asdict(cost(row)).items() if f in COLUMNS}
             common = {
                 "model": row.label, "backbone": board.backbone, "task": board.task, "data": board.data,
@@ -131,13 +150,13 @@ def long_rows(boards: Sequence[Board], certificates: Mapping[str, str]) -> list[
                 "parity": certificates.get(row.model, "none"), "role": row.role, "detail": detail(row),
             }  # fmt: skip
             lines: list[dict[str, object]] = [
-                {"metric": e.metric, "slice": marked(e.slice, row.look_ahead), "value": e.value, "ci_low": e.low,
+                {"metric": e.metric, "slice": row.marked(e.slice), "value": e.value, "ci_low": e.low,
                  "ci_high": e.high, "n": e.n, "unit": e.unit, "higher_is_better": e.higher_is_better,
                  **({"detail": f"{e.note}; {detail(row)}"} if e.note else {})}
                 for e in row.estimates
             ]  # fmt: skip
-            nothing: dict[str, object] = {"metric": board.metric, "slice": marked("", row.look_ahead), "n": 0,
-                                          "unit": "", "higher_is_better": board.higher_is_better}  # fmt: skip
+            nothing: dict[str, object] = {"metric": board.metric, "slice": row.marked(""), "n": 0, "unit": "",
+                                          "higher_is_better": board.higher_is_better}  # fmt: skip
             for line in lines or [nothing]:
                 result.append({name: _plain({**common, **line}.get(name)) for name in COLUMNS})
     return result
@@ -167,7 +186,8 @@ def notes(row: Row, board: Board) -> str:
 
 def detail(row: Row) -> str:
     """The column of that name: reasons first, then seeds and their spread."""
-    said = [*row.reasons, *row.notes, f"seeds {' '.join(map(str, row.seeds))}"]
+    loaded = [f"pretrained: {row.pretrained} (not trained under this budget)"] if row.pretrained else []
+    said = [*row.reasons, *loaded, *row.notes, f"seeds {' '.join(map(str, row.seeds))}"]
     if row.seed_spread is not None:
         said.append(f"seed sd {row.seed_spread:.6g}")
     return "; ".join(said)

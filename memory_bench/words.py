@@ -14,6 +14,10 @@ KINDS = {
     "train_seconds": "At equal training time",
     "none": "Without training",
 }
+PRETRAINED = (
+    "Pretrained: loaded from released weights instead of trained under this budget, so they are not ranked and not "
+    "compared."
+)
 LEGEND = (
     ("[95 %]", "95 % bootstrap interval over documents (blocks of a document below 20 documents) or over the documents "
      "that questions share"),
@@ -37,6 +41,7 @@ LEGEND = (
     ),
     ("over budget", "the run hit a limit of the budget; what it reached is shown below the rows that finished and "
      "stays in every plot; unanswered questions count as wrong"),
+    ("pretrained", "the authors' released weights, trained with other data and another effort than any row above"),
     ("control", "not asked for; run because the comparison needs it"),
     ("parity", "`exact` or the largest deviation from the official implementation on its reference vectors; `none`: no "
      "certificate"),

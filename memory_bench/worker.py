@@ -29,6 +29,7 @@ from memory_bench.learned import judge
 from memory_bench.meter import Meter
 from memory_bench.observe import observe
 from memory_bench.pairing import judged
+from memory_bench.pretrained import Pretrained, rematch
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, find_recipe
 from memory_bench.record import Record, now, provenance
@@ -107,16 +108,19 @@ def run_cell(job: Job, say: Say) -> Record:
 def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> tuple[Record, pd.DataFrame]:
     cell, training = job.cell, job.cell.training
     library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub)
-    loaded = Backbones(library, job.cache, hub=job.hub).load(
+    backbones = Backbones(library, job.cache, hub=job.hub)
+    pretrained = rematch(training, backbones)
+    loaded = backbones.load(
         training.backbone.name,
         seed=training.seed,
         device=job.device,
         dtype=getattr(torch, training.backbone.config["dtype"]),
+        brought=None if pretrained is None else pretrained.own,
     )
     task = make_task(cell.task)
     recipe = find_recipe(training.recipe.name)
     with store.lock(training.key):
-        trained = _trained_model(job, store, meter, say, library, loaded, task, recipe)
+        trained = _trained_model(job, store, meter, say, library, loaded, task, pretrained)
     model = trained.model
     _count_parameters(model, recipe, meter.usage)
     episodes = list(task.episodes(library, cell.limit))
@@ -140,16 +144,22 @@ def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> 
         status, detail = "over_budget", str(error)  # what was observed until then is kept
     samples = pd.DataFrame(rows)
     meter.usage.scored_tokens = int(samples.loc[samples["control"] == "", "tokens"].sum())
-    metrics = tuple(_mark_look_ahead(e, model.traits.look_ahead) for e in task.metrics(judged(task, samples)))
-    trains = trained.ended_by != "none"
-    has_memory = bool(meter.usage.state_bytes)
-    learned = judge(task.headline_rows(judged(task, samples)), task.headline, trained=trains, has_memory=has_memory)
+    released = pretrained is not None
+    metrics = tuple(_mark_look_ahead(e, model.traits.look_ahead, released) for e in task.metrics(judged(task, samples)))
+    learned = judge(
+        task.headline_rows(judged(task, samples)),
+        task.headline,
+        trained=trained.ended_by != "none",
+        has_memory=bool(meter.usage.state_bytes),
+        pretrained=released,
+    )
     facts = {
         "curve": trained.curve[:: max(1, len(trained.curve) // 200)],
         "look_ahead": model.traits.look_ahead,
         "segment": model.traits.segment,
         "episodes": len(episodes),
         "expected_retention": expected_shares(model.expected_retention, samples),
+        **({} if pretrained is None else {"pretrained": pretrained.release.hashes}),
     }
     levels = dict(task.levels(library))
     done = replace(
@@ -159,10 +169,17 @@ def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> 
 
 
 def _trained_model(
-    job: Job, store: Store, meter: Meter, say: Say, library: Library, loaded: Loaded, task: Task, recipe: Recipe
+    job: Job,
+    store: Store,
+    meter: Meter,
+    say: Say,
+    library: Library,
+    loaded: Loaded,
+    task: Task,
+    pretrained: Pretrained | None,
 ) -> Trained:
-    """The trained model of the cell: from its checkpoint if another task has trained it, else trained now."""
-    training = job.cell.training
+    """The cell's model: as released, from its checkpoint if another task has trained it, else trained now."""
+    training, recipe = job.cell.training, find_recipe(job.cell.training.recipe.name)
     cls = plugins.load("models", training.model.name)
     base = plugins.configure(training.model.name, cls.fit(loaded.card, training.budget), training.model.config)
     Backbones(library, job.cache, hub=job.hub).equip(loaded, cls.helpers(base))
@@ -172,6 +189,10 @@ def _trained_model(
         model: MemoryModel[Any] = cls(loaded.backbone, config, rng).to(job.device)
         return model
 
+    if pretrained is not None:
+        model = build(base)
+        pretrained.load_into(model, base)
+        return Trained(model.eval().requires_grad_(False), [], "pretrained")
     folder = store.checkpoint_folder(training.key)
     found = load_checkpoint(folder, build, base, meter.usage)
     if found is not None:
@@ -215,9 +236,9 @@ def _check_added(model: MemoryModel[Any], budget: Budget) -> None:
         raise BudgetExceeded("added_parameters", f"{added} added")
 
 
-def _mark_look_ahead(estimate: Estimate, look_ahead: int) -> Estimate:
-    """Numbers of a model that looks ahead carry it in their slice, so that they are never a headline."""
-    return replace(estimate, slice=marked(estimate.slice, look_ahead))
+def _mark_look_ahead(estimate: Estimate, look_ahead: int, pretrained: bool = False) -> Estimate:
+    """Numbers of a model that looks ahead or came trained say so in their slice, so that they are no headline."""
+    return replace(estimate, slice=marked(estimate.slice, look_ahead, pretrained))
 
 
 def prepare(job: Job, say: Say) -> None:
