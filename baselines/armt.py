@@ -69,7 +69,7 @@ class ARMTState(State):
 def dpfp(x: Tensor, nu: int) -> Tensor:
     """Non-negative features ``[..., 2 * nu * size]`` of `x` ``[..., size]`` (deterministic parameter-free projection).
 
-    Products of ``u = [relu(x), relu(-x)]`` with u rolled by 1 … nu. Schlag et al., arXiv:2102.11174, section 5.3.
+    Products of ``u = [relu(x), relu(-x)]`` with u rolled by 1 … nu. Schlag et al., arXiv:2102.11174.
     """
     u = torch.cat([x, -x], dim=-1).relu()
     size = u.shape[-1]
@@ -95,12 +95,12 @@ class Association(nn.Module):
         """`hidden` ``[rows, tokens, width]`` with what is associated to it added; nothing where nothing was written."""
         features = dpfp(self.query(hidden).to(matrix.dtype), self.nu)  # [rows, tokens, features]
         weight = features @ normaliser[..., None] + EPSILON
-        return hidden + (features @ matrix / weight).to(hidden.dtype)
+        return torch.addcdiv(hidden.to(matrix.dtype), features @ matrix, weight).to(hidden.dtype)
 
     def write(
         self, outputs: Tensor, state: tuple[Tensor, Tensor], first: Tensor, real: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Matrix and normaliser after the delta rule (paper, section 3).
+        """Matrix and normaliser after the delta rule; no gradient goes through the correction.
 
         All memory tokens are written in parallel over the same old associations.
 
@@ -172,7 +172,10 @@ class ARMT(MemoryModel[ARMTState]):
 
     @classmethod
     def fit(cls, card: BackboneCard, budget: Budget) -> ARMTConfig:
-        """Ten memory tokens and keys of 64 as in the paper; a small backbone gets four, and keys of 32 or fewer."""
+        """Ten memory tokens and keys of 64 as in the official scripts; a small backbone gets four, and keys of 32.
+
+        A limit on added parameters makes keys narrower, down to 16; the square value projections stay.
+        """
         small = card.width <= SMALL
         memory, size = (4, 32) if small else (10, 64)
         if budget.added_parameters is not None:
