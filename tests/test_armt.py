@@ -142,7 +142,10 @@ MUTANTS = {
     "rolled the other way": [("wrapped[..., nu - r : nu - r + size]", "u.roll(-r, -1)")],
     "no gate": [(".sigmoid()", ".sigmoid().clamp(1, 1)")],
     "read after the layer": [(READ, ""), (CLOSE, CLOSE + READ)],
-    "written from the layer's input": [(CLOSE, f"            before = hidden\n{CLOSE}"), ("write(hidden", "write(before")],
+    "written from the layer's input": [
+        (CLOSE, f"            before = hidden\n{CLOSE}"),
+        ("write(hidden", "write(before"),
+    ],
     "written before it is read": [(READ, f"            own = {WRITE}\n{READ}")],
 }
 
