@@ -34,13 +34,24 @@ class Local:
         q: ``[rows, heads, tokens, head]``, scaled, for these keys (rotated where those are).
         keys: ``[rows, kv_heads, n, head]``.
         values: same shape.
-        visible: broadcastable to ``[rows, heads, tokens, n]``; bool: may be seen, float: added to the logits.
+        visible: broadcastable to ``[rows, heads, tokens, n]``; bool: may be seen, float: added to logits; None: causal
+            over equally many queries and keys.
     """
 
     q: Tensor
     keys: Tensor
     values: Tensor
-    visible: Tensor
+    visible: Tensor | None = None
+
+    def tokens(self, start: int, end: int) -> "Local":
+        """The same for the queries from `start` to `end`, the mask written out."""
+        visible = self.visible
+        if visible is None:
+            count = self.q.shape[2]
+            visible = torch.ones(count, count, dtype=torch.bool, device=self.q.device).tril()[None, None]
+        if visible.shape[-2] > 1:
+            visible = visible[..., start:end, :]
+        return Local(self.q[:, :, start:end], self.keys, self.values, visible)
 
 
 def normalise(x: Tensor, epsilon: float = 1e-6) -> Tensor:
@@ -230,15 +241,17 @@ def window_attention(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor | 
         q: scaled queries.
         keys: ``[rows, kv_heads, n, head]``.
         values: same shape.
-        visible: see `Local`; a query that may see nothing gets zero. None: plain causal.
+        visible: see `Local`; a query that may see nothing gets zero.
     """
     groups = q.shape[1] // keys.shape[1]
     if groups > 1:
         keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
     blind = None
-    if visible is not None and visible.dtype is torch.bool:
-        blind = ~visible.any(dim=-1, keepdim=True)
-        visible = visible | blind  # the softmax of an empty row would be NaN
+    if visible is not None:
+        seen = visible if visible.dtype is torch.bool else visible > -math.inf
+        blind = ~seen.any(dim=-1, keepdim=True)
+        # The softmax of an empty row would be NaN.
+        visible = visible | blind if visible.dtype is torch.bool else visible.masked_fill(blind, 0.0)
     out = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible, is_causal=visible is None, scale=1.0)
     return out if blind is None else out.masked_fill(blind, 0.0)
 
@@ -282,21 +295,18 @@ def _in_blocks(
         floats += q.shape[0] * q.shape[1] * local.keys.shape[2]
     size = _block_tokens(floats)
     if size >= tokens:
-        return block(q, index, local)
+        return block(q, index, None if local is None else local.tokens(0, tokens))
     again = torch.is_grad_enabled() and (q.requires_grad or (local is not None and local.values.requires_grad))
     parts = []
-    for start in range(0, tokens, math.ceil(tokens / math.ceil(tokens / size))):
-        end = start + math.ceil(tokens / math.ceil(tokens / size))
-        given = (q[:, :, start:end], None if index is None else index[:, :, start:end], _rows_of(local, start, end))
+    size = math.ceil(tokens / math.ceil(tokens / size))  # as even as possible
+    for start in range(0, tokens, size):
+        end = min(tokens, start + size)
+        given = (
+            q[:, :, start:end],
+            None if index is None else index[:, :, start:end],
+            None if local is None else local.tokens(start, end),
+        )
         parts.append(
             checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False) if again else block(*given)
         )
     return torch.cat(parts, dim=2)
-
-
-def _rows_of(local: Local | None, start: int, end: int) -> Local | None:
-    """`local` for the queries from `start` to `end`."""
-    if local is None:
-        return None
-    visible = local.visible if local.visible.shape[-2] == 1 else local.visible[..., start:end, :]
-    return Local(local.q[:, :, start:end], local.keys, local.values, visible)

@@ -265,26 +265,10 @@ class Memorizing(MemoryModel[MemorizingState]):
             return backbone.attend(near, keys, values, sight.visible)
         scale = self._scale(layer)
         near, far = near * scale, backbone.rotate(q, sight.turn_far) * scale
-        if not store.slots:
-            return _joined(knn.window_attention(near, keys, values, sight.visible))
-        local = None
-        if config.fusion == "joint":
-            local = knn.Local(near, keys, values, _explicit(sight.visible, q))
         number = self.layers.index(layer)
-        found = knn.retrieve_and_attend(
-            far,
-            store.keys[number],
-            store.values[number],
-            config.top_k,
-            bucketed=config.search == "bucketed",
-            valid=sight.valid,
-            dilute=not config.mask_unwritten,
-            local=local,
-        )
-        if local is None:
-            within = knn.window_attention(near, keys, values, sight.visible)
-            found = knn.mix_by_gate(within, found, self.memory_gate[str(layer)], sight.known)
-        return _joined(found)
+        gate = self.memory_gate[str(layer)] if config.fusion == "gate" else None
+        here = knn.Local(near, keys, values, sight.visible)
+        return _joined(window_and_memory(config, here, far, store, number, (sight.valid, sight.known), gate))
 
     def _scale(self, layer: int) -> Tensor | float:
         if self.config.normalise:
@@ -325,10 +309,40 @@ def memory_layers(config: MemorizingConfig, layers: int) -> tuple[int, ...]:
     return chosen
 
 
-def _explicit(visible: Tensor | None, q: Tensor) -> Tensor:
-    if visible is not None:
-        return visible
-    return torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()[None, None]
+def window_and_memory(
+    config: MemorizingConfig,
+    window: knn.Local,
+    far: Tensor,
+    store: Ring,
+    number: int,
+    valid: tuple[Tensor | None, Tensor | None],
+    gate: Tensor | None,
+) -> Tensor:
+    """Attention ``[rows, heads, tokens, head]`` of a memory layer.
+
+    Args:
+        config: search and fusion.
+        window: scaled queries, keys and values of the window.
+        far: ``[rows, heads, tokens, head]``, scaled queries that look at memory.
+        store: the memory.
+        number: which of its layers.
+        valid: slots that may be retrieved ``[rows, slots]``, rows that have any ``[rows]``; None: all.
+        gate: ``[heads]`` before its sigmoid; None with fusion "joint".
+    """
+    here = (window.q, window.keys, window.values, window.visible)
+    if not store.slots:
+        return knn.window_attention(*here)
+    found = knn.retrieve_and_attend(
+        far,
+        store.keys[number],
+        store.values[number],
+        config.top_k,
+        bucketed=config.search == "bucketed",
+        valid=valid[0],
+        dilute=not config.mask_unwritten,
+        local=window if gate is None else None,
+    )
+    return found if gate is None else knn.mix_by_gate(knn.window_attention(*here), found, gate, valid[1])
 
 
 def _joined(heads: Tensor) -> Tensor:

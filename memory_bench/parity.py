@@ -20,6 +20,7 @@ from torch import Tensor
 
 from memory_bench.backbone import Backbone
 from memory_bench.errors import UserError
+from memory_bench.plugins import replayed_model
 
 NEEDED = ("model", "source", "backbone", "memory", "tolerance")  # entries of every case.json
 
@@ -70,8 +71,8 @@ class Case:
 
     @property
     def model(self) -> str:
-        """Name of the model."""
-        return str(self.info["model"])
+        """Name of the model, as installed here."""
+        return replayed_model(str(self.info["model"]))
 
     def settings(self) -> Settings:
         """The memory settings, to be read completely."""

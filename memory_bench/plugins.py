@@ -47,6 +47,14 @@ def installed(kind: str) -> dict[str, EntryPoint]:
     return {e.name: e for e in sorted(entry_points(group=f"memory_bench.{kind}"), key=lambda e: e.name)}
 
 
+def replayed_model(name: str) -> str:
+    """The model that a reference case calls `name`: itself, or the one whose replay has that name too."""
+    known, models = installed("parity"), installed("models")
+    if name in models or name not in known:
+        return name
+    return next((m for m in models if m in known and known[m].value == known[name].value), name)
+
+
 def load(kind: str, name: str) -> Any:
     """The object that `name` stands for: an entry point, or ``path/to/file.py:Class``.
 

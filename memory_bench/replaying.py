@@ -19,6 +19,35 @@ from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, Sta
 S = TypeVar("S", bound=State)
 
 
+class Weights:
+    """A case's weights, taken one by one; what is missing, has another shape or is left over is an error."""
+
+    def __init__(self, case: Case) -> None:
+        self._left = case.tensors("weights")
+        self._case = case.name
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """The weight called `name`, now counted as used.
+
+        Raises:
+            UserError: there is none, or its shape is not `shape`.
+        """
+        found = self._left.pop(name, None)
+        if found is None or found.shape != shape:
+            have = "is missing" if found is None else f"has shape {list(found.shape)} instead of {list(shape)}"
+            raise UserError(f"Case {self._case}: weights do not fit: {name} {have}.")
+        return found
+
+    def finish(self) -> None:
+        """Raise for weights that were never taken.
+
+        Raises:
+            UserError: naming them.
+        """
+        if self._left:
+            raise UserError(f"Case {self._case}: weights do not fit: {', '.join(sorted(self._left)[:3])} not known.")
+
+
 def segment_lengths(tokens: int, segment: int, alignment: str = "left") -> list[int]:
     """Lengths of the segments of a text: the short one last (``left``), first (``right``), or near-equal (``center``).
 
