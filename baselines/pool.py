@@ -22,7 +22,7 @@ from memory_bench.errors import UserError
 from memory_bench.layers import LinearFn, plain
 from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, Traits
 
-from .grouping import alike, group_rows, join_rows, scatter_rows
+from .grouping import group_rows, join_rows, scatter_rows
 from .lora import Adapter
 from .pool_state import PoolState, draw_permutations, fill_pool
 
@@ -283,15 +283,15 @@ class PoolModel(MemoryModel[P]):
     def decode(self, state: P, prompt: Segment, plan: DecodePlan) -> Tensor:
         """As `MemoryModel.decode`, with the keys and values of prefix and text cached while a segment is open."""
         out = prompt.ids.new_zeros(len(prompt.ids), plan.new_tokens)
-        for index in alike(state.host_writes[:, None]):
-            rows = slice(None) if index is None else index.to(out.device)
-            own = state if index is None else state.rows(index)
-            out[rows] = self._decode(self.in_step(own), prompt.ids[rows], plan)
+        for group in group_rows(prompt, state.host_writes):
+            rows = slice(None) if group.index is None else group.index.to(out.device)
+            own = state if group.index is None else state.rows(group.index)
+            given = group.given if prompt.given is not None else torch.ones_like(group.ids, dtype=torch.bool)
+            out[rows] = self._decode(self.in_step(own), group.ids, given, plan)
         return out
 
-    def _decode(self, state: P, ids: Tensor, plan: DecodePlan) -> Tensor:
+    def _decode(self, state: P, ids: Tensor, given: Tensor | None, plan: DecodePlan) -> Tensor:
         new: list[Tensor] = []
-        given: Tensor | None = torch.ones_like(ids, dtype=torch.bool)
         cache: tuple[Cached, ...] = ()
         stops = torch.tensor(plan.stop_ids, device=ids.device)
         while len(new) < plan.new_tokens:

@@ -1,11 +1,15 @@
 """Asks questions on forks of a stream: the stream is read once, every question leaves it as it was.
 
 What the choices of a question share (the unfinished segment and the prompt) is read once, as far as it fills segments;
-only what is left of it runs once for every choice.
+only what is left of it runs once for every choice. Where there are no choices the answer is generated
+(`memory_bench.generating`).
+
+Without choices, a control into which no memory enters is observed once per question and stands in a row for every place
+where the question is asked: the ceiling, and the wiped memory, which then means that nothing of the stream was read.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +17,8 @@ from torch import Tensor
 
 from memory_bench.corpus import Line
 from memory_bench.encoding import Question, Stream
+from memory_bench.episode import Ask, Decode
+from memory_bench.generating import generate
 from memory_bench.protocol import MemoryModel, State
 from memory_bench.stream import Watcher, charged, cut, line_nll, open_lines, segment_length
 
@@ -24,7 +30,26 @@ CHOICE_TOKENS = 8192  # tokens of one batch of choices
 CEILING_WINDOWS = 8  # segments of evidence that the ceiling puts before the question: as many as a training example has
 
 
-def ask(model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher | None, *, controls: bool) -> list[Row]:
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a question: the surprisal of each choice (or of the right answer), and the ids generated."""
+
+    nll: list[float]
+    generated: list[int] = field(default_factory=list)
+
+
+Known = dict[tuple[str, str, Ask], Outcome]
+"""Outcomes of controls that do not depend on the place: by control, episode and question."""
+
+
+def ask(
+    model: MemoryModel[Any],
+    streams: Sequence[Stream],
+    watcher: Watcher | None,
+    *,
+    controls: bool,
+    decode: Decode | None = None,
+) -> list[Row]:
     """Rows for every question of `streams`, each asked where it stands.
 
     Args:
@@ -32,12 +57,14 @@ def ask(model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher | N
         streams: read side by side.
         watcher: told of the steps of the main pass.
         controls: also ask with memory wiped, foreign, and with the evidence in the prompt.
+        decode: the backbone's tokenizer, backwards, for questions without choices.
     """
     length = segment_length(model)
     asked = [s for s in streams if s.questions]
     if not asked:
         return []
     rows: list[Row] = []
+    known: Known = {}
     # Reading stops at the last full segment before a stream's last question.
     stops = [s.questions[-1].place(length) for s in asked]
     alive = sorted(range(len(asked)), key=lambda i: -stops[i])
@@ -47,10 +74,11 @@ def ask(model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher | N
             (row, asked[i], q) for row, i in enumerate(alive) for q in asked[i].questions if q.place(length) == number
         ]
         if due:
-            rows += _answer(model, state, due, number * length, watcher)
+            found = [("", _answer(model, state, due, number * length, watcher))]
             if controls:
                 with charged(None, watcher):
-                    rows += _controls(model, state, len(alive), due, number * length)
+                    found += _controls(model, state, len(alive), due, number * length, known)
+            rows += [_row(d, name, o, decode) for name, outcomes in found for d, o in zip(due, outcomes, strict=True)]
         going = [i for i in alive if stops[i] > number]
         if not going:
             break
@@ -75,21 +103,36 @@ def _absorb(
 
 def _answer(
     model: MemoryModel[Any], state: State, due: Sequence[Due], start: int, watcher: Watcher | None
-) -> list[Row]:
-    """Score the choices of the questions that stand in the segment at `start`, from `state` there."""
+) -> list[Outcome]:
+    """Answers to the questions that stand in the segment at `start`, from `state` there."""
     place = torch.tensor([row for row, _, _ in due])
-    return _score(model, state.rows(place), due, _heads(due, start), "", start, watcher)
+    return _score(model, state.rows(place), due, _heads(due, start), start, watcher)
 
 
-def _controls(model: MemoryModel[Any], state: State, alive: int, due: Sequence[Due], start: int) -> list[Row]:
+def _controls(
+    model: MemoryModel[Any], state: State, alive: int, due: Sequence[Due], start: int, known: Known
+) -> list[tuple[str, list[Outcome]]]:
     """The same from fresh states, from the next of the `alive` rows of `state`, and with the evidence in the prompt."""
-    fresh = open_lines(model, [s.line for _, s, _ in due])
-    rows = _score(model, fresh, due, _heads(due, start), "wiped", 0, None)
+    anywhere = [q.new_tokens > 0 and len(q.prompt) > 0 for _, _, q in due]  # without choices: the same at every place
+
+    def fresh(control: str, heads: Sequence[Tensor]) -> tuple[str, list[Outcome]]:
+        names = [(control, stream.episode.id, q.ask) for _, stream, q in due]
+        first = {name: n for n, name in reversed(list(enumerate(names)))}
+        new = [n for n, name in enumerate(names) if not anywhere[n] or (name not in known and first[name] == n)]
+        chosen = [due[n] for n in new]
+        states = open_lines(model, [s.line for _, s, _ in chosen]) if chosen else state
+        own = [heads[n] for n in new]
+        found = dict(zip(new, _score(model, states, chosen, own, 0, None, whole=control == "ceiling"), strict=True))
+        known.update({names[n]: outcome for n, outcome in found.items() if anywhere[n]})
+        return control, [known[name] if anywhere[n] else found[n] for n, name in enumerate(names)]
+
+    heads = _heads(due, start)
+    rows = [fresh("wiped", [head[:0] if alone else head for head, alone in zip(heads, anywhere, strict=True)])]
     if alive > 1:
         others = torch.tensor([(row + 1) % alive for row, _, _ in due])
-        rows += _score(model, state.rows(others), due, _heads(due, start), "foreign", start, None)
+        rows.append(("foreign", _score(model, state.rows(others), due, heads, start, None)))
     if all(len(q.evidence) for _, _, q in due):
-        rows += _score(model, fresh, due, [_fit(q, model) for _, _, q in due], "ceiling", 0, None)
+        rows.append(fresh("ceiling", [_fit(q, model) for _, _, q in due]))
     return rows
 
 
@@ -103,30 +146,54 @@ def _score(
     state: State,
     due: Sequence[Due],
     heads: Sequence[Tensor],
-    control: str,
     before: int,
     watcher: Watcher | None,
-) -> list[Row]:
-    """One row per question: the surprisal of its choices after `heads` and the prompt, read from `state`.
+    *,
+    whole: bool = False,
+) -> list[Outcome]:
+    """One outcome per question: the surprisal of its choices after `heads` and the prompt, read from `state`.
 
-    The ceiling keeps evidence and question in one segment: nothing of them has to go through memory.
+    With `whole` head and question stay in one segment (the ceiling): nothing of them has to go through memory.
     """
     length = segment_length(model)
-    whole = control == "ceiling"
     common = [max(0, len(head) + len(q.prompt) - 1) for head, (_, _, q) in zip(heads, due, strict=True)]
-    shared = [0 if whole else tokens // length for tokens in common]
-    rows: list[Row] = []
-    for segments in sorted(set(shared)):  # questions whose shared part fills equally many segments go together
-        group = [n for n, count in enumerate(shared) if count == segments]
+    shared = [(0 if whole else tokens // length, d[2].new_tokens > 0) for tokens, d in zip(common, due, strict=True)]
+    found: dict[int, Outcome] = {}
+    for segments, generates in sorted(set(shared)):  # whose shared part fills equally many segments go together
+        group = [n for n, kind in enumerate(shared) if kind == (segments, generates)]
         lines = [_choice_lines(due[n], heads[n]) for n in group]
         after = state.rows(torch.tensor(group))
         for number in range(segments):
             first = [choices[0] for choices in lines]
             after = _absorb(model, after, first, number * length, before + number * length, watcher)
         left = [[_from(line, segments * length) for line in choices] for choices in lines]
-        surprisal = _in_batches(model, left, after, before + segments * length, whole, watcher)
-        rows += [_row(due[n], control, nll) for n, nll in zip(group, surprisal, strict=True)]
-    return rows
+        if generates:
+            questions = [(one, due[n][2]) for n, (one,) in zip(group, left, strict=True)]
+            outcomes = _generated(model, questions, after, before + segments * length, whole, watcher)
+        else:
+            outcomes = [Outcome(n) for n in _in_batches(model, left, after, before + segments * length, whole, watcher)]
+        found.update(zip(group, outcomes, strict=True))
+    return [found[n] for n in range(len(due))]
+
+
+def _generated(
+    model: MemoryModel[Any],
+    questions: Sequence[tuple[Line, Question]],
+    state: State,
+    before: int,
+    whole: bool,
+    watcher: Watcher | None,
+) -> list[Outcome]:
+    """Answers to questions without choices; row i of `state` belongs to line i, a prompt and the right answer."""
+    size = max(1, CHOICE_TOKENS // max(len(line) for line, _ in questions))
+    found: list[Outcome] = []
+    for first in range(0, len(questions), size):
+        part = questions[first : first + size]
+        own = state if size >= len(questions) else state.rows(torch.arange(first, first + len(part)))
+        answers = [(len(q.choices[0]), q.new_tokens) for _, q in part]
+        made = generate(model, [line for line, _ in part], answers, own, before, whole=whole, watcher=watcher)
+        found += [Outcome([nll], ids) for nll, ids in made]
+    return found
 
 
 def _choice_lines(due: Due, head: Tensor) -> list[Line]:
@@ -144,7 +211,7 @@ def _fit(question: Question, model: MemoryModel[Any]) -> Tensor:
     room = CEILING_WINDOWS * segment_length(model)
     limit = model.backbone.max_positions
     if limit is not None:
-        asked = len(question.prompt) + max(len(c) for c in question.choices)
+        asked = len(question.prompt) + max(question.new_tokens, *(len(c) for c in question.choices))
         room = min(room, limit - asked - 64)  # memory tokens take positions too
     return question.evidence[-max(1, room) :]
 
@@ -172,10 +239,12 @@ def _in_batches(
     return found
 
 
-def _row(due: Due, control: str, nll: list[float]) -> Row:
+def _row(due: Due, control: str, outcome: Outcome, decode: Decode | None) -> Row:
     _, stream, question = due
-    asked = question.ask
-    right = asked.choices.index(asked.answer)
+    asked, nll = question.ask, outcome.nll
+    choices = asked.choices or (asked.answer,)
+    right = choices.index(asked.answer)
+    generated = decode(outcome.generated) if outcome.generated and decode is not None else ""
     return {
         **stream.identity,
         "event": question.event,
@@ -189,7 +258,9 @@ def _row(due: Due, control: str, nll: list[float]) -> Row:
         "distance_tokens": question.distance_tokens,
         "distance_bytes": question.distance_bytes,
         "choice_nll": nll,
-        "predicted": asked.choices[min(range(len(nll)), key=nll.__getitem__)],
+        "predicted": choices[min(range(len(nll)), key=nll.__getitem__)] if asked.choices else generated,
         "answer": asked.answer,
         "label": asked.label,
+        "generated": generated,
+        "accepted": list(asked.accepted or (asked.answer,)),
     }

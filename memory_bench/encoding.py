@@ -16,7 +16,10 @@ from memory_bench.episode import Ask, Encode, Episode, Read
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """An `Ask`, encoded: `at` is its place in the stream (tokens read before it)."""
+    """An `Ask`, encoded: `at` is its place in the stream (tokens read before it).
+
+    Where the answer is generated, the right one is the only choice.
+    """
 
     ask: Ask
     event: int
@@ -26,6 +29,11 @@ class Question:
     evidence: Tensor
     prompt: Tensor
     choices: tuple[Tensor, ...]
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens to generate; 0 for a question with choices."""
+        return 0 if self.ask.choices else max(self.ask.max_tokens, len(self.choices[0]))
 
     def place(self, length: int) -> int:
         """How many segments of `length` tokens are remembered when it is asked.
@@ -90,7 +98,7 @@ def encode_episode(episode: Episode, encode: Encode, seed: int) -> Stream:
     questions: list[Question] = []
     for number, event in enumerate(episode.events):
         if isinstance(event, Read):
-            new, sizes = encode(event.text)
+            new, sizes = (part[: event.tokens or None] for part in encode(event.text))
             ids += new
             nbytes += sizes
             words += word_ends(event.text, sizes)
@@ -109,7 +117,9 @@ def encode_episode(episode: Episode, encode: Encode, seed: int) -> Stream:
                     distance_bytes=sum(nbytes) - byte_end if end >= 0 else -1,
                     evidence=torch.tensor(evidence, dtype=torch.long),
                     prompt=torch.tensor(encode(event.prompt)[0], dtype=torch.long),
-                    choices=tuple(torch.tensor(encode(c)[0], dtype=torch.long) for c in event.choices),
+                    choices=tuple(
+                        torch.tensor(encode(c)[0], dtype=torch.long) for c in event.choices or (event.answer,)
+                    ),
                 )
             )
     if scored:

@@ -18,27 +18,42 @@ if TYPE_CHECKING:
 
 Encode = Callable[[str], tuple[list[int], list[int]]]
 """Text to (token ids, UTF-8 bytes each token covers); no special tokens are added."""
+Decode = Callable[[list[int]], str]
+"""Token ids to text, special tokens left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Text that goes into memory. With `scored`, each of its tokens but the stream's first is predicted and scored."""
+    """Text that goes into memory.
+
+    Attributes:
+        text: what is read.
+        scored: each of its tokens but the stream's first is predicted and scored.
+        tag: a name by which a question says that its answer is here.
+        tokens: how many tokens of `text` are read at most, whatever the tokenizer; 0: all of it.
+    """
 
     text: str
     scored: bool = False
     tag: str = ""
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
     """A question about what was read; it leaves no trace in the stream.
 
+    With choices, the answer is the likeliest of them. Without, the model writes one greedily, and the log-likelihood of
+    the right one is measured besides.
+
     Attributes:
         prompt: text before the answer, given to the model.
-        choices: the possible continuations; each is scored by its log-likelihood.
-        answer: the right one.
+        choices: the possible continuations; each is scored by its log-likelihood. Empty: the answer is generated.
+        answer: the right one, as it would continue the prompt (with its leading blank).
         evidence: tag of the `Read` that holds the answer (the driver measures the distance to its end).
         label: anything the metrics want to know, for example a group.
+        max_tokens: tokens to generate without choices (more, if the right answer has more).
+        accepted: texts that count as the answer where it is generated; empty: only `answer`.
     """
 
     prompt: str
@@ -46,6 +61,8 @@ class Ask:
     answer: str
     evidence: str = ""
     label: str = ""
+    max_tokens: int = 0
+    accepted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

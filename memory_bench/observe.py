@@ -7,7 +7,8 @@ import torch
 
 from memory_bench.asking import Row, ask
 from memory_bench.encoding import Stream, encode_episode
-from memory_bench.episode import Encode, Episode
+from memory_bench.episode import Ask, Decode, Encode, Episode
+from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel
 from memory_bench.stream import Memory, Progress, Watcher, charged, segment_length, walk
 
@@ -15,7 +16,7 @@ BATCH_TOKENS = 8192
 MAX_ROWS = 32
 
 
-def observe(
+def observe(  # noqa: PLR0913
     model: MemoryModel[Any],
     episodes: Sequence[Episode],
     encode: Encode,
@@ -25,6 +26,7 @@ def observe(
     watcher: Watcher | None = None,
     progress: Progress | None = None,
     sink: list[Row] | None = None,
+    decode: Decode | None = None,
 ) -> list[Row]:
     """Everything that can be seen of `model` on `episodes`: one row a scored segment or question.
 
@@ -37,7 +39,13 @@ def observe(
         watcher: told of the steps of the main pass (controls are not charged to the model).
         progress: told (episodes done, all).
         sink: where rows are added batch by batch, for a caller who keeps them if this is cut short.
+        decode: the backbone's tokenizer, backwards; only questions without choices need it.
+
+    Raises:
+        UserError: a question has no choices, and there is no `decode`.
     """
+    if decode is None and any(isinstance(e, Ask) and not e.choices for episode in episodes for e in episode.events):
+        raise UserError("Some questions have no choices: their answers can only be read with the tokenizer's decode.")
     streams = [encode_episode(episode, encode, seed) for episode in episodes]
     streams.sort(key=lambda s: -len(s.line))
     rows: list[Row] = [] if sink is None else sink
@@ -45,7 +53,8 @@ def observe(
     with torch.no_grad():
         for first in range(0, len(streams), size):
             batch = streams[first : first + size]
-            found = _read(model, batch, watcher, controls) + ask(model, batch, watcher, controls=controls)
+            found = _read(model, batch, watcher, controls)
+            found += ask(model, batch, watcher, controls=controls, decode=decode)
             rows += [{"seed": seed, **row} for row in found]
             if progress is not None:
                 progress(min(first + size, len(streams)), len(streams))
@@ -94,4 +103,6 @@ def _read_row(stream: Stream, start: int, length: int, nll: float) -> Row | None
         "predicted": "",
         "answer": "",
         "label": "",
+        "generated": "",
+        "accepted": None,
     }

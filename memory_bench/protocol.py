@@ -63,6 +63,14 @@ class Segment:
         """The segment of the chosen rows."""
         return Segment(self.ids[index], self.mask[index], None if self.given is None else self.given[index])
 
+    def right_aligned(self) -> "Segment":
+        """The segment with all padding in front, and no more of it than the longest row leaves."""
+        if bool(self.mask.all()):
+            return self
+        order = self.mask.long().argsort(dim=1, stable=True)[:, self.mask.shape[1] - int(self.lengths.max()) :]
+        given = None if self.given is None else self.given.gather(1, order)
+        return Segment(self.ids.gather(1, order), self.mask.gather(1, order), given)
+
     @property
     def lengths(self) -> Tensor:
         """``[rows]``: real tokens of each row."""
@@ -228,27 +236,46 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
 
     @torch.no_grad()
     def decode(self, state: S, prompt: Segment, plan: DecodePlan) -> Tensor:
-        """Greedy continuation ``[rows, new_tokens]`` of a prompt without padding, at most one segment long.
+        """Greedy continuation ``[rows, new_tokens]`` of a prompt at most one segment long; padding plays no part.
 
         The open segment is peeked at for every token, and written once it is full (unless ``plan.fold`` is off). The
-        prompt counts as given: memories may be chosen by it, and never by what was generated.
+        prompt counts as given where it does not say what is: memories may be chosen by that, and never by what was
+        generated.
         """
-        ids, given = prompt.ids, torch.ones_like(prompt.mask)
+        out = prompt.ids.new_zeros(len(prompt.ids), plan.new_tokens)
+        for index in self._in_step(prompt.lengths, plan):
+            own, part = (state, prompt) if index is None else (state.rows(index), prompt.rows(index))
+            with self.backbone.reusing():
+                out[slice(None) if index is None else index] = self._continue(own, part.right_aligned(), plan)
+        return out
+
+    def _in_step(self, lengths: Tensor, plan: DecodePlan) -> list[Tensor | None]:
+        """Rows ``[n]`` that can be continued together: those that fill their segment on the way must do so at once."""
+        fills = torch.zeros_like(lengths)
+        if plan.fold and self.traits.segment is not None:
+            fills = torch.where(lengths + plan.new_tokens > self.traits.segment, lengths, 0)
+        groups = fills.unique()
+        return [None] if len(groups) == 1 else [(fills == group).nonzero()[:, 0] for group in groups]
+
+    def _continue(self, state: S, prompt: Segment, plan: DecodePlan) -> Tensor:
+        ids, mask = prompt.ids, prompt.mask
+        given = mask if prompt.given is None else prompt.given & mask
         new: list[Tensor] = []
         for _ in range(plan.new_tokens):
             if plan.fold and self.traits.segment is not None and ids.shape[1] >= self.traits.segment:
-                readout, state = self.step(state, Segment.full(ids, given))
-                ids, given = ids[:, :0], given[:, :0]
+                readout, state = self.step(state, Segment(ids, mask, given))
+                ids, mask, given = ids[:, :0], mask[:, :0], given[:, :0]
             else:
-                readout, _ = self.step(state, Segment.full(ids, given), write=False)
+                readout, _ = self.step(state, Segment(ids, mask, given), write=False)
             token = readout.logits(-1)[:, 0].argmax(dim=-1)
             if new and plan.stop_ids:
                 ended = torch.isin(new[-1], torch.tensor(plan.stop_ids, device=token.device))
                 token = torch.where(ended, new[-1], token)
             new.append(token)
             ids = torch.cat([ids, token[:, None]], dim=1)
+            mask = torch.cat([mask, torch.ones_like(token[:, None], dtype=torch.bool)], dim=1)
             given = torch.cat([given, torch.zeros_like(token[:, None], dtype=torch.bool)], dim=1)
-        return torch.stack(new, dim=1)
+        return torch.stack(new, dim=1) if new else ids[:, :0]
 
     def memory_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters the method adds to its backbone."""

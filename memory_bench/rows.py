@@ -213,7 +213,7 @@ def _with_unanswered(frame: "pd.DataFrame", questions: "pd.DataFrame") -> tuple[
     missing = questions[[pair not in had for pair in zip(*(questions[c] for c in EVENT), strict=True)]]
     if missing.empty:
         return frame, 0
-    blank = missing.assign(predicted="", nll=math.nan, choice_nll=None)
+    blank = missing.assign(predicted="", generated="", nll=math.nan, choice_nll=None)
     return pd.concat([frame, blank], ignore_index=True), len(missing)
 
 

@@ -63,6 +63,10 @@ class Tokens:
             ends[-1] = to_byte[-1]
         return list(found.ids), [end - before for before, end in zip([0, *ends], ends, strict=False)]
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
 
 def train_bpe(texts: Sequence[str], vocab: int, folder: Path) -> Tokens:
     """A byte-level BPE of `vocab` tokens trained on `texts`, saved to ``folder/tokenizer.json``."""

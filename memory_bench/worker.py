@@ -137,6 +137,7 @@ def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> 
                 watcher=meter,
                 progress=lambda done, total: say("eval", done, total),
                 sink=rows,
+                decode=loaded.encode.decode,
             )
     except BudgetExceeded as error:
         if not rows:
