@@ -81,12 +81,16 @@ class Adapter(nn.Module):
 
     def linear(self, layer: int) -> LinearFn:
         """The layer's projections with the update added."""
-        pairs = {name: m for name, m in self.layers[layer].named_modules() if isinstance(m, LowRank)}
+        groups = cast(nn.ModuleDict, self.layers[layer])
 
         def apply(name: str, module: nn.Module, x: Tensor) -> Tensor:
             y = cast(Tensor, module(x))
-            pair = pairs.get(name)
-            return y if pair is None else y + self.scale * nn.functional.linear(nn.functional.linear(x, pair.A), pair.B)
+            group, _, part = name.partition(".")
+            if group not in groups or part not in (block := cast(nn.ModuleDict, groups[group])):
+                return y
+            pair, inside = block[part], nn.functional.linear(x, cast(Tensor, block[part].A))
+            flat = torch.addmm(y.flatten(0, -2), inside.flatten(0, -2), cast(Tensor, pair.B).t(), alpha=self.scale)
+            return flat.view_as(y)
 
         return apply
 

@@ -112,9 +112,11 @@ class Layers(nn.Module):
             visible: ``[rows, 1, tokens, keys]`` bool; None: plain causal over equally many queries and keys.
         """
         groups = self.heads // self.kv_heads
-        if groups > 1:
+        # The CPU's kernel takes shared heads as they are; on CUDA the fast kernels for masks do not.
+        shared = groups > 1 and q.device.type == "cpu"
+        if groups > 1 and not shared:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
+        out = F.scaled_dot_product_attention(q, k, v, visible, is_causal=visible is None, enable_gqa=shared)
         return out.transpose(1, 2).flatten(2)
 
     def close(self, layer: int, hidden: Tensor, attended: Tensor, linear: LinearFn = plain) -> Tensor:
