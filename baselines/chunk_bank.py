@@ -10,6 +10,7 @@ Unusual here:
   slots because of them is packed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self, cast
 
@@ -38,10 +39,10 @@ class Chunks(State):
     full: bool
 
     @classmethod
-    def of(cls, keys: Tensor, values: Tensor, counts: Tensor, size: int) -> Self:
-        """The first `counts` ``[rows]`` chunks of `keys` and `values` ``[rows, kv_heads, tokens, head]``."""
-        chunks, fewest = int(counts.max()), int(counts.min())
-        valid = torch.arange(chunks, device=counts.device) < counts[:, None]
+    def of(cls, keys: Tensor, values: Tensor, counts: Sequence[int], size: int) -> Self:
+        """The first `counts` (one for every row) chunks of `keys` and `values` ``[rows, kv_heads, tokens, head]``."""
+        chunks, fewest = max(counts), min(counts)
+        valid = counts_mask(counts, chunks, keys.device)
         keys, values = keys[:, :, : chunks * size], values[:, :, : chunks * size]
         if fewest < chunks:
             absent = ~valid.repeat_interleave(size, dim=1)[:, None, :, None]
@@ -60,6 +61,13 @@ class Chunks(State):
         return Chunks(keys, values, self.index[:, :, chunks:], self.valid[:, chunks:], self.full)
 
 
+def counts_mask(counts: Sequence[int], slots: int, device: torch.device) -> Tensor:
+    """``[rows, slots]`` bool: the first `counts` slots of every row."""
+    if min(counts) == slots:
+        return torch.ones(len(counts), slots, dtype=torch.bool, device=device)
+    return torch.arange(slots, device=device) < torch.tensor(counts, device=device)[:, None]
+
+
 def join(blocks: tuple[Chunks, ...]) -> Chunks:
     """All blocks as one, oldest first."""
     if len(blocks) == 1:
@@ -74,7 +82,7 @@ def pack(chunks: Chunks, capacity: int, size: int) -> Chunks:
     kept = chunks.valid & (newer <= capacity)
     order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)
     slots = (order[..., None] * size + torch.arange(size, device=order.device)).flatten(1)
-    return Chunks.of(take(chunks.keys, slots), take(chunks.values, slots), kept.sum(dim=1), size)
+    return Chunks.of(take(chunks.keys, slots), take(chunks.values, slots), kept.sum(dim=1).tolist(), size)
 
 
 def take(x: Tensor, slots: Tensor) -> Tensor:
@@ -123,10 +131,6 @@ class ChunkBank(State):
         """See `State.rows`; a shared bank belongs to any rows."""
         return self if self.shared else State.rows(self, index)
 
-    def known(self) -> Tensor:
-        """``[rows]`` bool: rows with at least one chunk."""
-        return torch.stack([block.valid.any(dim=1) for block in self.blocks]).any(dim=0)
-
     def joined(self) -> Chunks:
         """All chunks, oldest first; the bank must not be empty."""
         return join(self.blocks)
@@ -141,26 +145,26 @@ class ChunkBank(State):
         """
         if self.shared:
             keys, values, mask = fold_rows(keys), fold_rows(values), mask.flatten()[None]
-        tokens = int(mask.sum())
         keys = torch.cat([self.waiting_keys, keys.detach()], dim=2)
         values = torch.cat([self.waiting_values, values.detach()], dim=2)
         mask = torch.cat([self.waiting_mask, mask], dim=1)
-        if not bool(mask.all()):  # real tokens first, in their order
+        counts: list[int] = mask.sum(dim=1).tolist()
+        if min(counts) < mask.shape[1]:  # real tokens first, in their order
             order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
             keys, values = take(keys, order), take(values, order)
-        counts = mask.sum(dim=1)
-        full = counts // self.chunk
-        rest = torch.zeros_like(counts) if self.shared else counts - full * self.chunk
-        at = full[:, None] * self.chunk + torch.arange(int(rest.max()), device=full.device)  # [rows, waiting]
-        waits = at < counts[:, None]
-        at = at.clamp(max=max(0, mask.shape[1] - 1))
-        waiting = [take(x, at).masked_fill(~waits[:, None, :, None], 0.0) for x in (keys, values)]
+        full = [count // self.chunk for count in counts]
         new = Chunks.of(keys, values, full, self.chunk)
-        blocks = self._make_room(new, 2 * tokens // self.chunk)
+        rest = [0 if self.shared else count % self.chunk for count in counts]
+        starts = torch.tensor(full, device=mask.device)[:, None] * self.chunk
+        places = starts + torch.arange(max(rest), device=mask.device)  # [rows, waiting]
+        waits = counts_mask(rest, max(rest), mask.device)
+        places = places.clamp(max=max(0, mask.shape[1] - 1))  # where a row has fewer waiting: any place
+        waiting = [take(x, places).masked_fill(~waits[:, None, :, None], 0.0) for x in (keys, values)]
+        blocks = self._make_room(new, 2 * sum(counts) // self.chunk)
         return replace(self, blocks=blocks, waiting_keys=waiting[0], waiting_values=waiting[1], waiting_mask=waits)
 
     def _make_room(self, new: Chunks, coarse: int) -> tuple[Chunks, ...]:
-        """The blocks with `new` behind them and, if that is too much, without the oldest chunks."""
+        """The blocks with `new` behind them and, if that is too much, without the oldest chunks (`coarse` at once)."""
         if not new.count:
             return self.blocks
         total, blocks = self.count + new.count, (*self.blocks, new)

@@ -1,7 +1,7 @@
 """LongMem: a frozen backbone reads, a small side network beside it predicts, with the past in a bank of chunks.
 
-Names: the paper's SideNet is `side`, its cached memory bank a `ChunkBank`, its joint attention `attend_memory` and
-`mix_by_gate`; r is `reduction`, H[i] the hidden states `Encoded.hidden`, k and c `retrieved_tokens` and `chunk`.
+Names: the paper's SideNet is `side`, its cached memory bank a `ChunkBank`, its joint attention `fuse`; its symbols r, k
+and c are `reduction`, `retrieved_tokens` and `chunk`, and the backbone's hidden states H[0] to H[L] `Encoded.hidden`.
 
 Unusual here:
 
@@ -16,21 +16,24 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_bench.backbone import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.errors import UserError
+from memory_bench.errors import UserError, unknown
 from memory_bench.layers import CopiedLayers, Layers
 from memory_bench.protocol import MemoryModel, Readout, Segment, Traits
 
-from .chunk_bank import ChunkBank, fold_rows, unfold_rows
-from .knn import attend_retrieved, mix_by_gate, search
+from .chunk_bank import ChunkBank
+from .chunk_reader import ChunkReader
+from .knn import mix_by_gate
 from .side_network import ParallelLayers, Shape, alibi_mask
 
-SMALL = 256  # backbones up to this width get the sizes of the `tiny` preset
+SEGMENTS = 64  # segments that the bank holds at most
+STORE_SHARE = 10  # a stream's bank takes at most this fraction of the budget's device memory
+
+CHOICES = {"memory_position": ("none", "query", "constant"), "side_block": ("backbone", "parallel")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,9 @@ class LongMemConfig:
             )
         if self.memory_size < self.chunk:
             raise UserError(f"longmem: memory_size must be at least one chunk, {self.chunk} tokens.")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise unknown(f"longmem.{name}", str(getattr(self, name)), allowed)
 
     @classmethod
     def official(cls) -> Self:
@@ -126,8 +132,8 @@ class LongMem(MemoryModel[ChunkBank]):
         chosen = [_copied_block(i, r) for i in range(self.side_layers)]
         named, usual = config.retrieval_layer, chosen[-(-3 * self.side_layers // 4) - 1]
         self.retrieval_layer = usual if named is None else named
-        self.reader = self.retrieval_layer // r
-        if not 0 <= self.reader < self.side_layers:
+        self.reading_layer = self.retrieval_layer // r
+        if not 0 <= self.reading_layer < self.side_layers:
             raise UserError(
                 f"longmem: retrieval_layer = {self.retrieval_layer} has no side layer that reads it: use "
                 f"0 to {self.side_layers * r - 1}."
@@ -144,12 +150,14 @@ class LongMem(MemoryModel[ChunkBank]):
 
     def _parallel(self, rng: torch.Generator) -> Layers:
         width = self.backbone.hidden_width
+        if width != self.backbone.heads * self.backbone.head_width:
+            raise UserError("longmem: side_block = parallel needs heads as wide as the hidden states together.")
         shape = Shape(self.side_layers, width, self.config.side_inner or 4 * width, self.backbone.heads)
         return ParallelLayers(shape, rng).to(self.backbone.device, self.backbone.dtype)
 
     @classmethod
     def fit(cls, card: BackboneCard, budget: Budget) -> LongMemConfig:
-        """A bank of 64 segments; the fewest blocks per side layer whose parameters fit the budget."""
+        """A bank of 64 segments, as the paper's; half as many side layers as blocks, or what fits the budget."""
         segment = min(card.window, card.max_positions or card.window)
         matrices = 2 if card.family in ("gpt2", "opt") else 3
         block = card.width * (2 * card.head_width * (card.heads + card.kv_heads) + matrices * card.mlp_width)
@@ -157,8 +165,12 @@ class LongMem(MemoryModel[ChunkBank]):
         limit = budget.added_parameters
         while limit is not None and card.layers // reduction * block > limit and 2 * reduction <= card.layers:
             reduction *= 2
+        memory = SEGMENTS * segment
+        if budget.device_bytes is not None:
+            memory = min(memory, budget.device_bytes // STORE_SHARE // (8 * card.kv_heads * card.head_width))
         retrieved = max(4, min(64, segment) // 4 * 4)
-        return LongMemConfig(segment=segment, reduction=reduction, memory_size=64 * segment, retrieved_tokens=retrieved)
+        memory = max(retrieved, memory)
+        return LongMemConfig(segment=segment, reduction=reduction, memory_size=memory, retrieved_tokens=retrieved)
 
     def open(self, rows: int, *, seeds: Sequence[int] | None = None) -> ChunkBank:
         """See `MemoryModel.open`; LongMem draws nothing."""
@@ -222,66 +234,28 @@ class LongMem(MemoryModel[ChunkBank]):
         for i in range(self.side_layers):
             q, k, v = side.project(i, side.norm_input(i, x), segment.mask)
             attended = side.attend(side.rotate(q, turn), side.rotate(k, turn), v, visible)
-            if i == self.reader and bank.count:
-                retrieved = self.retrieve(bank, q)
-                attended = self.fuse(bank, attended, q, retrieved, segment)
+            if i == self.reading_layer and bank.count:
+                reader = self.reader(bank)
+                retrieved = reader.retrieve(q)
+                attended = self.fuse(reader, attended, q, retrieved, segment)
             end = r * (i + 1) if i + 1 < self.side_layers else backbone.layers
             x = side.close(i, x, attended) + (encoded.hidden[end] - encoded.hidden[r * i])
             hidden.append(x)
         return SidePass(tuple(hidden), retrieved)
 
-    @torch.no_grad()
-    def retrieve(self, bank: ChunkBank, q: Tensor) -> Tensor:
-        """The chunks whose mean key fits every query best: ``[rows, heads, tokens, n]`` int64, best first.
+    def reader(self, bank: ChunkBank) -> ChunkReader:
+        """What reads a bank that is not empty."""
+        wanted = self.config.retrieved_tokens // self.config.chunk
+        return ChunkReader.of(bank, wanted, zero_chunks=self.config.zero_chunks)
 
-        Args:
-            bank: not empty.
-            q: ``[rows, heads, tokens, head]``, before rotary and not scaled.
+    def fuse(self, reader: ChunkReader, local: Tensor, q: Tensor, retrieved: Tensor, segment: Segment) -> Tensor:
+        """Local attention ``[rows, tokens, heads * head]`` mixed with attention to the retrieved chunks.
 
-        Returns:
-            Slots of ``bank.joined()``; n is k / c, less where the bank has fewer chunks, but with ``zero_chunks``,
-            where the missing are -1.
+        Rows that remember nothing keep their local attention as it is.
         """
-        chunks, k = bank.joined(), self.config.retrieved_tokens // self.config.chunk
-        queries = (fold_rows(q) if bank.shared else q).to(chunks.index.dtype)
-        found = search(queries, chunks.index, k, None if chunks.full else chunks.valid)
-        found = unfold_rows(found, len(q)) if bank.shared else found
-        missing = k - found.shape[-1] if self.config.zero_chunks else 0
-        return F.pad(found, (0, missing), value=-1)
-
-    def attend_memory(self, bank: ChunkBank, q: Tensor, retrieved: Tensor) -> Tensor:
-        """Attention ``[rows, heads, tokens, head]`` to all tokens of the retrieved chunks, with a softmax of its own.
-
-        Args:
-            bank: not empty.
-            q: ``[rows, heads, tokens, head]``, turned as `memory_position` says, not scaled.
-            retrieved: see `retrieve`.
-        """
-        keys, values, slots = self.entries(bank, retrieved)
-        chunks, rows = bank.joined(), len(q)
-        queries = (fold_rows(q) if bank.shared else q) * q.shape[-1] ** -0.5
-        valid = None if chunks.full else chunks.valid
-        out = attend_retrieved(queries, keys, values, slots, chunk=self.config.chunk, valid=valid)
-        return unfold_rows(out, rows) if bank.shared else out
-
-    def entries(self, bank: ChunkBank, retrieved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values ``[rows, kv_heads, tokens, head]`` of the bank, and the slots of its chunks to be read.
-
-        Of a shared bank, which has one row, the slots ``[1, heads, rows * tokens, n]`` are those of all rows.
-        """
-        chunks = bank.joined()
-        keys, values = chunks.keys, chunks.values
-        if self.config.zero_chunks:  # one more chunk at the end, which -1 means
-            keys, values = (F.pad(x, (0, 0, 0, self.config.chunk)) for x in (keys, values))
-            retrieved = retrieved % (chunks.count + 1)
-        return keys, values, fold_rows(retrieved) if bank.shared else retrieved
-
-    def fuse(self, bank: ChunkBank, local: Tensor, q: Tensor, retrieved: Tensor, segment: Segment) -> Tensor:
-        """Local attention ``[rows, tokens, heads * head]`` with what is remembered; rows without memory keep theirs."""
-        remembered = self.attend_memory(bank, self._turned(q, segment), retrieved)
-        known = None if bank.shared or all(b.full for b in bank.blocks) else bank.known()
-        near = local.unflatten(2, (q.shape[1], -1)).transpose(1, 2)
-        return mix_by_gate(near, remembered, self.memory_gate, known).transpose(1, 2).flatten(2)
+        remembered = reader.attend(self._turned(q, segment) * q.shape[-1] ** -0.5, retrieved)
+        near = local.unflatten(2, (q.shape[1], -1)).transpose(1, 2)  # [rows, heads, tokens, head]
+        return mix_by_gate(near, remembered, self.memory_gate, reader.known).transpose(1, 2).flatten(2)
 
     def _turned(self, q: Tensor, segment: Segment) -> Tensor:
         """Queries turned for unrotated memory keys: not at all, to their own positions, or to the segment's end."""

@@ -62,7 +62,7 @@ def _whole(case: Case, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     _finish(case, settings)
     model = LongMem(_backbone(case), replace(LongMemConfig.official(), **options), torch.Generator()).eval()
     check_described(case, "side_layers", side_layers, model.side_layers)
-    check_described(case, "side_memory_layer", reader, model.reader)
+    check_described(case, "side_memory_layer", reader, model.reading_layer)
     load_strictly(model, _renamed(case.weights("memory.")), case.name)
 
     ids, logits = inputs["input_ids"], []
@@ -73,8 +73,8 @@ def _whole(case: Case, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         got |= {f"segment{s}.side_hidden{i}": hidden for i, hidden in enumerate(passed.hidden)}
         if passed.retrieved is not None:
             name = f"segment{s}.retrieved_chunk_index"
-            side, x = model.side, passed.hidden[model.reader]
-            q = side.project(model.reader, side.norm_input(model.reader, x))[0]
+            side, x = model.side, passed.hidden[model.reading_layer]
+            q = side.project(model.reading_layer, side.norm_input(model.reading_layer, x))[0]
             got[name] = _settle_ties(case, name, passed.retrieved, state, q)
         readout, state = model.step(state, segment)
         logits.append(readout.logits())
@@ -101,10 +101,11 @@ def _bank(case: Case, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         q, k, v = (inputs[f"step{step}.{n}"].unflatten(2, (heads, width)) for n in ("query", "key", "value"))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         state = state.write(k, v, torch.ones(k.shape[0], k.shape[2], dtype=torch.bool))
-        index = model.retrieve(state, q)
-        keys, values, slots = model.entries(state, index)
+        reader = model.reader(state)
+        index = reader.retrieve(q)
+        keys, values, places = reader.entries(index)
         for name, entries in (("keys", keys), ("values", values)):
-            found = gather(entries, slots, state.chunk)  # [1, heads, rows * queries, k, head]
+            found = gather(entries, places, state.chunk)  # [1, heads, rows * queries, k, head]
             got[f"step{step}.retrieved_{name}"] = unfold_rows(found, len(q))
         name = f"step{step}.retrieved_chunk_index"
         got[name] = _settle_ties(case, name, index, state, q)
@@ -135,10 +136,10 @@ def _attention(case: Case, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inputs["memory_key"].flatten(2, 3),
         inputs["memory_value"].flatten(2, 3),
     )  # [rows, heads, tokens * k, head]
-    chunks = Chunks.of(*given, counts=torch.full((rows,), tokens), size=k)
+    chunks = Chunks.of(*given, counts=[tokens] * rows, size=k)
     bank = replace(model.open(rows), blocks=(chunks,))
     own = torch.arange(tokens)[None, None, :, None].expand(rows, heads, -1, -1)
-    fused = model.fuse(bank, local, q, own, Segment.full(torch.zeros(rows, tokens, dtype=torch.long)))
+    fused = model.fuse(model.reader(bank), local, q, own, Segment.full(torch.zeros(rows, tokens, dtype=torch.long)))
     project = model.side._blocks[0].attention.o_proj
     return {"output": project(fused), "output_without_memory": project(local)}
 
