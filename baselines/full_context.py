@@ -18,6 +18,7 @@ class FullContextConfig:
     """Options of `FullContext`."""
 
     segment: int = 512  # tokens per step; without influence on predictions, unless the backbone shifts keys
+    rotary: bool | None = None  # rotary positions on or off; None: as the backbone has them
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,10 @@ class FullContext(MemoryModel[Transcript]):
     def __init__(self, backbone: Backbone, config: FullContextConfig, rng: torch.Generator) -> None:
         super().__init__()
         del rng  # nothing to initialise
+        if config.rotary is not None:
+            if backbone.family != "llama":
+                raise UserError(f"full-context: the {backbone.family} backbone has no rotary positions to switch.")
+            backbone.rotary = config.rotary
         self.backbone = backbone
         self.config = config
         self.traits = Traits(segment=config.segment, bounded=False, chunk_invariant=not len(backbone.key_shift))

@@ -66,6 +66,7 @@ def _models() -> list[dict[str, Any]]:
 
 def _tasks(data: Path | None) -> list[dict[str, Any]]:
     from memory_bench.data.folder import FILES
+    from memory_bench.data.library import MADE
 
     found: list[dict[str, Any]] = []
     for entry in plugins.installed("tasks").values():
@@ -73,7 +74,9 @@ def _tasks(data: Path | None) -> list[dict[str, Any]]:
         need = str(s.constants.get("needs", ""))
         files = [f for f in _files(FILES, need) if data is not None and (data / f).is_file()]
         where = (
-            "real data in the folder"
+            "made by a program"
+            if need in MADE
+            else "real data in the folder"
             if files
             else "no stand-in: needs --data or the hub"
             if need == "wikitext103"

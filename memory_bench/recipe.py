@@ -88,6 +88,32 @@ RECIPES: dict[str, Recipe] = {
             warmup=50,
             decay_from=0.6,
         ),
+        Recipe(
+            "key-value",
+            (
+                Stage(segments=1, rows=32, steps=100),
+                Stage(segments=2, rows=32, steps=100),
+                Stage(segments=4, rows=32, steps=100),
+                Stage(segments=8, rows=32, steps=150),
+            ),
+            lr=3e-3,
+            weight_decay=0.01,
+            warmup=50,
+            decay_from=0.6,
+        ),
+        Recipe(
+            "noun-recall",
+            (
+                Stage(segments=1, rows=32, steps=100),
+                Stage(segments=2, rows=32, steps=100),
+                Stage(segments=4, rows=32, steps=100),
+                Stage(segments=8, rows=32, steps=200),
+            ),
+            lr=3e-3,
+            weight_decay=0.01,
+            warmup=50,
+            decay_from=0.6,
+        ),
         Recipe("adapt", (Stage(segments=4, rows=8),), lr=1e-4, trains="memory", checkpoint=True),
         Recipe(
             "hmt-two-stage",

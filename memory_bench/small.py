@@ -11,7 +11,7 @@ import torch
 
 from memory_bench.backbone import Backbone
 from memory_bench.card import BackboneCard
-from memory_bench.data import facts, studies
+from memory_bench.data import facts, nouns, studies
 
 # A gated feed-forward of 8/3 the width has the parameters of a plain one of 4 times the width.
 TINY = {"vocab": 1024, "width": 128, "layers": 2, "heads": 4, "mlp_width": 344, "window": 32}
@@ -45,6 +45,7 @@ class Closed:
 CLOSED = {
     "invented-studies": Closed(studies.WORDS, studies.SEGMENT),
     "key-value": Closed(facts.WORDS, facts.SEGMENT),
+    "noun-recall": Closed(nouns.WORDS, nouns.SEGMENT),
 }
 """Backbones of closed vocabularies, by the name that a task's `TrainingPlan` gives."""
 

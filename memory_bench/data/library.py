@@ -1,13 +1,15 @@
 """One door to all data: for each need it picks the first origin that has it, and says which.
 
 The order is the folder given with ``--data``, the Hugging Face hub, a stand-in. Nothing is read or downloaded before
-it is asked for; `Library.prepare` does it all beforehand.
+it is asked for; `Library.prepare` does it all beforehand. Data that are made by a program stand in for nothing: their
+only origin is that program.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from memory_bench.data import facts, nouns
 from memory_bench.data.folder import FILES, FolderData
 from memory_bench.data.hub import HubData
 from memory_bench.data.origins import Origin, Study
@@ -17,8 +19,9 @@ from memory_bench.data.standins import StandIns
 from memory_bench.episode import Document
 from memory_bench.errors import DataError, unknown
 
-Where = Literal["folder", "hub", "stand-in"]
+Where = Literal["folder", "hub", "stand-in", "program"]
 LABELS = {"books": "pg19", "wikitext103": "wikitext103", "pubmedqa": "pubmedqa"}
+MADE = {"key-value": facts.REVISION, "nouns": nouns.REVISION}
 SPLITS = {
     "books": ("train", "validation", "test"),
     "wikitext103": ("validation", "test"),
@@ -31,8 +34,8 @@ class Source:
     """Where the data for a need come from.
 
     Attributes:
-        need: ``books``, ``wikitext103`` or ``pubmedqa``.
-        origin: folder, hub or stand-in.
+        need: what was asked for, for example ``books``.
+        origin: folder, hub, stand-in or program.
         label: for tables, for example ``pg19`` or ``pg19 (stand-in: Shakespeare and Milton)``.
         revision: 16 hexadecimal digits that change when the data do.
         stand_in: whether other data than the named ones are used.
@@ -73,6 +76,8 @@ class Library:
             UserError: there is no such need.
             DataError: nobody has the data, or the folder is unusable.
         """
+        if need in MADE:
+            return Source(need, "program", need, MADE[need], False)
         if need not in self._sources:
             where, origin = self._choose(need)
             stand_in = where == "stand-in"
@@ -87,7 +92,7 @@ class Library:
             DataError: as `source`, or a file is missing or broken.
         """
         source = self.source(need)
-        for split in SPLITS[need]:
+        for split in SPLITS.get(need, ()):
             if split != "validation":
                 {"books": self.books, "wikitext103": self.wikitext, "pubmedqa": self.pubmedqa}[need](split)
         return source
@@ -115,7 +120,7 @@ class Library:
 
     def _choose(self, need: str) -> tuple[Where, Origin]:
         if need not in LABELS:
-            raise unknown("data", need, LABELS)
+            raise unknown("data", need, [*LABELS, *MADE])
         if need not in self._chosen:
             self._chosen[need] = self._first(need)
         return self._chosen[need]

@@ -1,0 +1,150 @@
+"""Key-value: facts are stated once, then asked for after more and more text.
+
+Unusual here:
+
+- Everything is made by a program (`memory_bench.data.facts`) in a closed vocabulary, with a small backbone of its own
+  that is trained from scratch on such episodes: minutes on two cores, and no model can know the facts beforehand.
+- Every distance has episodes of its own, and the questions come in the last segment only: a question asked on the way
+  would refresh what it asks for.
+- Training sees distances up to seven segments; the test asks for up to 32. What lies beyond is extrapolation.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import chain
+from random import Random
+
+import pandas as pd
+import torch
+
+from memory_bench.corpus import Corpus, Line
+from memory_bench.data import Library
+from memory_bench.data.facts import SEGMENT, VALUES, FactEpisode, Setting, fact_episodes, make_facts
+from memory_bench.episode import Ask, Encode, Episode, Estimate, Read, Task, TrainingPlan
+from memory_bench.errors import UserError
+from memory_bench.retention import half_life_estimates, lifts
+from memory_bench.stats import mean_interval
+
+CHOICES = tuple(f" {value}" for value in VALUES)
+
+
+class KeyValue(Task):
+    """Facts about keys, asked for at several distances; from scratch, on a backbone of its own."""
+
+    @dataclass(frozen=True, slots=True)
+    class Config:
+        """Options of the task; those of the facts change the training as well."""
+
+        # Segments of 16 words between the facts and the questions.
+        distances: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+        # Episodes per distance.
+        episodes: int = 100
+        # Facts stated in an episode.
+        load: int = 2
+        # Of them that are asked for.
+        asked: int = 2
+        # Facts about other keys in every segment between.
+        distractors: int = 0
+        # Of the facts, how many had another value before.
+        outdated: int = 0
+
+        def __post_init__(self) -> None:
+            if not self.distances or min(self.distances) < 0 or len(set(self.distances)) < len(self.distances):
+                raise UserError(f"key-value: distances must be different numbers of segments, not {self.distances}.")
+            if self.episodes < 1:
+                raise UserError(f"key-value: episodes must be at least 1, not {self.episodes}.")
+            if problem := self.setting.problem():
+                raise UserError(f"key-value: {problem}.")
+
+        @property
+        def setting(self) -> Setting:
+            """What the facts are like."""
+            return Setting(self.load, self.asked, self.distractors, self.outdated)
+
+    version = 1
+    headline = "accuracy"
+    needs = "key-value"
+    source = "made by a program; after the associative-recall tasks of the recurrent-memory papers"
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or self.Config()
+
+    def episodes(self, library: Library, limit: int | None) -> Iterator[Episode]:
+        """`limit` counts episodes, which come in turn from the distances."""
+        setting = self.config.setting
+        groups = [fact_episodes("test", self.config.episodes, setting, d) for d in self.config.distances]
+        yield from map(episode, list(chain.from_iterable(zip(*groups, strict=True)))[:limit])
+
+    def plan(self, library: Library, *, pretrained: bool) -> TrainingPlan:
+        """Its own backbone and curriculum, whatever backbone was chosen."""
+        changed = {k: v for k, v in asdict(self.config.setting).items() if v != asdict(Setting())[k]}
+        name = "key-value" + "".join(f",{k}={v}" for k, v in changed.items())
+        return TrainingPlan(name, recipe="key-value", backbone="key-value")
+
+    def corpus(self, library: Library, plan: TrainingPlan, encode: Encode) -> Corpus:
+        """See `Task.corpus`."""
+        return FactsCorpus(encode, self.config.setting)
+
+    def levels(self, library: Library) -> Mapping[str, float]:
+        """Chance, and what knowing all the values but not whose they are gives."""
+        return {"chance": 1 / len(VALUES)}
+
+    def metrics(self, samples: pd.DataFrame, seed: int = 0) -> list[Estimate]:
+        """Accuracy over all distances, by distance and by control; log-probability; memory lift; half-life.
+
+        Intervals are over episodes; the seeds of a question are averaged first.
+        """
+        asks = samples[samples["kind"] == "ask"]
+        asks = asks.assign(correct=self.correct(asks), logprob=-asks["nll"])
+        main = asks[asks["control"] == ""]
+        if main.empty:
+            return []
+        found = [_mean("accuracy", main, "correct", "share", seed)]
+        found.append(_mean("answer_logprob", main, "logprob", "nats", seed))
+        for distance, part in main.groupby("label"):
+            found.append(_mean("accuracy", part, "correct", "share", seed, str(distance)))
+        for control, part in asks[asks["control"] != ""].groupby("control"):
+            found.append(_mean("accuracy", part, "correct", "share", seed, f"control:{control}"))
+        return found + lifts(asks) + half_life_estimates(asks, 1 / len(VALUES), seed)
+
+
+def episode(made: FactEpisode) -> Episode:
+    """The facts, filler up to the questions, and every question on its own."""
+    label = f"distance={made.distance * SEGMENT}"
+    asks = [Ask(question, CHOICES, answer, "evidence", label) for question, answer in made.questions]
+    return Episode(made.id, (Read(made.evidence, tag="evidence"), Read(made.filler), *asks))
+
+
+class FactsCorpus:
+    """Fresh episodes in every batch, all of the batch's length, with their questions and answers in the last segment.
+
+    Args:
+        encode: the tokenizer, one token per word.
+        setting: how hard the facts are.
+    """
+
+    def __init__(self, encode: Encode, setting: Setting) -> None:
+        self.encode = encode
+        self.setting = setting
+
+    def batch(self, rows: int, segments: int, segment: int, rng: torch.Generator) -> list[Line]:
+        """See `Corpus.batch`; the length of a segment is the task's own."""
+        del segment
+        seeds = torch.randint(0, 2**31 - 1, (rows,), generator=rng).tolist()
+        return [self._line(make_facts(Random(f"train {seed}"), self.setting, segments - 1), seed) for seed in seeds]
+
+    def _line(self, made: FactEpisode, seed: int) -> Line:
+        ids = self.encode(made.evidence + made.filler)[0]
+        scored, given = [False] * len(ids), [False] * len(ids)
+        for question, answer in made.questions:
+            asked, right = self.encode(question)[0], self.encode(answer)[0]
+            ids = ids + asked + right
+            scored += [False] * len(asked) + [True] * len(right)
+            given += [True] * len(asked) + [False] * len(right)
+        return Line(torch.tensor(ids), torch.tensor(scored), torch.tensor(given), seed)
+
+
+def _mean(metric: str, part: pd.DataFrame, column: str, unit: str, seed: int, name: str = "") -> Estimate:
+    each = part.groupby(["cluster", "episode", "event"], as_index=False)[[column]].mean()
+    value, low, high = mean_interval(each[column].to_numpy(), each["cluster"].to_numpy(dtype=str), seed=seed)
+    return Estimate(metric, value, low, high, each["cluster"].nunique(), name, unit)
