@@ -115,6 +115,7 @@ def measured_flops(run: Callable[[], object]) -> int:
     """
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     count: Callable[..., int] = sdpa_flop_count
+
     def of_all_heads(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:  # of shapes
         return count(q, [*k[:1], q[1], *k[2:]], [*v[:1], q[1], *v[2:]])  # heads may share keys and values
 
