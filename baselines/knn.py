@@ -8,8 +8,9 @@ Unusual here:
 
 - Queries are taken in blocks, so that neither scores ``[tokens, slots]`` nor gathered entries ``[tokens, k, head]``
   exist for all of them at once; in training, the blocks of a long text are computed again in the backward pass.
-- In a small store (`dense_is_cheaper`) nothing is gathered: the scores of all slots are there already, and masking all
-  but the best gives the same softmax.
+- Scores are computed once: the best of them are the logits, so keys are not gathered.
+- In a small store (`dense_is_cheaper`) values are not gathered either: weights that are zero but for the chosen slots,
+  times all values, give the same sum.
 """
 
 import math
@@ -21,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-BLOCK = 1 << 23  # floats of scores or gathered entries that exist at once: 32 MB in float32
-DENSE = 8  # stores of up to so many times k slots are attended without gathering (measured: neither is faster there)
+BLOCK = 1 << 22  # floats of scores or gathered entries that exist at once: 16 MB in float32
+DENSE = 16  # stores of up to so many times k slots are summed without gathering (measured: neither is faster there)
 TIE = 1e6  # factor on scores in the softmax that picks a bucket's winner (official code)
 
 
@@ -84,7 +85,7 @@ def _masked(logits: Tensor, visible: Tensor | None) -> Tensor:
 
 
 def dense_is_cheaper(slots: int, k: int) -> bool:
-    """Whether `retrieve_and_attend` masks a store of so many slots instead of gathering `k` of them."""
+    """Whether `retrieve_and_attend` sums over a store of so many slots instead of gathering `k` of them."""
     return slots <= DENSE * k
 
 
@@ -92,7 +93,7 @@ def flops(slots: int, k: int, *, bucketed: bool = False) -> int:
     """Operations (multiply-add = 2) of `retrieve_and_attend` for one query of one head, per channel of the head."""
     if bucketed or dense_is_cheaper(slots, k):
         return 4 * slots
-    return 2 * slots + 4 * k
+    return 2 * slots + 2 * k
 
 
 @torch.no_grad()
@@ -157,8 +158,7 @@ def attend_retrieved(
             rows = torch.arange(len(valid), device=index.device).view(-1, 1, 1, 1)
             logits = _masked(logits, valid[rows, index].repeat_interleave(chunk, dim=-1))
         weights, rest = _softmax(logits, local)
-        out = weights[..., None, :].matmul(gather(values, index, chunk))[..., 0, :]
-        return out if rest is None else out + rest
+        return _sum(weights[..., None, :].matmul(gather(values, index, chunk))[..., 0, :], rest)
 
     return _in_blocks(block, q, index, local, 2 * q.shape[1] * index.shape[3] * chunk * q.shape[3])
 
@@ -187,21 +187,19 @@ def retrieve_and_attend(
         local: see `attend_retrieved`.
     """
     slots = keys.shape[2]
-    if not bucketed and not dense_is_cheaper(slots, k):
-        found = search(q, keys, k, valid)
-        return attend_retrieved(q, keys, values, found, valid=None if dilute else valid, local=local)
     preferred = None if valid is None else valid[:, None, None]
     usable = None if dilute else preferred
 
     def exact(q: Tensor, _: None, local: Local | None) -> Tensor:
-        logits = products(q, keys)
-        if k < slots:
-            best = _masked(logits.detach(), preferred).topk(k, dim=-1).indices
-            logits = _masked(logits, torch.zeros_like(logits, dtype=torch.bool).scatter_(3, best, True))
-        logits = _masked(logits, usable)
-        weights, rest = _softmax(logits, local)
-        out = _weighted(weights, values)
-        return out if rest is None else out + rest
+        scores = products(q, keys)
+        if k >= slots:
+            weights, rest = _softmax(_masked(scores, usable), local)
+            return _sum(_weighted(weights, values), rest)
+        best, index = _masked(scores, preferred).topk(k, dim=-1)  # their gradient is that of the chosen products
+        weights, rest = _softmax(scores.gather(-1, index) if dilute else best, local)
+        if dense_is_cheaper(slots, k):
+            return _sum(_weighted(torch.zeros_like(scores).scatter(-1, index, weights), values), rest)
+        return _sum(weights[..., None, :].matmul(gather(values, index))[..., 0, :], rest)
 
     def by_bucket(q: Tensor, _: None, local: Local | None) -> Tensor:
         scores = products(q, keys)
@@ -210,10 +208,10 @@ def retrieve_and_attend(
         if usable is not None:
             logits = _masked(logits, usable.unflatten(-1, (-1, k)).any(dim=-2))
         weights, rest = _softmax(logits, local)
-        out = _weighted((weights[..., None, :] * shares).flatten(-2), values)
-        return out if rest is None else out + rest
+        return _sum(_weighted((weights[..., None, :] * shares).flatten(-2), values), rest)
 
-    return _in_blocks(by_bucket if bucketed else exact, q, None, local, 2 * q.shape[1] * slots)
+    gathered = 0 if bucketed or dense_is_cheaper(slots, k) else k * q.shape[3]
+    return _in_blocks(by_bucket if bucketed else exact, q, None, local, q.shape[1] * (2 * slots + gathered))
 
 
 @torch.no_grad()
@@ -280,6 +278,10 @@ def _softmax(logits: Tensor, local: Local | None) -> tuple[Tensor, Tensor | None
     weights = torch.cat([logits, near], dim=-1).softmax(dim=-1)
     far, near = weights.split([logits.shape[-1], near.shape[-1]], dim=-1)
     return far, _weighted(near, local.values)
+
+
+def _sum(far: Tensor, near: Tensor | None) -> Tensor:
+    return far if near is None else far + near
 
 
 def _block_tokens(floats_per_token: int) -> int:

@@ -40,6 +40,7 @@ class Recipe:
         decay_from: share of the training after which the rate falls linearly.
         floor: the last rate as a share of the peak.
         bptt: segments between two detachments of the state; None: gradients flow through the whole example.
+        memory_lr: learning rate of what the method adds to its backbone, as a multiple of `lr`.
         trains: ``all`` weights or only the ``memory`` (what the method adds).
         checkpoint: recompute each segment in the backward pass instead of keeping its activations.
         aux_from: share of the training after which a model's own auxiliary loss is added.
@@ -56,6 +57,7 @@ class Recipe:
     decay_from: float = 0.4
     floor: float = 0.03
     bptt: int | None = None
+    memory_lr: float = 1.0
     trains: str = "all"
     checkpoint: bool = False
     aux_from: float = 2 / 3
@@ -115,6 +117,8 @@ RECIPES: dict[str, Recipe] = {
             decay_from=0.6,
         ),
         Recipe("adapt", (Stage(segments=4, rows=8),), lr=1e-4, trains="memory", checkpoint=True),
+        # A pretrained backbone moves little while a gate must open: its rate is 10 to 100 times that of the weights.
+        Recipe("finetune", (Stage(segments=4, rows=8),), lr=2e-5, memory_lr=50.0, checkpoint=True),
         Recipe(
             "hmt-two-stage",
             (

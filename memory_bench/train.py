@@ -59,12 +59,15 @@ def trained_parameters(model: MemoryModel[Any], recipe: Recipe) -> dict[str, nn.
     return dict(model.named_parameters())
 
 
-def _optimizer(trained: list[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, betas=recipe.betas)
+def _optimizer(trained: list[nn.Parameter], added: set[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with decay on matrices only; a group's ``factor`` multiplies the recipe's rate (for what is `added`)."""
+    kinds = [(recipe.weight_decay, [p for p in trained if p.dim() >= 2]), (0.0, [p for p in trained if p.dim() < 2])]
+    groups: list[dict[str, Any]] = []
+    for decay, parameters in kinds:
+        for factor in dict.fromkeys((1.0, recipe.memory_lr)):
+            chosen = [p for p in parameters if (recipe.memory_lr if p in added else 1.0) == factor]
+            groups += [{"params": chosen, "weight_decay": decay, "factor": factor}] if chosen else []
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
 
 
 def train(
@@ -140,7 +143,9 @@ class _Loop:
         for name, p in model.named_parameters():
             p.requires_grad_(name in chosen)
         self._parameters = list(chosen.values())
-        self._optimizer = _optimizer(self._parameters, self.recipe) if chosen else None
+        self._optimizer = (
+            _optimizer(self._parameters, set(model.memory_parameters().values()), self.recipe) if chosen else None
+        )
 
     @property
     def idle(self) -> bool:
@@ -173,7 +178,7 @@ class _Loop:
         assert self._optimizer is not None
         recipe = self.recipe
         for group in self._optimizer.param_groups:
-            group["lr"] = recipe.rate(done, self.steps)
+            group["lr"] = group["factor"] * recipe.rate(done, self.steps)
         pieces = list(walk(model, lines, detach_every=recipe.bptt, recompute=recipe.checkpoint, watcher=self.meter))
         loss = torch.stack([p.nll.sum() for p in pieces]).sum() / max(1, sum(int(p.scored.sum()) for p in pieces))
         aux = [p.aux for p in pieces if p.aux is not None] if done >= recipe.aux_from else []
