@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from synthetic import make_cell
 from torch import Tensor
 
 from memory_bench import plugins
@@ -32,6 +31,7 @@ from memory_bench.recipe import Recipe, Stage
 from memory_bench.shipped import parity_folder
 from memory_bench.testing import card_of, tiny_backbone
 from memory_bench.train import train, trained_parameters
+from synthetic import make_cell
 
 Make = Callable[..., Backbone]
 T = 8  # tokens per segment
