@@ -6,8 +6,7 @@ from typing import Any
 
 from memory_bench import retention
 from memory_bench.board import Board
-from memory_bench.episode import Estimate
-from memory_bench.halflife import NO_MEMORY, half_life_text
+from memory_bench.halflife import NO_FALL, NO_MEMORY, half_life_of, half_life_text, verdict_of
 from memory_bench.layout import NONE, Table
 from memory_bench.pairing import Difference
 from memory_bench.retention import HALF_LIFE
@@ -20,9 +19,11 @@ Found = Sequence[tuple[str, Difference]]
 def compared(models: Mapping[str, Row], board: Board) -> list[tuple[str, Difference]]:
     """(slice, difference) of all pairs of `models`, Holm-corrected together; empty where no half-life is known."""
     samples = {label: row.samples for label, row in models.items() if row.samples is not None}
-    if board.metric != "accuracy" or not any(_half_life(row) for row in models.values()):
+    if board.metric != "accuracy" or not any(half_life_of(row.estimates) for row in models.values()):
         return []
-    forgetful = [label for label, row in models.items() if (own := _half_life(row)) and own.note == NO_MEMORY]
+    forgetful = [
+        label for label, row in models.items() if (own := half_life_of(row.estimates)) and own.note == NO_MEMORY
+    ]
     seeds = {label: _seed_values(row, board.metric) for label, row in models.items()}
     return retention.differences(samples, seeds, forgetful, board.levels.get("chance", 0.0))
 
@@ -40,7 +41,7 @@ def table(found: Found, models: Mapping[str, Row], metric: str, verdict: Callabl
         lines.append((
             short(HALF_LIFE) if life else name.removeprefix("distance="),
             pair.a, pair.b, _value(models[pair.a], name, metric), _value(models[pair.b], name, metric),
-            _ratio(pair) if life else delta(pair, metric),
+            _ratio(pair, models) if life else delta(pair, metric),
             "<0.001" if pair.adjusted < 0.001 else f"{pair.adjusted:.3f}", noise, f"{pair.n:,}", verdict(pair),
         ))  # fmt: skip
     return Table(columns, tuple(lines)).without_empty_columns()
@@ -68,21 +69,20 @@ def rows(found: Found, metric: str, verdict: Callable[[Difference], str]) -> lis
     ]
 
 
-def _half_life(row: Row) -> Estimate | None:
-    """Also where it is no number."""
-    return next((e for e in row.estimates if e.metric == HALF_LIFE and not e.slice), None)
-
-
 def _value(row: Row, name: str, metric: str) -> str:
-    own = _half_life(row) if name == HALF_LIFE else row.find(metric, name)
+    own = half_life_of(row.estimates) if name == HALF_LIFE else row.find(metric, name)
     if own is None:
         return NONE
     return half_life_text(own) if name == HALF_LIFE else interval(own.value, own.low, own.high, metric)
 
 
-def _ratio(pair: Difference) -> str:
+def _ratio(pair: Difference, models: Mapping[str, Row]) -> str:
+    """A bound where one of the two outlasts the longest distance asked."""
+    both = [half_life_of(models[label].estimates) for label in (pair.a, pair.b)]
+    first, second = (own is not None and verdict_of(own) == NO_FALL for own in both)
+    sign = "> " if first and not second else "< " if second and not first else ""
     ends = "" if pair.low is None or pair.high is None else f" [{2**pair.low:.2f}, {2**pair.high:.2f}]"
-    return f"×{2**pair.value:.2f}{ends}"
+    return f"{sign}×{2**pair.value:.2f}{ends}"
 
 
 def _seed_values(row: Row, metric: str) -> dict[str, list[float]]:

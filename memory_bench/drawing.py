@@ -6,6 +6,7 @@ are hollow, rows over budget carry a cross.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap as wrapped
 from typing import TYPE_CHECKING, Any
 
 from memory_bench import words
@@ -44,7 +45,7 @@ def looks(board: Board, labels: Sequence[str]) -> dict[str, Look]:
     """Per row of the board; colours go by the place in `labels`, so they do not change with the ranking."""
     result = {}
     others = [label for label in labels if label != WINDOW]
-    for row in (*board.rows, *board.ahead):
+    for row in board.everything:
         i = others.index(row.label) if row.label != WINDOW else 0
         color = "#000000" if row.label == WINDOW else PALETTE[i % len(PALETTE)]
         hollow = row.role == "control"
@@ -66,6 +67,24 @@ def canvas(
     panels = figure.subplots(1, columns, squeeze=False, sharey=share and columns > 1, gridspec_kw=space)[0]
     panels[0].set_title(f"{what}\n{words.title(board)}", pad=10)
     return list(panels)
+
+
+def grid(count: int, columns: int, board: Board, what: str, *, size: tuple[float, float]) -> "list[Axes]":
+    """`count` panels of `size` (inches) in rows of `columns` under one title."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = -(-count // columns)
+    # Room for tick labels and panel titles, which do not shrink with the panels.
+    width, height = columns * (size[0] + 0.35), lines * (size[1] + 0.85) + 0.6
+    figure = Figure(figsize=(max(width, 4.5), height))
+    FigureCanvasAgg(figure)
+    room = {"wspace": 0.35 / size[0] + 0.12, "hspace": 0.85 / size[1], "top": 1 - 0.8 / height, "bottom": 0.5 / height}
+    panels = figure.subplots(lines, columns, squeeze=False, gridspec_kw=room).ravel()
+    figure.suptitle(f"{what}\n{words.title(board)}", x=0.02, y=1.0, ha="left", fontsize=10.5)
+    for unused in panels[count:]:
+        unused.set_visible(False)
+    return list(panels[:count])
 
 
 def figure(axes: "Axes") -> "Figure":
@@ -103,6 +122,19 @@ def point(axes: "Axes", x: float, y: float, row: Row, look: Look, label: str | N
         axes.plot(x, y, marker="x", markersize=12, color="black", markeredgewidth=1.4, linestyle="", zorder=4)
 
 
+def crosses(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
+    """The mark of a curve whose row is not ok in every seed."""
+    axes.plot([x for x, _ in points], [y for _, y in points], marker="x", markersize=9, color="black",
+              markeredgewidth=1.2, linestyle="", zorder=4)  # fmt: skip
+
+
+def arrow(axes: "Axes", at: tuple[float, float], look: Look, *, right: bool) -> None:
+    """An open end of an interval."""
+    axes.annotate("", at, xytext=(18 if right else -18, 0), textcoords="offset points", annotation_clip=False,
+                  arrowprops={"arrowstyle": "<|-", "color": look.color, "linewidth": 2, "shrinkA": 0, "shrinkB": 0,
+                              "mutation_scale": 11})  # fmt: skip
+
+
 def ends(found: Estimate | Difference) -> tuple[float, float]:
     """The interval, or the value twice where there is none."""
     low, high = (found.value if x is None else x for x in (found.low, found.high))
@@ -119,15 +151,17 @@ def flag(row: Row) -> str:
     """What a reader must know of a row that is no plain result."""
     said = [row.status.replace("_", " ")] if row.status != "ok" and row.headline else []
     said += [f"look-ahead {row.look_ahead}"] if row.look_ahead else []
+    said += ["pretrained"] if row.pretrained else []
     return f" ({', '.join(said)})" if said else ""
 
 
-def key(axes: "Axes", board: Board, said: Sequence[str]) -> None:
-    """The line under a plot that explains its signs."""
+def key(axes: "Axes", board: Board, said: Sequence[str], wrap: int = 1000) -> None:
+    """The line under a plot that explains its signs, broken after at most `wrap` characters."""
     said = list(said)
     said += ["hollow: controls"] if any(row.role == "control" for row in board.rows) else []
     said += ["crossed: not every seed is ok"] if any(r.status != "ok" and r.headline for r in board.rows) else []
-    axes.annotate(" · ".join(said), (0, 0), xycoords="axes fraction", xytext=(0, -40), textcoords="offset points",
+    text = "\n".join(wrapped(" · ".join(said), wrap))
+    axes.annotate(text, (0, 0), xycoords="axes fraction", xytext=(0, -40), textcoords="offset points",
                   fontsize=8, color=GREY, va="top", annotation_clip=False)  # fmt: skip
 
 

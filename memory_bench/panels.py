@@ -144,7 +144,12 @@ def slices(board: Board, kind: str) -> list[tuple[Row, list[Point]]]:
         wanted = "nll" if kind == "position" and any(e.metric == "nll" for e in cut) else board.metric
         points = []
         for e in cut:
-            if e.metric == wanted and (ends := _bounds(e)) and e.value == e.value:
+            # A place within an episode (`position=3`) is no stretch of the stream.
+            if (
+                e.metric == wanted
+                and len(ends := _bounds(e)) == (2 if kind == "position" else 1)
+                and e.value == e.value
+            ):
                 points.append((sum(ends) / len(ends), e))
         if points:
             result.append((row, sorted(points, key=lambda point: point[0])))

@@ -14,10 +14,14 @@ from memory_bench.cell import digest
 from memory_bench.costs import cost
 from memory_bench.drawing import STYLE, looks
 from memory_bench.panels import curves, forest, slices, trade_off
+from memory_bench.retention_panels import by_delay, delays, depth_by_length, depths, half_lives, retention
 from memory_bench.tables import short
+from memory_bench.words import is_retention
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+RETENTION = {"retention": retention, "half_life": half_lives, "depth": depth_by_length, "delay": by_delay}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,14 @@ def plots(board: Board) -> list[Plot]:
     if slices(board, "position"):
         shown["position"] = "loss by position"
     if len({at for _, points in slices(board, "distance") for at, _ in points}) > 1:
-        shown["distance"] = f"{metric} by distance"
+        shown["retention" if is_retention(board) else "distance"] = f"{metric} by distance"
+    if is_retention(board):
+        shown["half_life"] = "half-life"
+    if any(depths(row, board.metric) for row in board.rows):
+        shown["depth"] = f"{metric} by depth and length"
+    delayed = delays(board)
+    if len({at for _, points in delayed[1] for at, _ in points}) > 1:
+        shown["delay"] = f"{short(delayed[0])} by delay"
     for column, what in (("train_flops", "training cost"), ("eval_flops_per_token", "evaluation cost")):
         priced = {getattr(cost(row), column) for row in board.rows if row.headline} - {None, 0.0}
         if len(priced) > 1:
@@ -65,13 +76,15 @@ def draw(board: Board, plot: Plot, labels: Sequence[str] = ()) -> "Figure":
     """
     import matplotlib as mpl
 
-    own = [row.label for row in (*board.rows, *board.ahead)]
+    own = [row.label for row in board.everything]
     look = looks(board, sorted({*labels, *own}))
     with mpl.rc_context(STYLE):
         if plot.kind == "headline":
             return forest(board, look)
         if plot.kind in ("position", "distance"):
             return curves(board, look, plot.kind)
+        if plot.kind in RETENTION:
+            return RETENTION[plot.kind](board, look)
         return trade_off(board, look, plot.kind)
 
 

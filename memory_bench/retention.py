@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_bench import pairing, stats
+from memory_bench.decay import Floor, Table, log_ratio
 from memory_bench.episode import Estimate
-from memory_bench.halflife import Floor, Table, half_life, log_ratio
+from memory_bench.halflife import half_life
 from memory_bench.pairing import Difference, correct
 
 if TYPE_CHECKING:
