@@ -16,8 +16,9 @@ from memory_bench.errors import UserError
 from memory_bench.pretrained import match
 from memory_bench.recipe import Recipe, find_recipe, fixed_steps
 
+WINDOW = "truncation"
 # What every comparison needs: the window, and the cheapest memory, trained equally.
-CONTROLS = ("truncation", "xl-cache")
+CONTROLS = (WINDOW, "xl-cache")
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,12 @@ class Meter(Watcher):
         if self._steps % CHECK_EVERY == 0:
             self.enforce()
 
+    def charge_training(self, spent: Usage) -> None:
+        """Count another training, without which this one could not begin."""
+        self.usage.train_tokens += spent.train_tokens
+        self.usage.train_flops += spent.train_flops
+        self.usage.train_seconds += spent.train_seconds
+
     def state(self, state: State, rows: int) -> None:
         """See `Watcher.state`: the largest state of one row counts."""
         if self._phase == "train" or not rows:

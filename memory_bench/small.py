@@ -45,7 +45,7 @@ class Closed:
 CLOSED = {
     "invented-studies": Closed(studies.WORDS, studies.SEGMENT),
     "key-value": Closed(facts.WORDS, facts.SEGMENT),
-    "noun-recall": Closed(nouns.WORDS, nouns.SEGMENT),
+    "noun-recall": Closed(nouns.WORDS, facts.SEGMENT),
 }
 """Backbones of closed vocabularies, by the name that a task's `TrainingPlan` gives."""
 

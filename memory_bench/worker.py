@@ -19,12 +19,12 @@ from memory_bench import plugins
 from memory_bench.asking import Row
 from memory_bench.backbones import Backbones, Loaded
 from memory_bench.budget import Budget, Usage
-from memory_bench.cell import Cell, from_json, to_json
+from memory_bench.cell import Cell, Choice, from_json, to_json
 from memory_bench.checkpoints import load_checkpoint, save_checkpoint
 from memory_bench.data.library import Library
 from memory_bench.episode import Estimate, Task
 from memory_bench.errors import BudgetExceeded, UserError
-from memory_bench.grid import make_task
+from memory_bench.grid import WINDOW, make_task
 from memory_bench.learned import judge
 from memory_bench.meter import Meter
 from memory_bench.observe import observe
@@ -35,6 +35,7 @@ from memory_bench.recipe import Recipe, find_recipe
 from memory_bench.record import Record, now, provenance
 from memory_bench.retention import expected_shares
 from memory_bench.rows import marked
+from memory_bench.small import CLOSED
 from memory_bench.store import Store
 from memory_bench.train import Trained, train, trained_parameters, untrained
 
@@ -200,6 +201,8 @@ def _trained_model(
         return found
     if untrained(training.budget, recipe):
         return Trained(build(base).eval().requires_grad_(False), [], "none")
+    if cls.frozen_backbone and loaded.card.name in CLOSED:
+        _train_backbone(job, store, meter, say, library, loaded, task)
     plan = task.plan(library, pretrained=loaded.card.pretrained)
     _check_added(build(base), meter.budget)
     say("data", 0, 1)
@@ -217,6 +220,24 @@ def _trained_model(
     if trained.curve:
         save_checkpoint(folder, trained, recipe, training, meter.usage)
     return trained
+
+
+def _train_backbone(
+    job: Job, store: Store, meter: Meter, say: Say, library: Library, loaded: Loaded, task: Task
+) -> None:
+    """Train a backbone that starts untrained before a method freezes it: as the window alone is, on the same data.
+
+    It is charged to the method, and shared with the window's own cell where that has been trained already.
+    """
+    training = job.cell.training
+    window = plugins.load("models", WINDOW)
+    config = asdict(window.fit(loaded.card, training.budget))
+    first = replace(training, model=Choice(WINDOW, window.version, config, plugins.revision(WINDOW)))
+    spent = Meter(training.budget, torch.device(job.device))
+    window_job = replace(job, cell=replace(job.cell, training=first))
+    with store.lock(first.key):
+        _trained_model(window_job, store, spent, say, library, loaded, task, None)
+    meter.charge_training(spent.usage)
 
 
 def _device_name(device: str) -> str:

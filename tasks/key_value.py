@@ -101,8 +101,8 @@ class KeyValue(Task):
             return []
         found = [_mean("accuracy", main, "correct", "share", seed)]
         found.append(_mean("answer_logprob", main, "logprob", "nats", seed))
-        for distance, part in main.groupby("label"):
-            found.append(_mean("accuracy", part, "correct", "share", seed, str(distance)))
+        for distance in sorted(set(main["label"]), key=lambda label: int(label.removeprefix("distance="))):
+            found.append(_mean("accuracy", main[main["label"] == distance], "correct", "share", seed, distance))
         for control, part in asks[asks["control"] != ""].groupby("control"):
             found.append(_mean("accuracy", part, "correct", "share", seed, f"control:{control}"))
         return found + lifts(asks) + half_life_estimates(asks, 1 / len(VALUES), seed)
