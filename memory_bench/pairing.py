@@ -129,11 +129,16 @@ def lift(samples: "pd.DataFrame", seed: int = 0) -> tuple[float, float | None, f
     if not whole[2] > whole[1]:
         return None
 
-    def statistic(rows: np.ndarray[tuple[int], np.dtype[np.intp]]) -> float:
-        score, floor, ceiling = sums[:, rows].sum(axis=1) / np.maximum(counts[:, rows].sum(axis=1), 1)
-        return float((score - floor) / (ceiling - floor)) if ceiling > floor else math.nan
+    def statistic(weights: stats.Floats) -> stats.Floats:
+        """``[draws]`` from how often each cluster was drawn."""
+        score, floor, ceiling = ((weights @ s) / np.maximum(weights @ c, 1) for s, c in zip(sums, counts, strict=True))
+        room = np.where(ceiling > floor, ceiling - floor, np.nan)
+        found: stats.Floats = (score - floor) / room
+        return found
 
-    return *stats.statistic_interval(statistic, np.arange(sums.shape[1]), seed=seed), sums.shape[1]
+    units = sums.shape[1]
+    value = float(statistic(np.ones((1, units)))[0])
+    return value, *stats.percentiles(stats.bootstrap(units, seed, 2000, statistic), units), units
 
 
 def _text(
