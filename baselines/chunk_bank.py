@@ -132,8 +132,9 @@ class ChunkBank(State):
         return self if self.shared else State.rows(self, index)
 
     def joined(self) -> Chunks:
-        """All chunks, oldest first; the bank must not be empty."""
-        return join(self.blocks)
+        """All chunks, oldest first."""
+        nothing = self.waiting_keys[:, :, :0], self.waiting_values[:, :, :0]
+        return join(self.blocks) if self.blocks else Chunks.of(*nothing, [0] * len(self.waiting_mask), self.chunk)
 
     def write(self, keys: Tensor, values: Tensor, mask: Tensor) -> Self:
         """The bank after the real tokens of a segment; the oldest chunks make room where there is none.

@@ -325,6 +325,13 @@ def test_official_eviction_swings_below_the_size() -> None:
     assert set(counts[7:]) == {12288, 14336}
 
 
+def test_an_empty_bank_can_be_read() -> None:
+    reader = ChunkReader.of(fill(empty(1, 4, 9, shared=True), *entries(1, 3), [3]), 2, zero_chunks=True)
+    q = torch.ones(1, 2, 3, 4)
+    assert reader.retrieve(q).eq(-1).all()
+    assert reader.attend(q, reader.retrieve(q)).eq(0).all()
+
+
 def test_missing_chunks_are_masked_or_zeros() -> None:
     keys, values = entries(1, 4)
     bank = fill(empty(1, 2, 9), keys, values, [4])
