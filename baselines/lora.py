@@ -94,10 +94,10 @@ class Adapter(nn.Module):
 
         return apply
 
-    def flops(self, rows: int, prefix: int) -> int:
-        """Operations of `rows` text positions behind `prefix` memory rows, which only give keys and values."""
+    def flops(self, layer: int, rows: int, prefix: int) -> int:
+        """Operations of a layer's `rows` text positions behind `prefix` memory rows, which give keys and values only."""
         total = 0
-        for name, module in self.named_modules():
+        for name, module in self.layers[layer].named_modules():
             if isinstance(module, LowRank):
                 count = rows + prefix if name.endswith(("k_proj", "v_proj")) else rows
                 total += 2 * count * (module.A.numel() + module.B.numel())

@@ -219,7 +219,7 @@ class MPlus(PoolModel[MPlusState]):
         with torch.no_grad():
             pairs = enumerate(written.inputs)
             queries = [self.retriever.at(i).query(self.backbone.norm_input(i, x)) for i, x in pairs]
-        tokens = torch.full_like(state.host_query_tokens, written.hidden.shape[1])
+        tokens = torch.full_like(state.host_query_tokens, written.inputs[0].shape[1])
         return replace(state, query=torch.stack(queries, dim=1), host_query_tokens=tokens)
 
     def fill(self, state: MPlusState, block: Tensor) -> MPlusState:

@@ -61,12 +61,13 @@ class Written:
 
     Attributes:
         block: ``[rows, layers, new tokens, width]``.
-        hidden: last layer's output at the text ``[rows, tokens, width]``, before the final norm.
+        hidden: last layer's output at the text ``[rows, tokens, width]``, before the final norm; None where it was not
+            asked for.
         inputs: per layer the text's layer input, before that layer's offset.
     """
 
     block: Tensor
-    hidden: Tensor
+    hidden: Tensor | None
     inputs: tuple[Tensor, ...]
 
 
@@ -87,7 +88,9 @@ class Frame:
         start = length - queries
         visible = None
         if start:
-            visible = torch.ones(1, 1, queries, length, dtype=torch.bool, device=backbone.device).tril(start)
+            seen = torch.ones(1, 1, queries, length, dtype=torch.bool, device=backbone.device).tril(start)
+            # As what is added to the scores, which attention would otherwise make of it in every layer.
+            visible = torch.zeros_like(seen, dtype=backbone.dtype).masked_fill(~seen, -torch.inf)
         return cls(length, start, backbone.rotation(where), visible, where >= length - text)
 
 
@@ -229,35 +232,39 @@ class PoolModel(MemoryModel[P]):
         """The state of rows that have been written equally often, without filling; here it has none."""
         return state
 
-    def write_pass(self, state: P, ids: Tensor) -> Written:
+    def write_pass(self, state: P, ids: Tensor, *, keep_hidden: bool = True) -> Written:
         """The new block: outputs of every layer at the last rows of [bos, newest block, text].
 
         The offset ``new_memory_positional_embedding`` is added to those rows in front of every layer and stays in the
         residual stream. A text shorter than a block lets the newest old rows ask along and carries them over. Before
         the first write there is no prefix, and the block has no more rows than the text.
+
+        Without `keep_hidden` only the block's rows go through the last layer: the others' outputs leave no trace.
         """
         filled, text, size = bool(state.host_filled[0]), ids.shape[1], self.config.tokens_per_block
         new = size if filled else min(text, size)
+        length = text + (int(self.config.bos_embedding) + size if filled else 0)
+        offset = nn.functional.pad(self.new_memory_positional_embedding.expand(-1, new, -1), (0, 0, length - new, 0))
+        frame = Frame.of(self.backbone, length, text, max(text, new))
         hidden = self.backbone.embed(ids)
         inputs: list[Tensor] = []
         block: list[Tensor] = []
-        frame: Frame | None = None
         for layer in range(self.backbone.layers):
             inputs.append(hidden)
             prefix = [*self._bos(layer, len(ids)), state.pool[:, layer, -size:]] if filled else []
-            full = torch.cat([*prefix, hidden], dim=1)
-            full = torch.cat([full[:, :-new], full[:, -new:] + self.new_memory_positional_embedding], dim=1)
-            frame = frame or Frame.of(self.backbone, full.shape[1], text, max(text, new))
+            full = torch.cat([*prefix, hidden], dim=1) + offset
+            if layer == self.backbone.layers - 1 and not keep_hidden:
+                frame = Frame.of(self.backbone, length, text, new)
             out, _ = run_layer(self.backbone, layer, full, frame, self._linear("write", layer))
             block.append(out[:, -new:])
             hidden = out[:, -text:]
         if self.config.leak_first_offset and not filled:
             block[:-1] = [rows + self.new_memory_positional_embedding for rows in block[:-1]]
-        return Written(torch.stack(block, dim=1), hidden, tuple(inputs))
+        return Written(torch.stack(block, dim=1), hidden if keep_hidden else None, tuple(inputs))
 
     def write(self, state: P, ids: Tensor) -> P:
         """The state after `ids` ``[rows, tokens]`` were read (the write pass and the merge)."""
-        return self.store(state, self.write_pass(state, ids))
+        return self.store(state, self.write_pass(state, ids, keep_hidden=False))
 
     def store(self, state: P, written: Written, permutations: Tensor | None = None) -> P:
         """The state with a written block in it: the first fill, or `merge` with own or recorded `permutations`."""
@@ -335,15 +342,17 @@ class PoolModel(MemoryModel[P]):
             return plain
         return cast(Adapter, self.lora[adapter if adapter in self.lora else "write"]).linear(layer)
 
-    def pass_flops(self, text: int, prefix: int, asking: int, adapter: str, predicted: int) -> int:
-        """Operations of a pass of `text` rows behind `prefix` memory rows of which the last `asking` rows ask."""
+    def pass_flops(self, rows: int, asking: Sequence[int], adapter: str, predicted: int) -> int:
+        """Operations of a pass over `rows` rows of memory and text, of which in layer i the last ``asking[i]`` ask."""
         backbone = self.backbone
-        total = backbone.flops(asking, prefix + text, predicted=predicted)
-        silent = prefix + text - asking  # rows that only give keys and values
-        total += 4 * backbone.layers * silent * backbone.hidden_width * backbone.kv_heads * backbone.head_width
-        if "write" in self.lora:
-            used = cast(Adapter, self.lora[adapter if adapter in self.lora else "write"])
-            total += used.flops(asking, silent)
+        total = backbone.flops(0, 0, predicted=predicted)
+        for layer, queries in enumerate(asking):
+            silent = rows - queries  # rows that only give keys and values
+            total += backbone.layer_flops(layer, queries, rows)
+            total += 4 * silent * backbone.hidden_width * backbone.kv_heads * backbone.head_width
+            if "write" in self.lora:
+                used = cast(Adapter, self.lora[adapter if adapter in self.lora else "write"])
+                total += used.flops(layer, queries, silent)
         return total
 
     def flops(self, tokens: int, remembered: int) -> int:
@@ -351,7 +360,8 @@ class PoolModel(MemoryModel[P]):
         config = self.config
         filled = self.starts_filled or remembered >= config.segment
         pool = int(config.bos_embedding) + config.pool_tokens if filled else 0
-        read = self.pass_flops(tokens, pool + self.recalled(remembered), tokens, "read", tokens)
+        prefix = pool + self.recalled(remembered)
+        read = self.pass_flops(prefix + tokens, [tokens] * self.backbone.layers, "read", tokens)
         return read + self.absorb_flops(tokens, remembered)
 
     def absorb_flops(self, tokens: int, remembered: int) -> int:
@@ -359,8 +369,10 @@ class PoolModel(MemoryModel[P]):
         config = self.config
         filled = self.starts_filled or remembered >= config.segment
         size = config.tokens_per_block
-        asking = max(tokens, size) if filled else tokens
-        return self.pass_flops(tokens, int(config.bos_embedding) + size if filled else 0, asking, "write", 0)
+        prefix = int(config.bos_embedding) + size if filled else 0
+        new = size if filled else min(tokens, size)
+        asking = [max(tokens, new)] * (self.backbone.layers - 1) + [new]  # the last layer only makes the block
+        return self.pass_flops(prefix + tokens, asking, "write", 0)
 
     def recalled(self, remembered: int) -> int:
         """Rows recalled from beyond the pool after `remembered` text tokens; here none."""

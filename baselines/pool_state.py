@@ -85,8 +85,10 @@ def split_permutation(permutations: Tensor, new: int) -> tuple[Tensor, Tensor]:
 
 def take_rows(pool: Tensor, index: Tensor) -> Tensor:
     """``pool[r, l, index[r, l]]``: ``[rows, layers, n, width]``; `index` may have one row or one layer for all."""
-    index = index.to(pool.device).expand(*pool.shape[:2], -1)
-    return pool.gather(2, index[..., None].expand(-1, -1, -1, pool.shape[3]))
+    rows, layers, size, width = pool.shape
+    starts = torch.arange(0, rows * layers * size, size).view(rows, layers, 1)
+    chosen = (starts + index.cpu()).to(pool.device)  # whole rows of the flattened pool, which is faster than gather
+    return pool.reshape(-1, width).index_select(0, chosen.flatten()).view(rows, layers, -1, width)
 
 
 def fill_pool(block: Tensor, size: int) -> Tensor:

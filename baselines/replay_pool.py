@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -139,9 +139,9 @@ def _score(model: Model, state: Any, ids: Tensor, name: str, adapter: str = "rea
 def _inject(model: Model, state: Any, ids: Tensor, permutations: Tensor | None) -> tuple[Any, dict[str, Tensor]]:
     """One write; of several texts the first is merged, as in the official code."""
     written = model.write_pass(_rows(state, len(ids)), ids)
-    logits = model.backbone.head(model.backbone.end(written.hidden))
+    logits = model.backbone.head(model.backbone.end(cast(Tensor, written.hidden)))
     merged = replace(written, block=written.block[:1])
-    merged = replace(merged, hidden=written.hidden[:1], inputs=tuple(x[:1] for x in written.inputs))
+    merged = replace(merged, hidden=None, inputs=tuple(x[:1] for x in written.inputs))
     filled = bool(state.host_filled[0])
     state = model.store(state, merged, permutations)
     seen = {"logits": logits, "new_memory": written.block, "pool": state.pool[0]}

@@ -109,7 +109,8 @@ class Layers(nn.Module):
             q: rotated queries; k, v: rotated keys and values (kv heads are repeated here).
             k: see q.
             v: see q.
-            visible: ``[rows, 1, tokens, keys]`` bool; None: plain causal over equally many queries and keys.
+            visible: ``[rows, 1, tokens, keys]`` bool, or floats added to the scores; None: plain causal over equally
+                many queries and keys.
         """
         groups = self.heads // self.kv_heads
         # The CPU's kernel takes shared heads as they are; on CUDA the fast kernels for masks do not.
