@@ -161,6 +161,7 @@ class LongMem(MemoryModel[ChunkBank]):
         segment = min(card.window, card.max_positions or card.window)
         matrices = 2 if card.family in ("gpt2", "opt") else 3
         block = card.width * (2 * card.head_width * (card.heads + card.kv_heads) + matrices * card.mlp_width)
+        block += 16 * card.width  # norms and biases
         reduction = min(2, card.layers)
         limit = budget.added_parameters
         while limit is not None and card.layers // reduction * block > limit and 2 * reduction <= card.layers:
