@@ -268,7 +268,7 @@ def _card_from_config(name: str, folder: Path) -> BackboneCard:
         raise DataError(f"{name}: its config.json names no hidden size or heads; model type '{kind}' is not supported.")
     width = config.get("word_embed_proj_dim", hidden)
     mlp = config.get("intermediate_size") or config.get("ffn_dim") or config.get("n_inner") or 4 * hidden
-    layers = config.get("num_hidden_layers") or config.get("n_layer")
+    layers: int = config.get("num_hidden_layers") or config["n_layer"]
     longest = config.get("max_position_embeddings") or config.get("n_positions") or 1024
     files = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".safetensors"))
     return BackboneCard(

@@ -25,7 +25,9 @@ Suite = Annotated[str, typer.Option(help="A named suite or a TOML file with any 
 Data = Annotated[Path | None, typer.Option(help="Folder with real data (also MEMORY_BENCH_DATA).")]
 NoStandIns = Annotated[bool, typer.Option("--no-stand-ins", help="Refuse stand-in data.")]
 Out = Annotated[Path | None, typer.Option(help="Where results go; the same folder continues a run.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Documents (language modelling) or questions per task.")]
+Limit = Annotated[
+    str, typer.Option(help="Documents (language modelling) or questions per task: 8, or pg19=3,pubmedqa=9.")
+]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="An option of a model or task: hmt.segment=64.")]
 NoControls = Annotated[bool, typer.Option("--no-controls", help="Leave out control models and control readings.")]
 ExecutorName = Annotated[str, typer.Option("--executor", help="local (a process per cell) or inline.")]
@@ -44,7 +46,7 @@ def run(
     data: Data = None,
     no_stand_ins: NoStandIns = False,
     out: Out = None,
-    limit: Limit = None,
+    limit: Limit = "",
     settings: Settings = None,
     no_controls: NoControls = False,
     executor: ExecutorName = "local",
@@ -59,8 +61,9 @@ def run(
     Example: memory-bench run --models hmt,rmt,mplus --tasks pg19,pubmedqa
     """
     from memory_bench import commands
+    from memory_bench.options import Options
 
-    options = commands.Options(
+    options = Options(
         models, tasks, backbone, budget, seeds, suite, _data_folder(data), not no_stand_ins, out, limit,
         tuple(settings or ()), not no_controls, executor, retry, force, quiet, as_json, _cache(), _hub(),
     )  # fmt: skip
@@ -83,7 +86,7 @@ def plan(
     data: Data = None,
     no_stand_ins: NoStandIns = False,
     out: Out = None,
-    limit: Limit = None,
+    limit: Limit = "",
     settings: Settings = None,
     no_controls: NoControls = False,
     quiet: Quiet = False,
@@ -94,8 +97,9 @@ def plan(
     Example: memory-bench plan --models hmt,rmt --tasks pg19
     """
     from memory_bench import commands
+    from memory_bench.options import Options
 
-    options = commands.Options(
+    options = Options(
         models, tasks, backbone, budget, seeds, suite, _data_folder(data), not no_stand_ins, out, limit,
         tuple(settings or ()), not no_controls, "local", "", False, quiet, as_json, _cache(), _hub(),
     )  # fmt: skip

@@ -5,11 +5,9 @@ import os
 import shutil
 import signal
 import threading
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
-from importlib import resources
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from memory_bench.data.library import Library
 from memory_bench.errors import UserError, unknown
 from memory_bench.executors import Executor, Inline, Local
 from memory_bench.grid import Grid, Request, make_task, plan_grid, split_names
+from memory_bench.options import Options, parse_limits, parse_seeds, parse_settings, with_suite
 from memory_bench.record import Record
 from memory_bench.shipped import parity_folder, parity_text, read_certificates
 from memory_bench.store import Store, link_latest, write_json
@@ -31,96 +30,10 @@ RUNS = Path("results/runs")
 SMALL = 5_000_000  # parameters below which a cell gets one thread and cells run side by side
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The options of `run` and `plan`, as given."""
-
-    models: str
-    tasks: str
-    backbone: str
-    budget: str
-    seeds: str
-    suite: str
-    data: Path | None
-    stand_ins: bool
-    out: Path | None
-    limit: int | None
-    settings: tuple[str, ...]
-    controls: bool
-    executor: str
-    retry: str
-    force: bool
-    quiet: bool
-    as_json: bool
-    cache: Path
-    hub: bool
-
-
 def _cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _with_suite(options: Options) -> Options:
-    """The options with a suite's values where the command line is silent."""
-    if not options.suite:
-        return options
-    values = read_suite(options.suite)
-    known = {"models", "tasks", "backbone", "budget", "seeds", "limit", "set"}
-    for key in values:
-        if key not in known:
-            raise unknown(f"entry in the suite {options.suite}", key, known)
-    settings = tuple(f"{k}={json.dumps(v)}" for k, v in values.pop("set", {}).items())
-    listed = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in values.items()}
-    filled: dict[str, Any] = {k: str(v) if k != "limit" else v for k, v in listed.items() if not getattr(options, k)}
-    return replace(options, **filled, settings=settings + options.settings)
-
-
-def read_suite(name: str) -> dict[str, Any]:
-    """A suite's entries: a TOML file that ships with the package, or one at that path.
-
-    Raises:
-        UserError: no such suite, or it cannot be read.
-    """
-    shipped = {
-        f.name.removesuffix(".toml"): f
-        for f in resources.files("memory_bench.suites").iterdir()
-        if f.name.endswith(".toml")
-    }
-    try:
-        if name in shipped:
-            return tomllib.loads(shipped[name].read_text(encoding="utf-8"))
-        if name.endswith(".toml"):
-            return tomllib.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise UserError(f"Cannot read the suite {name}: {problem}.") from problem
-    raise unknown("suite", name, shipped, "Or give a TOML file; `memory-bench list suites` shows the shipped ones.")
-
-
-def _seeds(text: str, default: int) -> tuple[int, ...]:
-    """``3`` means seeds 0, 1, 2; ``0,7`` means those."""
-    parts = [p for p in text.split(",") if p.strip()]
-    try:
-        numbers = [int(p) for p in parts]
-    except ValueError:
-        raise UserError(f"--seeds {text}: give a number of seeds (3) or a list of them (0,1,7).") from None
-    if any(n < 0 for n in numbers) or (len(numbers) == 1 and "," not in text and numbers[0] < 1):
-        raise UserError(f"--seeds {text}: seeds must not be negative, and there must be at least one.")
-    if not numbers:
-        return tuple(range(default))
-    return tuple(range(numbers[0])) if len(numbers) == 1 and "," not in text else tuple(dict.fromkeys(numbers))
-
-
-def _settings(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
-        owner, dot, option = name.partition(".")
-        if not sign or not dot:
-            raise UserError(f"--set {text}: write model.option=value, for example --set hmt.segment=64.")
-        found.setdefault(owner, {})[option] = plugins.parse_value(value)
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +53,7 @@ def prepare(options: Options) -> Prepared:
     Raises:
         UserError: any mistake in names, options, data or folders.
     """
-    options = _with_suite(options)
+    options = with_suite(options)
     if options.retry not in ("", "failed"):
         raise unknown("value of --retry", options.retry, ["failed"])
     _executor(options.executor, 1)
@@ -157,9 +70,9 @@ def prepare(options: Options) -> Prepared:
         tasks=split_names(options.tasks),
         backbone=backbone,
         budget=budget,
-        seeds=_seeds(options.seeds, budget.seeds),
-        limit=options.limit,
-        settings=_settings(options.settings),
+        seeds=parse_seeds(options.seeds, budget.seeds),
+        limits=parse_limits(options.limit),
+        settings=parse_settings(options.settings),
         controls=options.controls,
     )
     library = Library(options.data, options.cache, stand_ins=options.stand_ins, hub=options.hub)

@@ -12,7 +12,7 @@ from memory_bench.card import BackboneCard
 from memory_bench.cell import Cell, Choice, Training
 from memory_bench.data.library import Library
 from memory_bench.episode import Task
-from memory_bench.errors import UserError
+from memory_bench.errors import UserError, unknown
 from memory_bench.pretrained import match
 from memory_bench.recipe import Recipe, find_recipe, fixed_steps
 
@@ -31,7 +31,7 @@ class Request:
         backbone: name, folder or hub id.
         budget: limits.
         seeds: of the trainings.
-        limit: documents or questions per task; None: all.
+        limits: documents or questions by task; ``""`` is for those that are not named. None of either: all.
         settings: options by plug-in name (``--set hmt.segment=64``).
         controls: also run the models a comparison needs, and the controls inside each cell.
     """
@@ -41,7 +41,7 @@ class Request:
     backbone: str
     budget: Budget
     seeds: tuple[int, ...]
-    limit: int | None = None
+    limits: Mapping[str, int] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     controls: bool = True
 
@@ -146,6 +146,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
     pretrained: dict[str, str] = {}
     for task_name in request.tasks:
         task, options = _make_task(task_name, request)
+        limit = request.limits.get(task_name, request.limits.get(""))
         chosen = backbones.card(resolved)
         plan = task.plan(library, pretrained=chosen.pretrained)
         card = backbones.card(plan.backbone) if plan.backbone else chosen
@@ -184,7 +185,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                     budget=request.budget,
                     seed=seed,
                 )
-                cells.append(Cell(training, task_choice, request.limit, request.controls, w.role, w.label))
+                cells.append(Cell(training, task_choice, limit, request.controls, w.role, w.label))
     if not any(cell.role == "asked" for cell in cells):
         reasons = "; ".join(dict.fromkeys(s.reason for s in skipped)) or "no models or tasks were given"
         raise UserError(f"Nothing to run: {reasons}.")
@@ -198,7 +199,10 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
 
 
 def _check_settings(request: Request) -> None:
-    """Every ``--set`` must concern something that runs."""
+    """Every ``--set`` and ``--limit`` must concern something that runs."""
+    for task in request.limits:
+        if task and task not in request.tasks:
+            raise unknown("task in --limit", task, request.tasks)
     models = {_short(_parse_model(m)[0]) for m in request.models} | (set(CONTROLS) if request.controls else set())
     for owner in request.settings:
         if owner not in models | set(request.tasks) | {"backbone"}:

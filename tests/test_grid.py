@@ -13,10 +13,11 @@ from memory_bench import plugins
 from memory_bench.backbones import Backbones
 from memory_bench.budget import PRESETS, Budget, load_budget
 from memory_bench.cell import from_json, to_json
-from memory_bench.commands import Options, _seeds, prepare, read_suite
+from memory_bench.commands import prepare
 from memory_bench.data.library import Library
 from memory_bench.errors import UserError
 from memory_bench.grid import Grid, Request, plan_grid, split_names
+from memory_bench.options import Options, parse_limits, parse_seeds, read_suite
 
 FILE = '''
 from __future__ import annotations
@@ -195,7 +196,7 @@ def options(world: Any, **changes: Any) -> Options:
         world.data,
         True,
         None,
-        None,
+        "",
         (),
         True,
         "inline",
@@ -212,7 +213,7 @@ def options(world: Any, **changes: Any) -> Options:
 def test_a_suite_fills_what_the_command_line_leaves_open(world: Any, tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(
         f'# A suite.\nmodels = ["rmt", "hmt[recall=false]"]\ntasks = "pg19"\nbackbone = "{world.backbone}"\n'
-        f'budget = "{world.budget}"\nseeds = [3, 5]\nlimit = 2\n[set]\n"rmt.segment" = 4\n'
+        f'budget = "{world.budget}"\nseeds = [3, 5]\nlimit = "pg19=2"\n[set]\n"rmt.segment" = 4\n'
     )
     found = prepare(options(world, suite=str(tmp_path / "s.toml"), controls=False))
     assert titles(found.grid) == [(m, "pg19", s, "asked") for m in ("rmt", "hmt[recall=False]") for s in (3, 5)]
@@ -248,5 +249,20 @@ def test_presets_end_every_training(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "seeds"), [("", (0, 1)), ("3", (0, 1, 2)), ("0,7", (0, 7)), ("5,", (5,)), ("1,1", (1,))]
 )
-def test_seeds(text: str, seeds: tuple[int, ...], world: Any) -> None:
-    assert _seeds(text, 2) == seeds
+def testparse_seeds(text: str, seeds: tuple[int, ...], world: Any) -> None:
+    assert parse_seeds(text, 2) == seeds
+
+
+def test_limits_are_for_all_tasks_or_for_named_ones() -> None:
+    assert parse_limits("") == {}
+    assert parse_limits("8") == {"": 8}
+    assert parse_limits("pg19=3, pubmedqa=100") == {"pg19": 3, "pubmedqa": 100}
+    for wrong in ("0", "-1", "x", "pg19=", "pg19=0", "pg19=3.5"):
+        with pytest.raises(UserError, match="--limit"):
+            parse_limits(wrong)
+
+
+def test_a_limit_is_refused_for_a_task_that_does_not_run(world: Any) -> None:
+    limited = options(world, models="rmt", tasks="pg19", limit="pg18=2", backbone=str(world.backbone))
+    with pytest.raises(UserError, match="Did you mean pg19"):
+        prepare(limited)

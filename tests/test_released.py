@@ -20,6 +20,7 @@ from memory_bench.comparison import compare
 from memory_bench.data.library import Library
 from memory_bench.errors import DataError, UserError
 from memory_bench.grid import make_task
+from memory_bench.options import Options
 from memory_bench.parity import Case
 from memory_bench.pretrained import match
 from memory_bench.protocol import MemoryModel, Segment
@@ -340,10 +341,10 @@ def rmt_release(world: Any, tmp_path: Path) -> Path:
     return folder
 
 
-def options(world: Any, out: Path, models: str, *settings: str, **more: Any) -> commands.Options:
+def options(world: Any, out: Path, models: str, *settings: str, **more: Any) -> Options:
     given: dict[str, Any] = {"backbone": str(world.backbone), "controls": True} | more
-    return commands.Options(
-        models, "pg19", given["backbone"], str(world.budget), "1", "", world.data, True, out, 1, settings,
+    return Options(
+        models, "pg19", given["backbone"], str(world.budget), "1", "", world.data, True, out, "1", settings,
         given["controls"], "inline", "", False, True, False, world.cache, False,
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from memory_bench import commands, executors
 from memory_bench.cell import Cell
 from memory_bench.episode import Estimate
 from memory_bench.executors import Event, Inline, Local
+from memory_bench.options import Options
 from memory_bench.record import Record
 from memory_bench.rows import plain
 from memory_bench.store import Store
@@ -73,8 +74,8 @@ def jobs(world: Any, tmp_path: Path) -> Prepare:
     def prepare(
         models: str, tasks: str = "pg19", *, controls: bool = False, seeds: str = "1", **limits: Any
     ) -> list[Job]:
-        options = commands.Options(
-            models, tasks, str(world.backbone), str(world.budget), seeds, "", world.data, True, tmp_path / "out", 2,
+        options = Options(
+            models, tasks, str(world.backbone), str(world.budget), seeds, "", world.data, True, tmp_path / "out", "2",
             (), controls, "inline", "", False, True, False, world.cache, False,
         )  # fmt: skip
         cells = commands.prepare(options).grid.cells

@@ -1,0 +1,113 @@
+"""What a user may ask of `run` and `plan`: options as given, suites, and the small languages inside options."""
+
+import json
+import tomllib
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from memory_bench import plugins
+from memory_bench.errors import UserError, unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of `run` and `plan`, as given."""
+
+    models: str
+    tasks: str
+    backbone: str
+    budget: str
+    seeds: str
+    suite: str
+    data: Path | None
+    stand_ins: bool
+    out: Path | None
+    limit: str
+    settings: tuple[str, ...]
+    controls: bool
+    executor: str
+    retry: str
+    force: bool
+    quiet: bool
+    as_json: bool
+    cache: Path
+    hub: bool
+
+
+def with_suite(options: Options) -> Options:
+    """The options with a suite's values where the command line is silent."""
+    if not options.suite:
+        return options
+    values = read_suite(options.suite)
+    known = {"models", "tasks", "backbone", "budget", "seeds", "limit", "set"}
+    for key in values:
+        if key not in known:
+            raise unknown(f"entry in the suite {options.suite}", key, known)
+    settings = tuple(f"{k}={json.dumps(v)}" for k, v in values.pop("set", {}).items())
+    listed = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in values.items()}
+    filled: dict[str, Any] = {k: str(v) for k, v in listed.items() if not getattr(options, k)}
+    return replace(options, **filled, settings=settings + options.settings)
+
+
+def read_suite(name: str) -> dict[str, Any]:
+    """A suite's entries: a TOML file that ships with the package, or one at that path.
+
+    Raises:
+        UserError: no such suite, or it cannot be read.
+    """
+    shipped = {
+        f.name.removesuffix(".toml"): f
+        for f in resources.files("memory_bench.suites").iterdir()
+        if f.name.endswith(".toml")
+    }
+    try:
+        if name in shipped:
+            return tomllib.loads(shipped[name].read_text(encoding="utf-8"))
+        if name.endswith(".toml"):
+            return tomllib.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise UserError(f"Cannot read the suite {name}: {problem}.") from problem
+    raise unknown("suite", name, shipped, "Or give a TOML file; `memory-bench list suites` shows the shipped ones.")
+
+
+def parse_seeds(text: str, default: int) -> tuple[int, ...]:
+    """``3`` means seeds 0, 1, 2; ``0,7`` means those."""
+    parts = [p for p in text.split(",") if p.strip()]
+    try:
+        numbers = [int(p) for p in parts]
+    except ValueError:
+        raise UserError(f"--seeds {text}: give a number of seeds (3) or a list of them (0,1,7).") from None
+    if any(n < 0 for n in numbers) or (len(numbers) == 1 and "," not in text and numbers[0] < 1):
+        raise UserError(f"--seeds {text}: seeds must not be negative, and there must be at least one.")
+    if not numbers:
+        return tuple(range(default))
+    return tuple(range(numbers[0])) if len(numbers) == 1 and "," not in text else tuple(dict.fromkeys(numbers))
+
+
+def parse_settings(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """``owner.option=value`` of every ``--set``, by owner."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        owner, dot, option = name.partition(".")
+        if not sign or not dot:
+            raise UserError(f"--set {text}: write model.option=value, for example --set hmt.segment=64.")
+        found.setdefault(owner, {})[option] = plugins.parse_value(value)
+    return found
+
+
+def parse_limits(text: str) -> dict[str, int]:
+    """``8`` means eight of every task, under the name ``""``; ``pg19=3,pubmedqa=100`` names tasks.
+
+    Raises:
+        UserError: neither, or a number below 1.
+    """
+    found: dict[str, int] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        task, _, number = part.rpartition("=")
+        if not number.strip().isdecimal() or int(number) < 1:
+            raise UserError(f"--limit {text}: give a number from 1, or one for each task (pg19=3,pubmedqa=100).")
+        found[task.strip()] = int(number)
+    return found
