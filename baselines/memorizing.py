@@ -200,24 +200,40 @@ class Memorizing(MemoryModel[MemorizingState]):
 
     def step(self, state: MemorizingState, segment: Segment, *, write: bool = True) -> tuple[Readout, MemorizingState]:
         """See `MemoryModel.step`."""
-        backbone, window = self.backbone, state.window
-        mask = segment.mask
+        layers = self.backbone.layers
+        hidden, own = self._read(state, segment, layers, layers)
+        return Readout(self.backbone.end(hidden), self.backbone.head), self._written(state, own) if write else state
+
+    def absorb(self, state: MemorizingState, segment: Segment) -> MemorizingState:
+        """See `MemoryModel.absorb`: only as deep as keys are kept, and of the last of these layers only the keys."""
+        needed = self._kept(state.window is not None and not bool(state.window.mask[:, : self.config.sinks].all()))
+        return self._written(state, self._read(state, segment, needed - 1, needed)[1]) if needed else state
+
+    def _kept(self, sinks_wanted: bool) -> int:
+        """How many layers must be read for what is written."""
+        if self.config.xl_cache or sinks_wanted:
+            return self.backbone.layers
+        return self.layers[-1] + 1 if self.layers else 0
+
+    def _read(self, state: MemorizingState, segment: Segment, whole: int, projected: int) -> tuple[Tensor, Past]:
+        """Hidden states ``[rows, tokens, width]`` after `whole` layers, keys and values of `projected` ones."""
+        backbone, window, mask = self.backbone, state.window, segment.mask
         where = backbone.positions(mask) if window is None else next_positions(backbone, window, mask)
         sight = self._sight(state, mask, where)
         hidden = backbone.begin(backbone.embed(segment.ids), where)
         keys, values = [], []
-        for layer in range(backbone.layers):
+        for layer in range(projected):
             q, k, v = backbone.project(layer, backbone.norm_input(layer, hidden), mask)
             if self.config.normalise and layer in self.layers:
                 q, k = knn.normalise(q), knn.normalise(k)
             keys.append(k)
             values.append(v)
+            if layer >= whole:
+                continue
             if window is not None:
                 k, v = torch.cat([window.keys[layer], k], dim=2), torch.cat([window.values[layer], v], dim=2)
             hidden = backbone.close(layer, hidden, self._attend(layer, (q, k, v), state.store, sight))
-        if write:
-            state = self._written(state, Past(tuple(keys), tuple(values), mask, where))
-        return Readout(backbone.end(hidden), backbone.head), state
+        return hidden, Past(tuple(keys), tuple(values), mask, where)
 
     def _sight(self, state: MemorizingState, mask: Tensor, where: Tensor) -> _Sight:
         config, window = self.config, state.window
@@ -239,8 +255,9 @@ class Memorizing(MemoryModel[MemorizingState]):
             return None
         if config.memory_position == "query":
             return turn
-        window = config.sinks + config.xl_cache + config.segment
-        distance = window if config.memory_distance is None else config.memory_distance
+        distance = config.memory_distance
+        if distance is None:
+            distance = self._window + config.segment
         return self.backbone.rotation(torch.full_like(where[:1, :1], distance))
 
     def _visible(self, mask: Tensor, window: Past | None) -> Tensor | None:
@@ -288,11 +305,33 @@ class Memorizing(MemoryModel[MemorizingState]):
 
     def flops(self, tokens: int, remembered: int) -> int:
         """See `MemoryModel.flops`; searches what was written, and computes empty slots of sinks and XL cache."""
+        memory = len(self.layers) * self._memory_flops(tokens, remembered)
+        return self.backbone.flops(tokens, keys=self._window + tokens) + memory
+
+    def absorb_flops(self, tokens: int, remembered: int) -> int:
+        """See `MemoryModel.absorb_flops`."""
+        backbone = self.backbone
+        needed = self._kept(remembered < self.config.sinks)
+        if not needed:
+            return 0
+        whole = sum(backbone.layer_flops(layer, tokens, self._window + tokens) for layer in range(needed - 1))
+        memory = sum(layer < needed - 1 for layer in self.layers) * self._memory_flops(tokens, remembered)
+        projections = backbone.hidden_width * (backbone.heads + 2 * backbone.kv_heads) * backbone.head_width
+        around = backbone.flops(tokens, 0, predicted=0)  # beside the layers, OPT projects in and out: here only in
+        around -= sum(backbone.layer_flops(layer, tokens, 0) for layer in range(backbone.layers))
+        return whole + memory + 2 * tokens * projections + around // 2
+
+    @property
+    def _window(self) -> int:
+        """Slots of sinks and XL cache."""
+        return self.config.sinks + self.config.xl_cache
+
+    def _memory_flops(self, tokens: int, remembered: int) -> int:
+        """Of search and attention in one memory layer."""
         config, backbone = self.config, self.backbone
         slots = config.slots if config.whole_store else min(config.slots, remembered)
         per_query = knn.flops(slots, config.top_k, bucketed=config.search == "bucketed") * backbone.head_width
-        memory = len(self.layers) * tokens * backbone.heads * per_query
-        return backbone.flops(tokens, keys=config.sinks + config.xl_cache + tokens) + memory
+        return tokens * backbone.heads * per_query
 
 
 def memory_layers(config: MemorizingConfig, layers: int) -> tuple[int, ...]:
