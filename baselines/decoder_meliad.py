@@ -19,7 +19,10 @@ from .ring import Ring
 
 @dataclass(frozen=True, slots=True)
 class MeliadSizes:
-    """Sizes of the decoder; `memory_bias`: the memory layer has a relative bias too."""
+    """Sizes of the decoder.
+
+    `memory_bias`: the memory layer has a relative bias too; `epsilon`: of normalised queries and keys.
+    """
 
     hidden: int
     heads: int
@@ -90,7 +93,7 @@ class MeliadDecoder:
         sizes, seen = self.sizes, {}
         hidden, cached, store = self.embedding[ids], [], state.store
         for layer, block in enumerate(self.blocks):
-            normed = rms_norm(hidden, sizes.epsilon) * block["attention_norm_scale"]
+            normed = rms_norm(hidden) * block["attention_norm_scale"]
             q, own, values = (
                 (normed @ block[f"{name}_proj"].T).unflatten(-1, (sizes.heads, -1)).transpose(1, 2) for name in "qkv"
             )
@@ -111,9 +114,9 @@ class MeliadDecoder:
             start = keys.shape[2] - self.config.xl_cache
             cached.append((keys[:, :, start:], values[:, :, start:]))
             hidden = hidden + attended.transpose(1, 2).flatten(2) @ block["o_proj"].T
-            inner = (rms_norm(hidden, sizes.epsilon) * block["ffn_norm_scale"]) @ block["ffn_in"].T
+            inner = (rms_norm(hidden) * block["ffn_norm_scale"]) @ block["ffn_in"].T
             hidden = hidden + F.relu(inner) @ block["ffn_out"].T
-        hidden = rms_norm(hidden, sizes.epsilon) * self.final_scale
+        hidden = rms_norm(hidden) * self.final_scale
         logits = hidden @ self.embedding.T / math.sqrt(sizes.hidden)
         return logits, MeliadState(store, tuple(cached)), {k: v.transpose(1, 2) for k, v in seen.items()}
 
@@ -150,9 +153,9 @@ def memory_seen(
     return seen
 
 
-def rms_norm(x: Tensor, epsilon: float) -> Tensor:
+def rms_norm(x: Tensor) -> Tensor:
     """`x` scaled to a root mean square of 1."""
-    return x * (x.square().mean(dim=-1, keepdim=True) + epsilon).rsqrt()
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
 def relative_bucket(distance: Tensor, buckets: int, max_distance: int, epsilon: float = 0.0) -> Tensor:

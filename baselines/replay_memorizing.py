@@ -200,13 +200,13 @@ def _layer(case: Case, settings: Settings, weights: Weights, inputs: dict[str, T
         got[f"segment{s}.output"] = output
         got[f"segment{s}.xl_cache"] = torch.stack(cache, dim=3)[:, 0]
         got[f"segment{s}.stored_tokens"] = store.written[:1]
-    return got | {"memory": _stored(case, store)}
+    return got | {"memory": _stored(store)}
 
 
-def _stored(case: Case, store: Ring) -> Tensor:
+def _stored(store: Ring) -> Tensor:
     """``[rows, stored tokens, 2 (key, value), head]``."""
     if int(store.written.max()) > store.capacity:
-        raise UserError(f"Case {case.name}: the official store fails when it overflows, which is not replayed.")
+        raise ValueError("the official store loses its index when it overflows, which is not replayed")
     return torch.stack([store.keys[0], store.values[0]], dim=3)[:, 0]
 
 
@@ -235,4 +235,4 @@ def _lucidrains(
         predicted, store, caches = decoder.segment(part, store, caches)
         logits.append(predicted)
         got |= {f"segment{s}.logits": predicted, f"segment{s}.stored_tokens": store.written[:1]}
-    return got | {"loss": _losses(torch.cat(logits, dim=1), ids).mean(), "memory": _stored(case, store)}
+    return got | {"loss": _losses(torch.cat(logits, dim=1), ids).mean(), "memory": _stored(store)}
