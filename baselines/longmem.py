@@ -276,6 +276,11 @@ class LongMem(MemoryModel[ChunkBank]):
         read = config.retrieved_tokens if config.zero_chunks else min(config.retrieved_tokens, chunks * config.chunk)
         return passes + (2 * chunks + 4 * read) * tokens * heads * bool(chunks)
 
+    def detached_flops(self, tokens: int, remembered: int) -> int:
+        """The frozen backbone below its head. See `MemoryModel.detached_flops`."""
+        del remembered
+        return self.backbone.flops(tokens, tokens, predicted=0)
+
     def absorb_flops(self, tokens: int, remembered: int) -> int:
         """The backbone's blocks below the retrieval layer and that layer's projections."""
         del remembered

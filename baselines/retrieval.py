@@ -240,11 +240,21 @@ class Retrieval(MemoryModel[RetrievalState]):
 
         BM25 has no matrix products, which alone are counted; an embedder's are.
         """
-        config = self.config
-        chunks = remembered // config.chunk if config.chunks is None else config.chunks
-        inputs = tokens + min(chunks, config.retrieved) * (config.chunk + self.gap)
-        searched = self.search.query_flops(chunks, config.segment) if chunks > config.retrieved else 0
+        chunks, inputs = self._chunks(remembered), self._inputs(tokens, remembered)
+        searched = self.search.query_flops(chunks, self.config.segment) if chunks > self.config.retrieved else 0
         return self.backbone.flops(inputs, inputs, predicted=tokens) + searched + self.absorb_flops(tokens, remembered)
+
+    def detached_flops(self, tokens: int, remembered: int) -> int:
+        """All but the backbone's pass. See `MemoryModel.detached_flops`."""
+        inputs = self._inputs(tokens, remembered)
+        return self.flops(tokens, remembered) - self.backbone.flops(inputs, inputs, predicted=tokens)
+
+    def _inputs(self, tokens: int, remembered: int) -> int:
+        """Tokens of a segment and of what is put before it."""
+        return tokens + min(self._chunks(remembered), self.config.retrieved) * (self.config.chunk + self.gap)
+
+    def _chunks(self, remembered: int) -> int:
+        return remembered // self.config.chunk if self.config.chunks is None else self.config.chunks
 
     def absorb_flops(self, tokens: int, remembered: int) -> int:
         """See `MemoryModel.absorb_flops`: embeddings of the chunks that become complete, or nothing."""

@@ -17,7 +17,8 @@ from memory_bench.protocol import MemoryModel, State
 from memory_bench.stream import Watcher, segment_length
 
 Phase = Literal["train", "eval"]
-TRAIN_PASSES = 3  # a training step costs about three forward passes: one forward, two for the backward
+BACKWARD_PASSES = 2  # what a backward pass costs, in forward passes
+TRAIN_PASSES = 1 + BACKWARD_PASSES
 CHECK_EVERY = 16  # steps between two readings of the process's memory
 
 
@@ -92,7 +93,8 @@ class Meter(Watcher):
         flops = rows * (model.absorb_flops if absorbed else model.flops)(tokens, before)
         if self._phase == "train":
             self.usage.train_tokens += real
-            self.usage.train_flops += self.train_passes * flops
+            detached = 0 if absorbed else rows * model.detached_flops(tokens, before)
+            self.usage.train_flops += self.train_passes * flops - BACKWARD_PASSES * detached
         else:
             self.usage.eval_tokens += real
             self.usage.eval_flops += flops

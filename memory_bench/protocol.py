@@ -234,6 +234,11 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
         """As `flops`, of an `absorb`. Default: of a step whose readout is dropped, so that its head never runs."""
         return self.flops(tokens, remembered) - 2 * tokens * self.backbone.width * self.backbone.vocab
 
+    def detached_flops(self, tokens: int, remembered: int) -> int:
+        """Of `flops`, what runs without gradients in training too and so has no backward pass. Default: nothing."""
+        del tokens, remembered
+        return 0
+
     @torch.no_grad()
     def decode(self, state: S, prompt: Segment, plan: DecodePlan) -> Tensor:
         """Greedy continuation ``[rows, new_tokens]`` of a prompt at most one segment long; padding plays no part.

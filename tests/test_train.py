@@ -129,6 +129,17 @@ def test_flops_are_three_forward_passes() -> None:
     assert meter.usage.train_flops == TRAIN_PASSES * 4 * (model.flops(8, 0) + model.flops(8, 8))
 
 
+def test_what_has_no_backward_pass_is_charged_once() -> None:
+    """LongMem's backbone is frozen and runs without gradients: one forward pass, not three."""
+    build, config = builder("longmem", tiny_backbone("llama"))
+    meter = Meter(Budget("b"), torch.device("cpu"))
+    model = build(config)
+    with meter.phase("train"):
+        meter.stepped(model, 4, 8, 8, 32)
+    encoder = model.backbone.flops(8, 8, predicted=0)
+    assert meter.usage.train_flops == 4 * (TRAIN_PASSES * (model.flops(8, 8) - encoder) + encoder)
+
+
 def test_a_hard_limit_ends_the_work() -> None:
     with pytest.raises(BudgetExceeded, match="host_bytes@segment"):
         fit(train_tokens=10**6, host_bytes=1000)
