@@ -95,7 +95,7 @@ class Adapter(nn.Module):
         return apply
 
     def flops(self, layer: int, rows: int, prefix: int) -> int:
-        """Operations of a layer over `rows` text positions and `prefix` memory rows, which give only keys and values."""
+        """Operations of a layer over `rows` text positions and `prefix` memory rows, which ask nothing."""
         total = 0
         for name, module in self.layers[layer].named_modules():
             if isinstance(module, LowRank):
