@@ -225,6 +225,9 @@ def _in_batches(
     watcher: Watcher | None,
 ) -> list[list[float]]:
     """Surprisal of every choice of every question; row i of `state`, `before` tokens in, belongs to ``lines[i]``."""
+    one_token = all(len(line) > 1 and int(line.scored.sum()) == 1 for choices in lines for line in choices)
+    if one_token and model.traits.look_ahead == 0:
+        return _at_once(model, lines, state, before, watcher)
     longest = max(len(line) for choices in lines for line in choices)
     step = longest if whole else min(longest, segment_length(model))
     size = max(1, CHOICE_TOKENS // (step * max(len(choices) for choices in lines)))
@@ -237,6 +240,33 @@ def _in_batches(
         values = iter(line_nll(model, flat, state=own, length=size_of_step, before=before, watcher=watcher))
         found += [[next(values) for _ in choices] for choices in part]
     return found
+
+
+def _at_once(
+    model: MemoryModel[Any], lines: Sequence[Sequence[Line]], state: State, before: int, watcher: Watcher | None
+) -> list[list[float]]:
+    """`_in_batches` where every choice is one token: one look at what comes before it predicts them all.
+
+    What comes before fills one segment at most (`_score` has read the rest), or is the ceiling's whole text.
+    """
+    size = max(1, CHOICE_TOKENS // max(len(choices[0]) - 1 for choices in lines))
+    found: list[list[float]] = []
+    for first in range(0, len(lines), size):
+        part = lines[first : first + size]
+        own = state if size >= len(lines) else state.rows(torch.arange(first, first + len(part)))
+        asked = [_until(choices[0], len(choices[0]) - 1) for choices in part]
+        segment, _ = cut(asked, 0, max(len(line) for line in asked), model.backbone.device)
+        readout, _ = model.step(own, segment, write=False)
+        if watcher is not None:
+            watcher.stepped(model, len(part), segment.ids.shape[1], before, int(segment.mask.sum()))
+        nll = -readout.at(segment.lengths - 1).logits()[:, 0].float().log_softmax(dim=-1)  # [questions, vocab]
+        found += [[float(nll[n, line.ids[-1]]) for line in choices] for n, choices in enumerate(part)]
+    return found
+
+
+def _until(line: Line, end: int) -> Line:
+    given = None if line.given is None else line.given[:end]
+    return replace(line, ids=line.ids[:end], scored=line.scored[:end], given=given)
 
 
 def _row(due: Due, control: str, outcome: Outcome, decode: Decode | None) -> Row:

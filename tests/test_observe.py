@@ -101,6 +101,20 @@ def test_a_question_equals_the_same_text_appended(name: str, text: int, prompt: 
     assert row["choice_nll"] == pytest.approx(expected, abs=2e-4)
 
 
+@pytest.mark.parametrize("name", ["hmt", "rmt", "mplus", "memorizing", "retrieval", "xl-cache", "truncation"])
+@pytest.mark.parametrize("text", [3, 7, 8, 9, 16, 21])
+def test_choices_of_one_token_are_scored_in_one_pass(name: str, text: int) -> None:
+    """As if each were appended, at a third of the tokens; the prompt ends before, at and after a segment's end."""
+    model, read = build(name, segment=8), words(3, 8)[:text]
+    choices = ("a", "b", "c")
+    counted = Meter(Budget("b"), torch.device("cpu"))
+    ask = Ask("x?", choices, "b", "part0")
+    row = look(model, [asked("e", read, ask)], controls=False, watcher=counted).iloc[0]
+    seed = encode_episode(asked("e", read, ask), encode, 3).line.seed
+    assert row["choice_nll"] == pytest.approx(appended(model, read, ask, seed), abs=1e-5)
+    assert counted.usage.eval_tokens == text + 2
+
+
 def test_choices_are_scored_by_hand() -> None:
     """Against Hugging Face's own forward pass: sums over a choice's tokens; the smallest is the prediction."""
     model = build("full-context")
