@@ -59,10 +59,11 @@ def test_the_floor_is_drawn_with_the_documents() -> None:
     rng = np.random.default_rng(2)
     right, asked, documents = hits(rng, 4000, 20, floor=0.3)
     wiped = np.repeat((rng.random(20) < 0.3).astype(float), len(DISTANCES))  # known or not, document by document
-    level = float(wiped.mean())
+    level = (wiped.sum() + 0.5) / (len(wiped) + 1)
     fixed = half_life(right, asked, documents, floor=level, draws=400)
     drawn = half_life(right, asked, documents, floor=(wiped, documents), draws=400)
-    assert (fixed.low, fixed.high) != (drawn.low, drawn.high)
+    assert fixed.value == pytest.approx(drawn.value)
+    assert (fixed.low, fixed.high) != pytest.approx((drawn.low, drawn.high), rel=1e-3)
 
 
 def test_exact_curve_is_found_exactly() -> None:
@@ -119,10 +120,10 @@ def test_memory_that_is_gone_at_once() -> None:
 
 
 def test_one_lucky_hit_far_away_is_no_memory_of_it() -> None:
-    right, asked, documents = hits(np.random.default_rng(7), 1000, 40)
+    right, asked, documents = hits(np.random.default_rng(7), 500, 40)
     before = half_life(right, asked, documents, draws=50).value
     right[np.flatnonzero(asked == 16000)[0]] = 1.0
-    assert half_life(right, asked, documents, draws=50).value < 1.6 * before
+    assert half_life(right, asked, documents, draws=50).value < 1.05 * before
 
 
 def test_unequal_numbers_of_questions_and_very_many_distances() -> None:
