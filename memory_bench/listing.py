@@ -149,8 +149,16 @@ def text(entries: list[dict[str, Any]]) -> str:
         if "parity" in e:
             look = e["look_ahead"]
             added = e["added_parameters"] or {}
-            parts.append(f"parity {e['parity']:<14} look-ahead {'?' if look is None else look!s:<3}")
+            parts.append(f"parity {_cases(e):<21} look-ahead {'?' if look is None else look!s:<3}")
             parts.append(f"adds {added.get('tiny', 0):>7,} (tiny)" if added else f"{'':>19}")
         status = "" if e["status"] == "installed" else f"[{e['status']}] "
-        lines.append("  ".join(parts) + f"  {status}{e['summary']}")
+        official = (e.get("certificate") or {}).get("sources")
+        agrees = f" [{', '.join(official)}]" if official else ""
+        lines.append("  ".join(parts) + f"  {status}{e['summary']}{agrees}")
     return "\n".join(lines)
+
+
+def _cases(entry: dict[str, Any]) -> str:
+    """How many reference cases of a model agree, and how closely."""
+    certificate = entry["certificate"]
+    return f"{certificate['agree']}/{certificate['cases']} {entry['parity']}" if certificate else str(entry["parity"])
