@@ -17,7 +17,7 @@ from memory_bench.budget import load_budget
 from memory_bench.card import HELPERS, NAMED, BackboneCard
 from memory_bench.cell import Cell, digest, to_json
 from memory_bench.console import Display, error, show
-from memory_bench.data.library import Library
+from memory_bench.data.library import LABELS, Library
 from memory_bench.errors import UserError, unknown
 from memory_bench.executors import Executor, Inline, Local
 from memory_bench.grid import Grid, Request, make_task, plan_grid, split_names
@@ -91,7 +91,8 @@ def prepare(options: Options) -> Prepared:
 
 def _needs(grid: Grid) -> list[str]:
     """The data that a grid's tasks, trainings and backbones are made of."""
-    needs = {make_task(cell.task).needs for cell in grid.cells}
+    tasks = [make_task(cell.task) for cell in grid.cells]
+    needs = {need for task in tasks for need in (task.needs, *task.beside)}
     trainings = [cell.training for cell in grid.cells]
     books = any(t.corpus.name == "books" or t.backbone.name == "tiny" for t in trainings)
     return sorted(needs | ({"books"} if books else set()))
@@ -273,7 +274,7 @@ def fetch(names: list[str], data: Path | None, cache: Path, *, stand_ins: bool, 
     """`memory-bench fetch`: 0 everything is here, 1 something could not be had."""
     library = Library(data, cache, stand_ins=stand_ins, hub=hub)
     backbones = Backbones(library, cache, hub=hub, report=error)
-    needs = ("books", "wikitext103", "pubmedqa")
+    needs = tuple(LABELS)
     failed = 0
     for name in names or ["books", "pubmedqa", "tiny"]:
         if name not in (*needs, *NAMED, *HELPERS) and not Path(name).is_dir() and "/" not in name:

@@ -87,6 +87,14 @@ def word_ends(text: str, nbytes: Sequence[int]) -> list[int]:
     return [after - at for at, after in pairwise(before)]
 
 
+def _lead(read: Read, encode: Encode, room: int) -> tuple[list[int], list[int], list[int]]:
+    """The last `room` tokens of what is read before a text: their ids, bytes and words."""
+    if not read.lead or room < 1:
+        return [], [], []
+    ids, sizes = encode(read.lead)
+    return ids[-room:], sizes[-room:], word_ends(read.lead, sizes)[-room:]
+
+
 def encode_episode(episode: Episode, encode: Encode, seed: int) -> Stream:
     """Token ids, bytes and places of everything in an episode; the row's seed comes from its id and `seed`."""
     ids: list[int] = []
@@ -99,13 +107,14 @@ def encode_episode(episode: Episode, encode: Encode, seed: int) -> Stream:
     for number, event in enumerate(episode.events):
         if isinstance(event, Read):
             new, sizes = (part[: event.tokens or None] for part in encode(event.text))
-            ids += new
-            nbytes += sizes
-            words += word_ends(event.text, sizes)
-            events += [number] * len(new)
-            scored += [event.scored] * len(new)
+            before = _lead(event, encode, event.tokens - len(new))
+            ids += before[0] + new
+            nbytes += before[1] + sizes
+            words += before[2] + word_ends(event.text, sizes)
+            events += [number] * len(before[0] + new)
+            scored += [event.scored] * len(before[0] + new)
             if event.tag:
-                ends[event.tag] = (len(ids), sum(nbytes), new)
+                ends[event.tag] = (len(ids), sum(nbytes), ends.get(event.tag, (0, 0, []))[2] + new)
         else:
             end, byte_end, evidence = ends.get(event.evidence, (-1, -1, []))
             questions.append(

@@ -29,14 +29,17 @@ class Read:
     Attributes:
         text: what is read.
         scored: each of its tokens but the stream's first is predicted and scored.
-        tag: a name by which a question says that its answer is here.
+        tag: a name by which a question says that its answer is here; several texts may share it.
         tokens: how many tokens of `text` are read at most, whatever the tokenizer; 0: all of it.
+        lead: where `text` has fewer than `tokens`, the end of this is read before it, so that both have as many. It is
+            no evidence.
     """
 
     text: str
     scored: bool = False
     tag: str = ""
     tokens: int = 0
+    lead: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Ask:
         prompt: text before the answer, given to the model.
         choices: the possible continuations; each is scored by its log-likelihood. Empty: the answer is generated.
         answer: the right one, as it would continue the prompt (with its leading blank).
-        evidence: tag of the `Read` that holds the answer (the driver measures the distance to its end).
+        evidence: tag of the `Read` that holds the answer (the driver measures the distance to the end of the last one).
         label: anything the metrics want to know, for example a group.
         max_tokens: tokens to generate without choices (more, if the right answer has more).
         accepted: texts that count as the answer where it is generated; empty: only `answer`.
@@ -125,6 +128,7 @@ class Task(ABC):
         version: raised when numbers may change.
         headline: the metric of the leaderboard.
         needs: name of the data it is about, for `list tasks` and preflight (`Library.describe`).
+        beside: names of further data that its texts are made of.
         chance: reference levels printed beside the headline, name to value (for example chance and majority).
     """
 
@@ -132,6 +136,7 @@ class Task(ABC):
     version: ClassVar[int] = 1
     headline: ClassVar[str]
     needs: ClassVar[str]
+    beside: tuple[str, ...] = ()
     source: ClassVar[str] = ""
 
     @abstractmethod

@@ -9,7 +9,7 @@ from memory_bench import plugins
 from memory_bench.backbones import Backbones
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.cell import Cell, Choice, Training
+from memory_bench.cell import Cell, Choice, Training, digest
 from memory_bench.data.library import Library
 from memory_bench.episode import Task
 from memory_bench.errors import UserError, unknown
@@ -155,7 +155,11 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
         source = library.source(task.needs)
         trained_on = library.source("books" if plan.corpus == "books" else task.needs)
         corpus = Choice(plan.corpus, plan.version, revision=trained_on.revision)
-        task_choice = Choice(task_name, task.version, {**options, "data": source.label}, source.revision)
+        sources = [source, *(library.source(need) for need in task.beside)]
+        label, revision = source.label, source.revision
+        if task.beside:
+            label, revision = " in ".join(s.label for s in sources), digest([s.revision for s in sources])
+        task_choice = Choice(task_name, task.version, {**options, "data": label}, revision)
         for w in wanted:
             cls = plugins.load("models", w.name)
             if card.family not in cls.families:

@@ -12,9 +12,17 @@ from pathlib import Path
 
 from memory_bench.data.origins import Study, articles, of_split, reading, some, to_study
 from memory_bench.data.packages import checksum
+from memory_bench.data.passages import Passage, Story, nq_rows, squad, squad_rows, stories
 from memory_bench.episode import Document
 from memory_bench.errors import DataError
 
+BABI = {
+    1: "single-supporting-fact",
+    2: "two-supporting-facts",
+    3: "three-supporting-facts",
+    4: "two-arg-relations",
+    5: "three-arg-relations",
+}
 FILES = {
     "books": {
         "train": "pg19/books_train.jsonl.gz",
@@ -25,6 +33,12 @@ FILES = {
         "validation": "wikitext/wikitext-103.wiki.valid.tokens.gz",
         "test": "wikitext/wikitext-103.wiki.test.tokens.gz",
     },
+    "squad": {
+        "train": "squad/squad1.1-routerlens-4330.jsonl.gz",
+        "test": "squad/squad2.0-dev-half.json.gz",
+    },
+    "nq": {"test": "nq/nq-open-oracle.jsonl.gz"},
+    "babi": {str(task): f"babi/en/qa{task}_{name}_test.txt.gz" for task, name in BABI.items()},
     "pubmedqa": {"studies": "pubmedqa/ori_pqal.json.gz", "test ids": "pubmedqa/test_ground_truth.json"},
 }
 """Need and part to the file that holds it."""
@@ -85,3 +99,19 @@ class FolderData:
             rows = json.loads(gzip.decompress(path.read_bytes())).items()
             found = [to_study(k, {n.lower(): v for n, v in row.items()}, row["CONTEXTS"]) for k, row in rows]
         return some(of_split(found, split, test), path)
+
+    def passages(self, need: str, split: str) -> list[Passage]:
+        """See `Origin.passages`. Those of NQ are in one file: a reader leaves out what concerns its question."""
+        path = self.folder / FILES[need]["test" if need == "nq" else split]
+        with reading(path):
+            text = gzip.decompress(path.read_bytes()).decode()
+            if need == "squad" and split == "test":
+                return some(list(squad(json.loads(text))), path)
+            read = nq_rows if need == "nq" else squad_rows
+            return some(list(read(json.loads(line) for line in text.splitlines() if line)), path)
+
+    def babi(self, task: int) -> list[Story]:
+        """See `Origin.babi`."""
+        path = self.folder / FILES["babi"][str(task)]
+        with reading(path):
+            return some(list(stories(gzip.decompress(path.read_bytes()).decode(), task)), path)

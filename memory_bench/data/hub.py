@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from memory_bench.data.origins import Study, articles, of_split, reading, some, to_study
+from memory_bench.data.passages import Passage, Story
 from memory_bench.data.pubmedqa_split import TEST_IDS
 from memory_bench.episode import Document
 from memory_bench.errors import DataError
@@ -31,7 +32,7 @@ class HubData:
 
     def has(self, need: str) -> bool:
         """See `Origin.has`."""
-        if self.down:
+        if self.down or need not in PINS:
             return False
         repository, _, revision = PINS[need]
         try:
@@ -71,6 +72,14 @@ class HubData:
         with reading("the hub's PubMedQA"):
             found = [to_study(str(r["pubid"]), r, r["context"]["contexts"]) for r in rows]
         return some(of_split(found, split, TEST_IDS), "the hub's PubMedQA")
+
+    def passages(self, need: str, split: str) -> list[Passage]:
+        """Never there."""
+        raise DataError(f"The hub is not asked for {need} ({split}).")
+
+    def babi(self, task: int) -> list[Story]:
+        """Never there."""
+        raise DataError(f"The hub is not asked for bAbI ({task}).")
 
 
 def _rows(need: str, split: str, limit: int | None = None) -> list[dict[str, Any]]:

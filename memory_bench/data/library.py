@@ -5,27 +5,40 @@ it is asked for; `Library.prepare` does it all beforehand. Data that are made by
 only origin is that program.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from memory_bench.data import facts, nouns
+from memory_bench.data import facts, needles, nouns
 from memory_bench.data.folder import FILES, FolderData
 from memory_bench.data.hub import HubData
 from memory_bench.data.origins import Origin, Study
 from memory_bench.data.packages import Runner, run_pip
+from memory_bench.data.passages import Passage, Story
 from memory_bench.data.standins import LABELS as STAND_IN_LABELS
 from memory_bench.data.standins import StandIns
 from memory_bench.episode import Document
 from memory_bench.errors import DataError, unknown
 
 Where = Literal["folder", "hub", "stand-in", "program"]
-LABELS = {"books": "pg19", "wikitext103": "wikitext103", "pubmedqa": "pubmedqa"}
-MADE = {"key-value": facts.REVISION, "nouns": nouns.REVISION}
+LABELS = {
+    "books": "pg19",
+    "wikitext103": "wikitext103",
+    "pubmedqa": "pubmedqa",
+    "squad": "squad",
+    "nq": "nq",
+    "babi": "babi",
+}
+MADE = {"key-value": facts.REVISION, "nouns": nouns.REVISION, "passkey": needles.REVISION}
 SPLITS = {
     "books": ("train", "validation", "test"),
     "wikitext103": ("validation", "test"),
     "pubmedqa": ("train", "test"),
+    "squad": ("train", "test"),
+    "nq": ("train", "test"),
+    "babi": ("1", "2", "3", "4", "5"),
 }
 
 
@@ -92,9 +105,15 @@ class Library:
             DataError: as `source`, or a file is missing or broken.
         """
         source = self.source(need)
+        read: dict[str, Callable[[str], object]] = {
+            "books": self.books,
+            "wikitext103": self.wikitext,
+            "pubmedqa": self.pubmedqa,
+            "babi": lambda task: self.babi(int(task)),
+        }
         for split in SPLITS.get(need, ()):
             if split != "validation":
-                {"books": self.books, "wikitext103": self.wikitext, "pubmedqa": self.pubmedqa}[need](split)
+                read.get(need, partial(self.passages, need))(split)
         return source
 
     def books(self, split: str) -> list[Document]:
@@ -112,6 +131,19 @@ class Library:
     def pubmedqa(self, split: str) -> list[Study]:
         """PubMedQA's labelled questions: ``test`` is the official split of 500, ``train`` the other 500."""
         return self._origin("pubmedqa", split).pubmedqa(split)
+
+    def passages(self, need: str, split: str) -> list[Passage]:
+        """Questions with their passages (``test``), or passages to read in between (``train``).
+
+        Args:
+            need: ``squad`` or ``nq``. Passages of NQ are the same in both splits.
+            split: see above.
+        """
+        return self._origin(need, split).passages(need, split)
+
+    def babi(self, task: int) -> list[Story]:
+        """The test questions of one of bAbI's tasks 1 to 5, with the facts told before them."""
+        return self._origin("babi", str(task)).babi(task)
 
     def _origin(self, need: str, split: str) -> Origin:
         if split not in SPLITS[need]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from memory_bench.data.passages import Passage, Story
 from memory_bench.episode import Document
 from memory_bench.errors import DataError
 
@@ -40,7 +41,7 @@ class Study:
 
 
 class Origin(Protocol):
-    """Where data comes from. A `need` is one of ``books``, ``wikitext103``, ``pubmedqa``.
+    """Where data comes from. A `need` is one of ``books``, ``wikitext103``, ``pubmedqa``, ``squad``, ``nq``, ``babi``.
 
     Reading raises `DataError` with one sentence that names the file or place.
     """
@@ -63,6 +64,14 @@ class Origin(Protocol):
 
     def pubmedqa(self, split: str) -> list[Study]:
         """The labelled questions of a split (``train``, ``test``)."""
+        ...
+
+    def passages(self, need: str, split: str) -> list[Passage]:
+        """Questions with their passages (``test``), or other passages (``train``), of ``squad`` or ``nq``."""
+        ...
+
+    def babi(self, task: int) -> list[Story]:
+        """The test questions of bAbI's task 1 to 5."""
         ...
 
 

@@ -5,6 +5,8 @@
   header and footer the package has already cut off. The First Folio texts (``_gut_f``) repeat the plays and are left
   out, as are Milton's overlapping collections and his Latin poems.
 - PubMedQA: invented studies (`memory_bench.data.studies`).
+- SQuAD and Natural Questions: passages about invented things (`memory_bench.data.entities`).
+- bAbI: a small simulated world (`memory_bench.data.worlds`).
 - WikiText-103: nothing.
 """
 
@@ -13,13 +15,26 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from memory_bench.data import studies
+from memory_bench.data import entities, studies, worlds
 from memory_bench.data.origins import Study, reading, some
 from memory_bench.data.packages import Runner, fetch_package, run_pip
+from memory_bench.data.passages import Passage, Story
 from memory_bench.episode import Document
 from memory_bench.errors import DataError
 
-LABELS = {"books": "Shakespeare and Milton", "pubmedqa": "invented studies"}
+LABELS = {
+    "books": "Shakespeare and Milton",
+    "pubmedqa": "invented studies",
+    "squad": "invented entities",
+    "nq": "invented entities",
+    "babi": "a simulated world",
+}
+MADE = {
+    "pubmedqa": studies.REVISION,
+    "squad": entities.REVISION,
+    "nq": entities.REVISION,
+    "babi": worlds.REVISION,
+}
 NAME, VERSION = "shakespeare", "0.6"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 WORK = re.compile(r"[^/]+/(?P<folder>shkspr|milton)data/texts/(?P<work>.+)_gut\.txt")
@@ -28,6 +43,8 @@ LEFT_OUT = frozenset({"comus", "lallegro_il_penseroso_comus_and_lycidas", "poeti
 TEST = frozenset({"hamlet", "tempest", "paradise_lost_(no_introduction)"})
 VALIDATION = frozenset({"twelfth_night"})
 STUDIES = 500  # in a split, as in PubMedQA
+QUESTIONS, OTHERS = 500, 4000  # passages with a question, and passages to read in between
+STORIES = 200  # of a task
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +61,7 @@ class StandIns:
 
     def revision(self, need: str) -> str:
         """See `Origin.revision`."""
-        return self.package_sha256[:16] if need == "books" else studies.REVISION
+        return self.package_sha256[:16] if need == "books" else MADE[need]
 
     def books(self, split: str) -> list[Document]:
         """See `Origin.books`: whole works in alphabetical order."""
@@ -68,6 +85,14 @@ class StandIns:
             Study(s.id, s.question.strip(), (s.evidence, s.filler.strip()), s.answer)
             for s in studies.studies(split, STUDIES, distance=4)
         ]
+
+    def passages(self, need: str, split: str) -> list[Passage]:
+        """See `Origin.passages`."""
+        return entities.passages(need, split, QUESTIONS if split == "test" else OTHERS)
+
+    def babi(self, task: int) -> list[Story]:
+        """See `Origin.babi`."""
+        return worlds.stories(task, STORIES)
 
 
 def split_of(work: str) -> str:

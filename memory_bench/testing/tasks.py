@@ -50,9 +50,13 @@ def check_episode(episode: Episode) -> None:
             continue
         asked = True
         where = f"episode {episode.id}: "
-        require(event.answer in event.choices, f"{where}the answer {event.answer!r} is not among the choices")
-        distinct = len(event.choices) > 1 and len(set(event.choices)) == len(event.choices)
-        require(distinct, f"{where}a question needs two or more different choices")
+        if event.choices:
+            require(event.answer in event.choices, f"{where}the answer {event.answer!r} is not among the choices")
+            distinct = len(event.choices) > 1 and len(set(event.choices)) == len(event.choices)
+            require(distinct, f"{where}a question needs two or more different choices")
+        else:
+            require(event.max_tokens > 0, f"{where}a question without choices must say how many tokens to generate")
+            require(bool(event.answer.strip()), f"{where}a question needs an answer")
         read_before = event.evidence == "" or event.evidence in tags
         require(read_before, f"{where}the evidence {event.evidence!r} must be read before its question")
     require(asked, f"episode {episode.id}: nothing is scored and nothing is asked")
@@ -60,9 +64,9 @@ def check_episode(episode: Episode) -> None:
 
 def check_metrics(task: Task, episodes: Sequence[Episode]) -> None:
     """The headline of an oracle and of a model that knows nothing are what they must be."""
-    rows = observe(UniformModel(tiny_backbone("llama")), list(episodes), as_bytes, seed=0)
+    rows = observe(UniformModel(tiny_backbone("llama")), list(episodes), as_bytes, seed=0, decode=from_bytes)
     guessed = pd.DataFrame(rows)
-    known = pd.DataFrame([{**row, "nll": 0.0, "predicted": row["answer"]} for row in rows])
+    known = pd.DataFrame([{**row, "nll": 0.0, "predicted": row["answer"], "generated": row["answer"]} for row in rows])
     worst, best = _headline(task, guessed), _headline(task, known)
     better = best.value > worst.value if best.higher_is_better else best.value < worst.value
     require(better, f"{task.headline} must be better for an oracle ({best.value}) than for a guess ({worst.value})")
@@ -89,6 +93,11 @@ def as_bytes(text: str) -> tuple[list[int], list[int]]:
     """A tokenizer without vocabulary: one token a byte."""
     data = list(text.encode())
     return data, [1] * len(data)
+
+
+def from_bytes(ids: list[int]) -> str:
+    """`as_bytes` backwards."""
+    return bytes(ids).decode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True)

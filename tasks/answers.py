@@ -1,0 +1,112 @@
+"""What the tasks about retention share: when a generated answer is a hit, training on books, and the metrics.
+
+A hit is judged after normalisation (lower case, without punctuation and articles, as SQuAD's script does): the words of
+an accepted answer follow one another in what was generated. The original's rule, the answer as it is somewhere in the
+generated text, is `raw_hit`.
+"""
+
+import re
+import string
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+
+from memory_bench.corpus import Corpus
+from memory_bench.data import Library
+from memory_bench.episode import Encode, Estimate, Task, TrainingPlan
+from memory_bench.retention import half_life_estimates, lifts
+from memory_bench.stats import mean_interval
+
+from .language_modeling import books_corpus
+
+CONTROLS = ("wiped", "foreign", "ceiling")
+BYTES_PER_TOKEN = 6  # text handed over for a chunk of tokens: enough of it for every tokenizer, which cuts it exactly
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise(text: str) -> str:
+    """Lower case, without punctuation, articles and superfluous blanks."""
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def hit(generated: str, accepted: Iterable[str]) -> bool:
+    """Whether the words of an accepted answer stand in `generated`, both normalised."""
+    said = f" {normalise(generated)} "
+    return any(f" {wanted} " in said for wanted in map(normalise, accepted) if wanted)
+
+
+def raw_hit(generated: str, answer: str) -> bool:
+    """Whether the answer, without blanks around it, stands in `generated` letter by letter."""
+    return answer.strip() in generated
+
+
+class Retention(Task):
+    """Questions after more and more text; trained, where anything is trained, as language models on books.
+
+    The headline is the mean over all questions at all places where they are asked.
+    """
+
+    headline = "accuracy"
+    chance = 0.0
+
+    def plan(self, library: Library, *, pretrained: bool) -> TrainingPlan:
+        """Books, as for language modelling: its checkpoints are used."""
+        del library, pretrained
+        return TrainingPlan("books")
+
+    def corpus(self, library: Library, plan: TrainingPlan, encode: Encode) -> Corpus:
+        """See `Task.corpus`."""
+        del plan
+        return books_corpus(library, encode)
+
+    def correct(self, samples: pd.DataFrame) -> "pd.Series[float]":
+        """1.0 for a hit; questions with choices are right or wrong."""
+        free = samples["choice_nll"].map(lambda nll: nll is None or _length(nll) < 2)
+        found = (samples["predicted"] == samples["answer"]).astype(float)
+        for row, generated, accepted in samples.loc[free, ["generated", "accepted"]].itertuples():
+            found[row] = float(isinstance(generated, str) and accepted is not None and hit(generated, accepted))
+        return found
+
+    def metrics(self, samples: pd.DataFrame, seed: int = 0) -> list[Estimate]:
+        """Accuracy, the original's hits, log-probabilities; by what labels say and by control; lift and half-life.
+
+        Intervals are over clusters (the document that questions share); the seeds of a question are averaged first.
+        """
+        asks = samples[samples["kind"] == "ask"].reset_index(drop=True)
+        asks = asks.assign(
+            correct=self.correct(asks), logprob=-asks["nll"], logprob_token=-asks["nll"] / asks["tokens"].clip(lower=1)
+        )
+        main = asks[asks["control"] == ""]
+        if main.empty:
+            return []
+        found = [_mean("accuracy", main, "correct", "share", seed)]
+        free = main[main["generated"].astype(bool)]
+        if len(free):
+            pairs = zip(free["generated"], free["answer"], strict=True)
+            raw = free.assign(raw=[float(raw_hit(said, answer)) for said, answer in pairs])
+            found.append(_mean("raw_hit", raw, "raw", "share", seed))
+        found.append(_mean("answer_logprob", main, "logprob", "nats", seed))
+        found.append(_mean("answer_logprob_token", main, "logprob_token", "nats/token", seed))
+        for name, part in self.parts(main).items():
+            found.append(_mean("accuracy", part, "correct", "share", seed, name))
+            found.append(_mean("answer_logprob_token", part, "logprob_token", "nats/token", seed, name))
+        for control in CONTROLS:
+            part = asks[asks["control"] == control]
+            found += [] if part.empty else [_mean("accuracy", part, "correct", "share", seed, f"control:{control}")]
+        return found + lifts(asks) + half_life_estimates(asks, self.chance, seed)
+
+    def parts(self, asks: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
+        """Slices of the questions, by name, nearest first; here by the distance that the label names."""
+        far = asks["label"].str.extract(r"distance=(\d+)", expand=False).astype(int)
+        return {f"distance={distance}": asks[far == distance] for distance in sorted(far.unique())}
+
+
+def _length(value: object) -> int:
+    """How many numbers a cell of a table holds."""
+    return len(value) if hasattr(value, "__len__") else 0
+
+
+def _mean(metric: str, asks: pd.DataFrame, column: str, unit: str, seed: int, name: str = "") -> Estimate:
+    each = asks.groupby(["cluster", "episode", "event"], as_index=False)[[column]].mean()
+    value, low, high = mean_interval(each[column].to_numpy(), each["cluster"].to_numpy(dtype=str), seed=seed)
+    return Estimate(metric, value, low, high, each["cluster"].nunique(), name, unit)
