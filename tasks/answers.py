@@ -79,20 +79,20 @@ class Retention(Task):
         main = asks[asks["control"] == ""]
         if main.empty:
             return []
-        found = [_mean("accuracy", main, "correct", "share", seed)]
+        found = [average("accuracy", main, "correct", "share", seed)]
         free = main[main["generated"].astype(bool)]
         if len(free):
             pairs = zip(free["generated"], free["answer"], strict=True)
             raw = free.assign(raw=[float(raw_hit(said, answer)) for said, answer in pairs])
-            found.append(_mean("raw_hit", raw, "raw", "share", seed))
-        found.append(_mean("answer_logprob", main, "logprob", "nats", seed))
-        found.append(_mean("answer_logprob_token", main, "logprob_token", "nats/token", seed))
+            found.append(average("raw_hit", raw, "raw", "share", seed))
+        found.append(average("answer_logprob", main, "logprob", "nats", seed))
+        found.append(average("answer_logprob_token", main, "logprob_token", "nats/token", seed))
         for name, part in self.parts(main).items():
-            found.append(_mean("accuracy", part, "correct", "share", seed, name))
-            found.append(_mean("answer_logprob_token", part, "logprob_token", "nats/token", seed, name))
+            found.append(average("accuracy", part, "correct", "share", seed, name))
+            found.append(average("answer_logprob_token", part, "logprob_token", "nats/token", seed, name))
         for control in CONTROLS:
             part = asks[asks["control"] == control]
-            found += [] if part.empty else [_mean("accuracy", part, "correct", "share", seed, f"control:{control}")]
+            found += [] if part.empty else [average("accuracy", part, "correct", "share", seed, f"control:{control}")]
         return found + lifts(asks) + half_life_estimates(asks, self.chance, seed)
 
     def parts(self, asks: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
@@ -106,7 +106,10 @@ def _length(value: object) -> int:
     return len(value) if hasattr(value, "__len__") else 0
 
 
-def _mean(metric: str, asks: pd.DataFrame, column: str, unit: str, seed: int, name: str = "") -> Estimate:
+def average(
+    metric: str, asks: pd.DataFrame, column: str, unit: str, seed: int, name: str = "", *, higher_is_better: bool = True
+) -> Estimate:
+    """The mean of `column` over questions, seeds averaged first, with its interval over clusters, as slice `name`."""
     each = asks.groupby(["cluster", "episode", "event"], as_index=False)[[column]].mean()
     value, low, high = mean_interval(each[column].to_numpy(), each["cluster"].to_numpy(dtype=str), seed=seed)
-    return Estimate(metric, value, low, high, each["cluster"].nunique(), name, unit)
+    return Estimate(metric, value, low, high, each["cluster"].nunique(), name, unit, higher_is_better)

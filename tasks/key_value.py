@@ -14,21 +14,20 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from random import Random
 
-import pandas as pd
 import torch
 
 from memory_bench.corpus import Corpus, Line
 from memory_bench.data import Library
 from memory_bench.data.facts import SEGMENT, VALUES, FactEpisode, Setting, fact_episodes, make_facts
-from memory_bench.episode import Ask, Encode, Episode, Estimate, Read, Task, TrainingPlan
+from memory_bench.episode import Ask, Encode, Episode, Read, TrainingPlan
 from memory_bench.errors import UserError
-from memory_bench.retention import half_life_estimates, lifts
-from memory_bench.stats import mean_interval
+
+from .answers import Retention
 
 CHOICES = tuple(f" {value}" for value in VALUES)
 
 
-class KeyValue(Task):
+class KeyValue(Retention):
     """Facts about keys, asked for at several distances; from scratch, on a backbone of its own."""
 
     @dataclass(frozen=True, slots=True)
@@ -62,8 +61,8 @@ class KeyValue(Task):
             return Setting(self.load, self.asked, self.distractors, self.outdated)
 
     version = 1
-    headline = "accuracy"
     needs = "key-value"
+    chance = 1 / len(VALUES)
     source = "made by a program; after the associative-recall tasks of the recurrent-memory papers"
 
     def __init__(self, config: Config | None = None) -> None:
@@ -86,26 +85,8 @@ class KeyValue(Task):
         return FactsCorpus(encode, self.config.setting)
 
     def levels(self, library: Library) -> Mapping[str, float]:
-        """Chance, and what knowing all the values but not whose they are gives."""
-        return {"chance": 1 / len(VALUES)}
-
-    def metrics(self, samples: pd.DataFrame, seed: int = 0) -> list[Estimate]:
-        """Accuracy over all distances, by distance and by control; log-probability; memory lift; half-life.
-
-        Intervals are over episodes; the seeds of a question are averaged first.
-        """
-        asks = samples[samples["kind"] == "ask"]
-        asks = asks.assign(correct=self.correct(asks), logprob=-asks["nll"])
-        main = asks[asks["control"] == ""]
-        if main.empty:
-            return []
-        found = [_mean("accuracy", main, "correct", "share", seed)]
-        found.append(_mean("answer_logprob", main, "logprob", "nats", seed))
-        for distance in sorted(set(main["label"]), key=lambda label: int(label.removeprefix("distance="))):
-            found.append(_mean("accuracy", main[main["label"] == distance], "correct", "share", seed, distance))
-        for control, part in asks[asks["control"] != ""].groupby("control"):
-            found.append(_mean("accuracy", part, "correct", "share", seed, f"control:{control}"))
-        return found + lifts(asks) + half_life_estimates(asks, 1 / len(VALUES), seed)
+        """A guess among the values."""
+        return {"chance": self.chance}
 
 
 def episode(made: FactEpisode) -> Episode:
@@ -142,9 +123,3 @@ class FactsCorpus:
             scored += [False] * len(asked) + [True] * len(right)
             given += [True] * len(asked) + [False] * len(right)
         return Line(torch.tensor(ids), torch.tensor(scored), torch.tensor(given), seed)
-
-
-def _mean(metric: str, part: pd.DataFrame, column: str, unit: str, seed: int, name: str = "") -> Estimate:
-    each = part.groupby(["cluster", "episode", "event"], as_index=False)[[column]].mean()
-    value, low, high = mean_interval(each[column].to_numpy(), each["cluster"].to_numpy(dtype=str), seed=seed)
-    return Estimate(metric, value, low, high, each["cluster"].nunique(), name, unit)

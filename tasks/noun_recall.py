@@ -26,8 +26,8 @@ from memory_bench.data.facts import SEGMENT
 from memory_bench.data.nouns import NounEpisode, Reading, make_nouns, noun_episodes
 from memory_bench.episode import Ask, Encode, Episode, Estimate, Read, Task, TrainingPlan
 from memory_bench.errors import UserError
-from memory_bench.stats import mean_interval
 
+from .answers import average
 from .language_modeling import books_corpus
 
 LONGEST = (SEGMENT - 3) // 2  # nouns: both readings of a list share a segment in the first stage of training
@@ -87,21 +87,21 @@ class NounRecall(Task):
         same = pairs[(pairs["control"] == "") & (pairs["kind"] == "same")]
         if same.empty:
             return []
-        found = [_mean("surprisal_drop", same, "drop", "nats", seed)]
-        found.append(_mean("surprisal", same, "nll", "nats", seed, better=False))
+        found = [average("surprisal_drop", same, "drop", "nats", seed)]
+        found.append(average("surprisal", same, "nll", "nats", seed, higher_is_better=False))
         for value, part in same.groupby("delay"):
-            found.append(_mean("surprisal_drop", part, "drop", "nats", seed, f"delay={value}"))
+            found.append(average("surprisal_drop", part, "drop", "nats", seed, f"delay={value}"))
         for value, part in same.groupby("position"):
-            found.append(_mean("surprisal_drop", part, "drop", "nats", seed, f"position={value}"))
+            found.append(average("surprisal_drop", part, "drop", "nats", seed, f"position={value}"))
         for kind in ("shuffled", "novel"):
             part = pairs[(pairs["control"] == "") & (pairs["kind"] == kind)]
-            found.append(_mean("surprisal_drop", part, "drop", "nats", seed, f"list={kind}"))
+            found.append(average("surprisal_drop", part, "drop", "nats", seed, f"list={kind}"))
             for value, late in part.groupby("delay"):
-                found.append(_mean("surprisal_drop", late, "drop", "nats", seed, f"list={kind},delay={value}"))
+                found.append(average("surprisal_drop", late, "drop", "nats", seed, f"list={kind},delay={value}"))
         for control in ("wiped", "foreign", "ceiling"):
             part = pairs[(pairs["control"] == control) & (pairs["kind"] == "same")]
             if not part.empty:
-                found.append(_mean("surprisal_drop", part, "drop", "nats", seed, f"control:{control}"))
+                found.append(average("surprisal_drop", part, "drop", "nats", seed, f"control:{control}"))
         return found
 
     def headline_rows(self, samples: pd.DataFrame) -> pd.DataFrame:
@@ -146,14 +146,6 @@ def drops(samples: pd.DataFrame) -> pd.DataFrame:
     second = table[table["kind"] != "first"].assign(delay=table["distance_tokens"])
     second = second.join(first, on=["seed", "episode", "position"])
     return second.assign(drop=second["first"] - second["nll"])
-
-
-def _mean(
-    metric: str, part: pd.DataFrame, column: str, unit: str, seed: int, name: str = "", *, better: bool = True
-) -> Estimate:
-    each = part.groupby(["cluster", "episode", "event"], as_index=False)[[column]].mean()
-    value, low, high = mean_interval(each[column].to_numpy(), each["cluster"].to_numpy(dtype=str), seed=seed)
-    return Estimate(metric, value, low, high, each["cluster"].nunique(), name, unit, higher_is_better=better)
 
 
 class NounCorpus:
