@@ -15,9 +15,9 @@ What is timed (`tasks` of a setting):
 - ask: 64 tokens read with memory full, against 64 tokens of the backbone alone;
 - train: forward over 1,024 tokens and one backward; pool models write three segments and predict the fourth.
 
-Predicted is the ratio of `MemoryModel.flops` to `Backbone.flops`; a training step counts three forwards, or two where
-the backbone is frozen. Where a model searches, the operations of the search are replaced by the time that a plain
-matrix product and `topk` of its shapes take in the same rounds.
+Predicted is the ratio of `MemoryModel.flops` to `Backbone.flops`; a training step counts three forwards, two where
+the backbone below adapters is frozen, and one of what runs without gradients. Where a model searches, the operations
+of the search are replaced by the time that a plain matrix product and `topk` of its shapes take in the same rounds.
 """
 
 import argparse
@@ -99,6 +99,27 @@ def settings(layers: int) -> list[Setting]:
             {"stream": Official(1.91, 1.89, 1.96), "train": Official(1.65, 1.60, 1.71)},
         ),
         Setting(
+            "armt",
+            "armt",
+            {"segment": 256, "memory_tokens": 16, "associative_size": 64},
+            {"stream": Official(1.57, 1.39, 1.59), "train": Official(1.58, 1.31, 1.63)},
+        ),
+        Setting(  # official: lucidrains with an exact index, relative to its own attention without memory
+            "memorizing",
+            "memorizing",
+            {"segment": 256, "layers": (3 * layers // 8,), "slots": 4096, "top_k": 32},
+            {"stream": Official(1.54, 1.53, 1.58), "train": Official(1.15, 1.12, 1.32)},
+            search=Search(8 * 256, 32, k=32, ranked=8 * 256, most=4096),
+        ),
+        Setting(
+            "longmem",
+            "longmem",
+            {"segment": 256, "memory_size": 4096},
+            PLAIN,
+            search=Search(8 * 256, 32, k=16, ranked=8 * 256, most=1024, tokens_per_key=4),
+        ),
+        Setting("retrieval", "retrieval", {"segment": 256}, PLAIN),
+        Setting(
             "memoryllm",
             "memoryllm",
             POOL,
@@ -128,7 +149,7 @@ def settings(layers: int) -> list[Setting]:
                 "stream": None,
             },
             frozen=True,
-            search=Search(queries=256, keys=4096, width=16, k=128, ranked=1, layers=layers),
+            search=Search(256, 16, k=128, ranked=1, most=4608, loaded=4096, tokens_per_key=8, layers=layers),
             prepare=fill_store,
         ),
     ]
@@ -164,7 +185,7 @@ def measure(
     model.eval()
     with torch.no_grad():
         setting.prepare(model)
-    model.backbone.requires_grad_(not setting.frozen)
+    model.backbone.requires_grad_(not (setting.frozen or model.frozen_backbone))
     calls_of = Tasks(
         model, bare, *sizes, passes=2 if setting.frozen else 3, writes_first=setting.model in ("memoryllm", "mplus")
     ).tasks
@@ -174,12 +195,12 @@ def measure(
             continue
         with torch.no_grad():
             timed = calls_of[task]()
-            calls = [timed.bare, timed.model, *([setting.search.call()] if setting.search else [])]
+            calls = [timed.bare, timed.model, *([setting.search.call(timed.searches)] if setting.search else [])]
             base, ours, *search = paired(calls, repeats, clock)
         predicted = timed.flops / timed.bare_flops
         if setting.search:
-            predicted -= timed.searches * setting.search.flops() / timed.bare_flops
-            predicted += timed.searches * quartiles([s / b for s, b in zip(search[0], base, strict=True)])[0]
+            predicted -= setting.search.flops(timed.searches) / timed.bare_flops
+            predicted += quartiles([s / b for s, b in zip(search[0], base, strict=True)])[0]
         ratio, low, high = quartiles([o / b for o, b in zip(ours, base, strict=True)])
         speeds = (timed.tokens / statistics.median(s) for s in (ours, base))
         rows.append(Row(setting.title, task, *speeds, ratio, low, high, predicted, official))

@@ -18,28 +18,42 @@ ASKS = 8  # times a question is read per measurement
 
 @dataclass(frozen=True)
 class Search:
-    """A search per segment of the stream, in `layers` layers.
+    """What a model searches in every segment, in `layers` layers.
 
-    `queries` are multiplied with `keys` of `width`, and the best `k` keys are found for `ranked` rows (all queries, or
-    one where the scores of all queries are averaged).
+    `queries` are multiplied with keys of `width`, and the best `k` keys are found for `ranked` rows (all queries, or
+    one where the scores of all queries are averaged). There is a key for every `tokens_per_key` tokens read before,
+    beside `loaded` ones; `most` in all.
     """
 
     queries: int
-    keys: int
     width: int
     k: int
     ranked: int
+    most: int
+    loaded: int = 0
+    tokens_per_key: int = 1
     layers: int = 1
 
-    def flops(self) -> int:
-        """Operations of the product."""
-        return 2 * self.layers * self.queries * self.keys * self.width
+    def keys(self, before: int) -> int:
+        """Keys after `before` tokens."""
+        return min(self.most, self.loaded + before // self.tokens_per_key)
 
-    def call(self) -> Callable[[], object]:
-        """A plain search of these shapes."""
+    def flops(self, befores: Sequence[int]) -> int:
+        """Operations of the products in segments after so many tokens each."""
+        return 2 * self.layers * self.queries * self.width * sum(self.keys(before) for before in befores)
+
+    def call(self, befores: Sequence[int]) -> Callable[[], object]:
+        """Plain searches of these shapes, one for each of `befores`."""
         rng = torch.Generator().manual_seed(5)
-        queries, keys = (torch.randn(n, self.width, generator=rng) for n in (self.queries, self.keys))
-        return lambda: [(queries @ keys.T)[: self.ranked].topk(self.k, dim=-1) for _ in range(self.layers)]
+        queries, keys = (torch.randn(n, self.width, generator=rng) for n in (self.queries, self.most))
+
+        def search() -> None:
+            for before in befores:
+                for _ in range(self.layers):
+                    found = keys[: self.keys(before)]
+                    (queries @ found.T)[: self.ranked].topk(min(self.k, len(found)), dim=-1)
+
+        return search
 
 
 def llama(hidden: int = 256, layers: int = 8, vocab: int = 4096) -> torch.nn.Module:
@@ -119,14 +133,14 @@ def tokens_of(count: int, seed: int, vocab: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Timed:
-    """Two calls to compare, the tokens and operations of each, and how often the first one searches."""
+    """Two calls to compare, the tokens and operations of each, and when the first one searches."""
 
     model: Callable[[], object]
     bare: Callable[[], object]
     tokens: int
     flops: float
     bare_flops: float
-    searches: int = 0
+    searches: tuple[int, ...] = ()  # tokens before each search
 
 
 class Tasks:
@@ -187,7 +201,7 @@ class Tasks:
             count,
             self.over(count, model.flops),
             self.alone(count),
-            searches=-(-count // self.length) - 1,
+            searches=tuple(range(self.length, count, self.length)),
         )
 
     def write_and_ask(self) -> Timed:
@@ -200,7 +214,7 @@ class Tasks:
             count,
             self.over(count, model.absorb_flops) + self.peek(QUESTION, count),
             self.alone(count),
-            searches=1,
+            searches=(count,),
         )
 
     def write(self) -> Timed:
@@ -225,7 +239,7 @@ class Tasks:
             ASKS * QUESTION,
             ASKS * self.peek(QUESTION, count),
             ASKS * self.alone(QUESTION),
-            searches=ASKS,
+            searches=(count,) * ASKS,
         )
 
     def train(self) -> Timed:
@@ -237,6 +251,7 @@ class Tasks:
             cost = self.over(first, model.absorb_flops) + self.peek(self.length, first)
         else:
             cost = self.over(count, model.flops)
+        backward = (self.passes - 1) * (cost - self.over(count, model.detached_flops))
 
         def loss() -> torch.Tensor:
             if not self.writes_first:
@@ -247,9 +262,9 @@ class Tasks:
             trained(model, loss),
             trained(self.bare.model, lambda: self.bare.loss(ids, self.length)),
             count,
-            self.passes * cost,
+            cost + backward,
             3 * self.alone(count),
-            searches=1 if self.writes_first else -(-count // self.length) - 1,
+            searches=(first,) if self.writes_first else tuple(range(self.length, count, self.length)),
         )
 
 
