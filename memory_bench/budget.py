@@ -59,13 +59,19 @@ PRESETS: dict[str, Budget] = {
     for b in (
         Budget("cpu-minutes", train_tokens=204_800, train_seconds=600, eval_seconds=600, seeds=2, **_CPU),
         Budget("cpu-minutes-flops", train_flops=6.6e11, train_seconds=600, eval_seconds=600, seeds=2, **_CPU),
-        # About 4,200 tokens of SmolLM2 per book: eight windows of 512.
+        # About 4,200 tokens of SmolLM2 per book: eight windows of 512. Questions go to 8,192 tokens.
         Budget(
             "cpu-smol",
             train_tokens=0,
             eval_seconds=1800,
             seeds=1,
-            tasks={"pg19": {"extent": "bytes:20000-38500"}},
+            tasks={
+                "pg19": {"extent": "bytes:20000-38500"},
+                "squad-retention": {"steps": [0, 1, 2, 4, 8, 16], "questions": 12},
+                "nq-retention": {"steps": [0, 1, 2, 4, 8, 16], "questions": 12},
+                "passkey": {"lengths": [700, 1400, 2800], "repeats": 1},
+                "babi": {"lengths": [0, 1024, 4096], "questions": 3},
+            },
             **_CPU,
         ),
         Budget("smoke", train_tokens=2_048, train_seconds=60, eval_seconds=60, seeds=1, **_CPU),

@@ -14,6 +14,7 @@ from memory_bench.stream import Memory, Progress, Watcher, charged, segment_leng
 
 BATCH_TOKENS = 8192
 MAX_ROWS = 32
+HELD_BYTES = 2 * 10**9  # of keys and values that streams read side by side may hold in a model that keeps them all
 
 
 def observe(  # noqa: PLR0913
@@ -49,18 +50,29 @@ def observe(  # noqa: PLR0913
     streams = [encode_episode(episode, encode, seed) for episode in episodes]
     streams.sort(key=lambda s: -len(s.line))
     rows: list[Row] = [] if sink is None else sink
-    size = max(1, min(MAX_ROWS, BATCH_TOKENS // segment_length(model)))
+    first = 0
     with torch.no_grad():
-        for first in range(0, len(streams), size):
-            batch = streams[first : first + size]
+        while first < len(streams):
+            batch = streams[first : first + _side_by_side(model, len(streams[first].line))]
             found = _read(model, batch, watcher, controls)
             found += ask(model, batch, watcher, controls=controls, decode=decode)
             rows += [{"seed": seed, **row} for row in found]
+            first += len(batch)
             if progress is not None:
-                progress(min(first + size, len(streams)), len(streams))
+                progress(first, len(streams))
     order = {e.id: i for i, e in enumerate(episodes)}
     rows.sort(key=lambda r: (r["control"], order[r["episode"]], r["event"], r["start"]))
     return rows
+
+
+def _side_by_side(model: MemoryModel[Any], longest: int) -> int:
+    """How many streams of at most `longest` tokens are read at once."""
+    rows = min(MAX_ROWS, BATCH_TOKENS // segment_length(model))
+    if not model.traits.bounded:
+        b = model.backbone
+        per_token = 2 * b.layers * b.kv_heads * b.head_width * b.dtype.itemsize
+        rows = min(rows, HELD_BYTES // (per_token * max(1, longest)))
+    return max(1, rows)
 
 
 def _read(model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher | None, controls: bool) -> list[Row]:

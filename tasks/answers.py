@@ -61,7 +61,7 @@ class Retention(Task):
 
     def correct(self, samples: pd.DataFrame) -> "pd.Series[float]":
         """1.0 for a hit; questions with choices are right or wrong."""
-        free = samples["choice_nll"].map(lambda nll: nll is None or _length(nll) < 2)
+        free = _generated(samples)
         found = (samples["predicted"] == samples["answer"]).astype(float)
         for row, generated, accepted in samples.loc[free, ["generated", "accepted"]].itertuples():
             found[row] = float(isinstance(generated, str) and accepted is not None and hit(generated, accepted))
@@ -80,7 +80,7 @@ class Retention(Task):
         if main.empty:
             return []
         found = [average("accuracy", main, "correct", "share", seed)]
-        free = main[main["generated"].astype(bool)]
+        free = main[_generated(main)]
         if len(free):
             pairs = zip(free["generated"], free["answer"], strict=True)
             raw = free.assign(raw=[float(raw_hit(said, answer)) for said, answer in pairs])
@@ -101,9 +101,9 @@ class Retention(Task):
         return {f"distance={distance}": asks[far == distance] for distance in sorted(far.unique())}
 
 
-def _length(value: object) -> int:
-    """How many numbers a cell of a table holds."""
-    return len(value) if hasattr(value, "__len__") else 0
+def _generated(samples: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows had no choices (that is, the right answer alone)."""
+    return samples["choice_nll"].map(lambda nll: not hasattr(nll, "__len__") or len(nll) < 2).astype(bool)
 
 
 def average(

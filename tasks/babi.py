@@ -51,6 +51,7 @@ class Babi(Retention):
 
     version = 1
     needs = "babi"
+    chance = 1 / 6  # of most of them; half-lives use it where memory was not wiped
     beside = ("books",)
     source = "Weston et al. 2015 (arXiv:1502.05698), scattered as in BABILong (arXiv:2406.10149)"
 
