@@ -209,6 +209,18 @@ def test_usable_answers_are_short_and_in_the_passage() -> None:
     assert Others([Passage("a", "", "x" * 50)], 100).chunks(Passage("b", "", "y"), 1, _rng()) is None
 
 
+def test_an_answer_its_article_and_its_passage_are_never_read_in_between() -> None:
+    item = Passage("a", "Rome", "Rome is here", "q", ("Tiber",))
+    bad = [Passage(f"b{n}", "T", f"{n} the TIBER again " + "x" * 90) for n in range(20)]
+    bad += [Passage(f"c{n}", "Rome", f"{n} of the same article " + "x" * 90) for n in range(20)]
+    bad.append(Passage("d", "", item.text))
+    good = [Passage(f"e{n}", "T", f"good {n} " + "x" * 92) for n in range(4)]
+    texts = Others([*bad, *good], 200).chunks(item, 2, _rng())
+    assert texts is not None
+    assert sorted(line[:6] for text in texts for line in text.split("\n")) == ["good 0", "good 1", "good 2", "good 3"]
+    assert Others([*bad, *good], 200).chunks(item, 3, _rng()) is None
+
+
 def _rng() -> Any:
     from random import Random
 
