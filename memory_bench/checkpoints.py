@@ -19,8 +19,12 @@ FROM_TRAINING = ("train_tokens", "train_steps", "train_flops", "train_seconds", 
                  "training_ended_by")  # fmt: skip
 
 
-def save_checkpoint(folder: Path, trained: Trained, recipe: Recipe, training: Training, usage: Usage) -> None:
+def save_checkpoint(
+    folder: Path, trained: Trained, recipe: Recipe, training: Training, usage: Usage, *, whole: bool = False
+) -> None:
     """Write the trained weights (all of them, or the memory's alone where only it was trained) and how they came about.
+
+    With `whole` always all: a backbone that starts untrained is nowhere else, also where the method freezes it.
 
     The folder appears whole or not at all.
     """
@@ -28,7 +32,7 @@ def save_checkpoint(folder: Path, trained: Trained, recipe: Recipe, training: Tr
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     state = trained.model.state_dict()
-    if recipe.trains == "memory" or trained.model.frozen_backbone:
+    if not whole and (recipe.trains == "memory" or trained.model.frozen_backbone):
         state = {k: v for k, v in state.items() if not k.startswith("backbone.")}
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, part / "weights.safetensors")
     facts = {
@@ -43,10 +47,10 @@ def save_checkpoint(folder: Path, trained: Trained, recipe: Recipe, training: Tr
     part.rename(folder)
 
 
-def load_checkpoint(folder: Path, build: Build, config: Any, usage: Usage) -> Trained | None:
+def load_checkpoint(folder: Path, build: Build, config: Any, usage: Usage, *, whole: bool = False) -> Trained | None:
     """The model saved in `folder`, with its training's spending in `usage`.
 
-    None where nothing was saved or the files cannot be read: the model is trained again then.
+    None where nothing was saved, or not the `whole`, or the files cannot be read: the model is trained again then.
     """
     try:
         facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
@@ -56,6 +60,8 @@ def load_checkpoint(folder: Path, build: Build, config: Any, usage: Usage) -> Tr
     model = build(config)
     missing = set(model.state_dict()) - set(weights)
     assert not any(not name.startswith("backbone.") for name in missing), f"checkpoint lacks {sorted(missing)[:3]}"
+    if whole and missing:
+        return None
     model.load_state_dict(weights, strict=False)
     for name in FROM_TRAINING:
         setattr(usage, name, facts["usage"][name])

@@ -195,16 +195,16 @@ def _trained_model(
         model = build(base)
         pretrained.load_into(model, base)
         return Trained(model.eval().requires_grad_(False), [], "pretrained")
-    folder = store.checkpoint_folder(training.key)
-    found = load_checkpoint(folder, build, base, meter.usage)
+    folder, fresh = store.checkpoint_folder(training.key), loaded.card.name in CLOSED
+    found = load_checkpoint(folder, build, base, meter.usage, whole=fresh)
     if found is not None:
         return found
     if untrained(training.budget, recipe):
         return Trained(build(base).eval().requires_grad_(False), [], "none")
-    if cls.frozen_backbone and loaded.card.name in CLOSED:
+    _check_added(build(base), meter.budget)
+    if cls.frozen_backbone and fresh:
         _train_backbone(job, store, meter, say, library, loaded, task)
     plan = task.plan(library, pretrained=loaded.card.pretrained)
-    _check_added(build(base), meter.budget)
     say("data", 0, 1)
     corpus = task.corpus(library, plan, loaded.encode)
     with meter.phase("train"):
@@ -218,7 +218,7 @@ def _trained_model(
             progress=lambda done, total: say("train", done, total),
         )
     if trained.curve:
-        save_checkpoint(folder, trained, recipe, training, meter.usage)
+        save_checkpoint(folder, trained, recipe, training, meter.usage, whole=fresh)
     return trained
 
 

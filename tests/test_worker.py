@@ -20,6 +20,7 @@ from memory_bench.cell import Cell
 from memory_bench.episode import Estimate
 from memory_bench.executors import Event, Inline, Local
 from memory_bench.options import Options
+from memory_bench.recipe import RECIPES, Stage
 from memory_bench.record import Record
 from memory_bench.rows import plain
 from memory_bench.store import Store
@@ -148,6 +149,53 @@ def test_a_trained_model_comes_back_from_its_checkpoint(jobs: Prepare) -> None:
     (again,) = run_inline(asked)  # the checkpoint is there now
     assert numbers([first]) == numbers([again])
     assert first.provenance["curve"] == again.provenance["curve"]
+
+
+@pytest.fixture
+def frozen(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
+    """``frozen(option=…)``: a method that freezes its backbone, in a short training of a backbone that starts fresh."""
+    short = replace(RECIPES["invented-studies"], stages=(Stage(segments=1, rows=4, steps=2),))
+    monkeypatch.setitem(RECIPES, "invented-studies", short)
+    (tmp_path / "nothing").mkdir()
+    options = Options(
+        "longmem", "pubmedqa", "tiny", "cpu-minutes", "1", "", tmp_path / "nothing", True, tmp_path / "out", "2",
+        (), False, "inline", "", False, True, False, world.cache, False,
+    )  # fmt: skip
+    Store.open_or_create(tmp_path / "out")
+
+    def job(**wrong: Any) -> Job:
+        settings = tuple(f"longmem.{name}={value}" for name, value in wrong.items())
+        (cell,) = commands.prepare(replace(options, settings=settings)).grid.cells
+        return Job(cell, tmp_path / "out", None, world.cache, True, False, "cpu", 1)
+
+    return job
+
+
+def test_a_backbone_that_was_trained_and_frozen_comes_back_too(
+    frozen: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memory_bench import worker
+
+    trained: list[str] = []
+    original = worker.train
+    monkeypatch.setattr(worker, "train", lambda *a, **k: (trained.append(type(a[1]).__name__), original(*a, **k))[1])
+    job = frozen()
+    (first,) = run_inline([job])
+    (again,) = run_inline([job])
+    assert first.status == "ok", first.detail
+    assert trained == ["TruncationConfig", "LongMemConfig"]
+    assert numbers([first]) == numbers([again])
+    assert first.usage.train_tokens > first.provenance["curve"][0][0] > 0
+
+
+def test_options_that_do_not_fit_are_found_before_the_backbone_is_trained(
+    frozen: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memory_bench import worker
+
+    monkeypatch.setattr(worker, "train", lambda *a, **k: pytest.fail("training began"))
+    (record,) = run_inline([frozen(retrieval_layer=9)])
+    assert (record.status, record.detail[:36]) == ("failed", "longmem: retrieval_layer = 9 has no ")
 
 
 @pytest.mark.parametrize("damage", ["weights.safetensors", "training.json"])
