@@ -53,7 +53,7 @@ class LongMemConfig:
     side_inner: int | None = None  # feed-forward width of parallel side blocks; None: four times the width
     shared_bank: bool = False  # official: one bank for all rows of a batch; memory_size is for all of them
     zero_chunks: bool = False  # official: chunks that are missing are read as zeros, not masked
-    coarse_eviction: bool = False  # official: a write that would fill the bank drops twice its own size first
+    coarse_eviction: bool = False  # official: a write that would fill the shared bank first drops twice its own size
 
     def __post_init__(self) -> None:
         if min(self.segment, self.reduction, self.chunk, self.retrieved_tokens) < 1:
@@ -66,6 +66,10 @@ class LongMemConfig:
             )
         if self.memory_size < self.chunk:
             raise UserError(f"longmem: memory_size must be at least one chunk, {self.chunk} tokens.")
+        if self.side_inner is not None and self.side_inner < 1:
+            raise UserError("longmem: side_inner must be at least 1; leave it out for four times the width.")
+        if self.coarse_eviction and not self.shared_bank:  # rows would lose chunks because of the rows beside them
+            raise UserError("longmem: coarse_eviction is a rule of one bank for all rows: set shared_bank = true, too.")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise unknown(f"longmem.{name}", str(getattr(self, name)), allowed)

@@ -119,7 +119,8 @@ def _attention(case: Case, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     settings = case.settings()
     heads, width, k = (settings.take(name) for name in ("num_heads", "head_dim", "retrieved_tokens_k"))
     _finish(case, settings)
-    model = _alone(heads, width, {"chunk": k, "retrieved_tokens": k, "memory_size": k, "shared_bank": False})
+    options = {"chunk": k, "retrieved_tokens": k, "memory_size": k, "shared_bank": False, "coarse_eviction": False}
+    model = _alone(heads, width, options)
     weights = case.weights("memory.")
     gate = weights.pop("memory_gate", None)
     if gate is None or gate.shape != model.memory_gate.shape:

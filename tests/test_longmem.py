@@ -405,6 +405,8 @@ def test_writing_alone_is_cheaper(backbone: Backbone) -> None:
         ({"retrieved_tokens": 7}, r"no multiple of chunk = 2: use 8"),
         ({"chunk": 0}, "at least 1"),
         ({"memory_size": 1}, "at least one chunk"),
+        ({"side_inner": 0}, "side_inner must be at least 1"),
+        ({"coarse_eviction": True}, "shared_bank = true"),
         ({"memory_position": "zero"}, "memory_position"),
         ({"side_block": "parralel"}, "parallel"),
         ({"reduction": 3}, "leaves no side layer"),
