@@ -62,6 +62,8 @@ class MemorizingConfig:
     def __post_init__(self) -> None:
         if min(self.segment, self.slots) < 1 or min(self.top_k, self.xl_cache, self.sinks) < 0:
             raise UserError("memorizing: segment and slots must be at least 1, other sizes cannot be negative.")
+        if self.memory_distance is not None and self.memory_distance < 0:
+            raise UserError("memorizing: memory_distance cannot be negative; leave it out for the window.")
         if self.search == "bucketed" and self.top_k and self.slots % self.top_k:
             raise UserError(f"memorizing: bucketed search needs slots = {self.slots} to be a multiple of top_k.")
         if self.exclude_recent and self.xl_cache >= self.slots:
@@ -72,7 +74,10 @@ class MemorizingConfig:
 
     @classmethod
     def official(cls) -> "MemorizingConfig":
-        """As meliad at commit cc1aef5, with the sizes of its 8k configuration."""
+        """As meliad at commit cc1aef5, with the sizes of its 8k configuration.
+
+        Meliad normalises queries and keys of all its layers; here the layers without memory stay the backbone's.
+        """
         return cls(
             top_k=128,
             search="bucketed",

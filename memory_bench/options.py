@@ -102,12 +102,12 @@ def parse_limits(text: str) -> dict[str, int]:
     """``8`` means eight of every task, under the name ``""``; ``pg19=3,pubmedqa=100`` names tasks.
 
     Raises:
-        UserError: neither, or a number below 1.
+        UserError: neither, a number below 1, or two for the same task.
     """
     found: dict[str, int] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
-        task, _, number = part.rpartition("=")
-        if not number.strip().isdecimal() or int(number) < 1:
+        task, named, number = (p.strip() for p in part.rpartition("="))
+        if not number.isdecimal() or int(number) < 1 or (named and not task) or task in found:
             raise UserError(f"--limit {text}: give a number from 1, or one for each task (pg19=3,pubmedqa=100).")
-        found[task.strip()] = int(number)
+        found[task] = int(number)
     return found

@@ -8,6 +8,7 @@ third-party package costs one line of a list and nothing else.
 import ast
 import hashlib
 import importlib.util
+import math
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -199,15 +200,20 @@ def configure(owner: str, config: Any, changes: Mapping[str, Any]) -> Any:
     """`config` (a frozen dataclass) with `changes`, checked against its types.
 
     Raises:
-        UserError: an option that does not exist, or a value of the wrong type.
+        UserError: an option that does not exist, a value of the wrong type, or a number that is not finite.
     """
     names = {f.name for f in fields(config)}
     for name in changes:
         if name not in names:
             raise unknown(f"option of {owner}", name, names)
     try:
-        return TypeAdapter(type(config)).validate_python({**asdict(config), **changes})
+        checked = TypeAdapter(type(config)).validate_python({**asdict(config), **changes})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or next(iter(changes), "")
-        raise UserError(f"{owner}.{where}: {first['msg']} (got {first['input']!r}).") from error
+        said = f"give a list, such as [{first['input']}]" if first["type"] == "tuple_type" else first["msg"]
+        raise UserError(f"{owner}.{where}: {said} (got {first['input']!r}).") from error
+    for name in changes:
+        if isinstance(value := getattr(checked, name), float) and not math.isfinite(value):
+            raise UserError(f"{owner}.{name}: give a finite number (got {value}).")
+    return checked

@@ -257,7 +257,7 @@ def test_limits_are_for_all_tasks_or_for_named_ones() -> None:
     assert parse_limits("") == {}
     assert parse_limits("8") == {"": 8}
     assert parse_limits("pg19=3, pubmedqa=100") == {"pg19": 3, "pubmedqa": 100}
-    for wrong in ("0", "-1", "x", "pg19=", "pg19=0", "pg19=3.5"):
+    for wrong in ("0", "-1", "x", "pg19=", "pg19=0", "pg19=3.5", "=3", "3,4", "pg19=3,pg19=4"):
         with pytest.raises(UserError, match="--limit"):
             parse_limits(wrong)
 

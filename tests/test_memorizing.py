@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -281,11 +282,21 @@ def test_the_paper_s_layer(layers: int, chosen: int) -> None:
         ({"layers": (7,)}, "layers 0 to 1"),
         ({"exclude_recent": True, "xl_cache": 64}, "nothing to retrieve"),
         ({"slots": 0}, "at least 1"),
+        ({"memory_distance": -5}, "cannot be negative"),
     ],
 )
 def test_mistakes_are_sentences(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         build(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [("gate_init", math.nan, "give a finite number"), ("layers", 99, r"give a list, such as \[99\]")],
+)
+def test_values_of_no_use_are_sentences(name: str, value: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        plugins.configure("memorizing", MemorizingConfig(), {name: value})
 
 
 def test_learned_positions_cannot_be_moved() -> None:
