@@ -2,7 +2,8 @@
 
 A backbone inside ``with backbone.reusing():`` keeps its last passes. A pass whose inputs begin like those of a kept
 one, value by value, takes over hidden states, keys and values of that beginning, which in a causal pass do not depend
-on what follows. So greedy decoding costs every model what a cache of its own would, and none has to have one.
+on what follows. So greedy decoding costs a model that reads with `Backbone.run` or `run_cached` what a cache of its own
+would, and it need not have one. Models that write their own loop over the layers compute the open segment again.
 """
 
 from dataclasses import dataclass
