@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from memory_bench import plugins
 from memory_bench.backbones import Backbones
 from memory_bench.budget import Budget
@@ -13,6 +15,7 @@ from memory_bench.cell import Cell, Choice, Training, digest
 from memory_bench.data.library import Library
 from memory_bench.episode import Task
 from memory_bench.errors import UserError, unknown
+from memory_bench.outline import outline
 from memory_bench.pretrained import match
 from memory_bench.recipe import Recipe, find_recipe, fixed_steps
 
@@ -179,6 +182,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                 continue
             else:
                 config = plugins.configure(w.label, fitted, w.options)
+                _check_options(w, cls, config, card)
             _check_helpers(w.label, cls.helpers(config), backbones)
             for seed in request.seeds:
                 training = Training(
@@ -212,6 +216,16 @@ def _check_settings(request: Request) -> None:
         if owner not in models | set(request.tasks) | {"backbone"}:
             known = ", ".join([*sorted(models | set(request.tasks)), "backbone"])
             raise UserError(f"--set {owner}.…: '{owner}' is no model or task of this run ({known}).")
+
+
+def _check_options(wanted: _Wanted, cls: Any, config: Any, card: BackboneCard) -> None:
+    """Options that a backbone of this shape cannot have are refused now, not by every cell; what `fit` says fits."""
+    if not wanted.options or cls.helpers(config):
+        return
+    try:
+        cls(outline(card), config, torch.Generator())
+    except UserError as error:
+        raise UserError(f"{wanted.label} on {card.name}: {error}") from error
 
 
 def _check_helpers(label: str, helpers: Mapping[str, str], backbones: Backbones) -> None:

@@ -266,3 +266,13 @@ def test_a_limit_is_refused_for_a_task_that_does_not_run(world: Any) -> None:
     limited = options(world, models="rmt", tasks="pg19", limit="pg18=2", backbone=str(world.backbone))
     with pytest.raises(UserError, match="Did you mean pg19"):
         prepare(limited)
+
+
+@pytest.mark.parametrize(
+    ("model", "setting", "said"),
+    [("memorizing", "memorizing.layers=[9]", "layers 0 to 1"), ("longmem", "longmem.retrieval_layer=9", "use 0 to 1")],
+)
+def test_options_that_do_not_fit_the_backbone_are_refused(world: Any, model: str, setting: str, said: str) -> None:
+    asked = options(world, models=model, tasks="pg19", backbone=str(world.backbone), settings=(setting,))
+    with pytest.raises(UserError, match=said):
+        prepare(asked)

@@ -1,0 +1,40 @@
+"""The shape of a backbone without its weights: enough to see whether a model's options fit it, before anything runs."""
+
+from functools import cache
+from typing import Any
+
+import torch
+
+from memory_bench.backbone import Backbone
+from memory_bench.card import BackboneCard
+
+HEAD_WIDTH = 4  # channels of a head, whatever the backbone's: options are about layers, heads and positions
+VOCAB = 8
+
+
+@cache
+def outline(card: BackboneCard) -> Backbone:
+    """A random backbone with the card's family, layers, heads and positions, a few channels wide.
+
+    The 30 layers of SmolLM2 take a tenth of a second; its own weights would take seconds to load, or to be downloaded.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    width = HEAD_WIDTH * card.heads
+    narrow = card.width < card.heads * card.head_width  # OPT may embed in fewer channels than its layers have
+    positions = card.max_positions or 1 << 20
+    fields: dict[str, dict[str, Any]] = {
+        "gpt2": {"n_embd": width, "n_layer": card.layers, "n_head": card.heads, "n_positions": positions},
+        "opt": {
+            "hidden_size": width, "num_hidden_layers": card.layers, "num_attention_heads": card.heads, "ffn_dim": width,
+            "word_embed_proj_dim": width // 2 if narrow else width, "max_position_embeddings": positions,
+        },
+        "llama": {
+            "hidden_size": width, "num_hidden_layers": card.layers, "num_attention_heads": card.heads,
+            "num_key_value_heads": card.kv_heads, "intermediate_size": width, "max_position_embeddings": positions,
+        },
+    }  # fmt: skip
+    config = AutoConfig.for_model(card.family, vocab_size=VOCAB, **fields[card.family])
+    build: Any = AutoModelForCausalLM.from_config
+    with torch.random.fork_rng():
+        return Backbone(build(config).eval())
