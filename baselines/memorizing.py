@@ -166,11 +166,12 @@ class Memorizing(MemoryModel[MemorizingState]):
 
     @classmethod
     def fit(cls, card: BackboneCard, budget: Budget) -> MemorizingConfig:
-        """One gated layer as in the paper; other ways for a small backbone, and where nothing is trained.
+        """One gated layer as in the paper; other ways without positions, and where nothing is trained.
 
         A pretrained backbone that is not trained has no gate to learn: its upper half retrieves at a constant distance
-        into one softmax (Extended Mind Transformers: one layer is not enough). A small one that is trained from scratch
-        has all its layers retrieve.
+        into one softmax (Extended Mind Transformers: one layer is not enough). The small ones that are trained from
+        scratch, without positions, have all their layers retrieve. `tiny` has learnt to predict from its window before
+        its memory is added, so it counts as pretrained: its gate starts almost closed.
         """
         options: dict[str, Any] = {"segment": card.window}
         rotary = card.max_positions is None
@@ -179,6 +180,8 @@ class Memorizing(MemoryModel[MemorizingState]):
             options |= {"memory_position": "constant", "sinks": 4}
         if card.pretrained and not budget.trains:
             options |= {"layers": tuple(range(card.layers // 2, card.layers)), "fusion": "joint"}
+        elif card.width <= SMALL and card.rotary:
+            options |= {"memory_position": "constant", "gate_init": -4.0, "top_k": 16}
         elif card.width <= SMALL:
             options |= {"layers": tuple(range(card.layers)), "fusion": "joint", "top_k": 16}
         else:

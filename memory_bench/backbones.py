@@ -80,7 +80,7 @@ class Backbones:
             return small_card("tiny", TINY, digest([TINY, TINY_VERSION, self.library.source("books").revision]))
         if name in CLOSED:
             own = CLOSED[name]
-            return small_card(name, own.sizes, digest([own.shape, list(own.words)]))
+            return small_card(name, own.sizes, digest([own.shape, list(own.words)]), rotary=False)
         folder = self._model_folder(name)
         return _card_from_config(name, folder)
 
@@ -276,6 +276,7 @@ def _card_from_config(name: str, folder: Path) -> BackboneCard:
         kv_heads=config.get("num_key_value_heads") or heads, head_width=config.get("head_dim") or hidden // heads,
         mlp_width=mlp, vocab=config["vocab_size"], window=min(512, longest // 2), pretrained=True,
         parameters=_count_parameters(folder), max_positions=None if family == "llama" else longest,
+        rotary=family == "llama",
         revision=digest([[p.name, fingerprint(p)] for p in files]),
     )  # fmt: skip
 

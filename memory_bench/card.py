@@ -25,7 +25,8 @@ class BackboneCard:
         window: tokens of text a model reads per step by default.
         pretrained: it has been trained on other data before, so it can be asked zero-shot.
         parameters: number of weights.
-        max_positions: longest sequence; None where rotary positions set no hard limit.
+        max_positions: longest sequence; None where no learned positions set a hard limit.
+        rotary: keys and queries are rotated to their positions; without either kind it has no positions at all.
         revision: content hash of its files, or of the recipe that makes it.
     """
 
@@ -42,4 +43,5 @@ class BackboneCard:
     pretrained: bool
     parameters: int
     max_positions: int | None = None
+    rotary: bool = True
     revision: str = ""

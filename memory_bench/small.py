@@ -85,7 +85,7 @@ def small_model(sizes: dict[str, int], rng: torch.Generator, *, rotary: bool = T
     return backbone.float()
 
 
-def small_card(name: str, sizes: dict[str, int], revision: str) -> BackboneCard:
+def small_card(name: str, sizes: dict[str, int], revision: str, *, rotary: bool = True) -> BackboneCard:
     """The card of a `small_model`."""
     d, mlp, layers, heads, vocab = (sizes[k] for k in ("width", "mlp_width", "layers", "heads", "vocab"))
     # q, k, v, o and three feed-forward matrices, two norms, q/k-norm scales and the key shift in every layer
@@ -93,5 +93,5 @@ def small_card(name: str, sizes: dict[str, int], revision: str) -> BackboneCard:
     return BackboneCard(
         name=name, family="llama", width=d, layers=layers, heads=heads, kv_heads=heads, head_width=d // heads,
         mlp_width=mlp, vocab=vocab, window=sizes["window"], pretrained=False,
-        parameters=vocab * d + layers * per_layer + d, revision=revision,
+        parameters=vocab * d + layers * per_layer + d, revision=revision, rotary=rotary,
     )  # fmt: skip

@@ -256,7 +256,9 @@ def test_it_sizes_itself() -> None:
     tiny = card_of(tiny_backbone("llama"), window=32)
     large = replace(tiny, width=576, layers=30, window=512)
     small = Memorizing.fit(tiny, PRESETS["cpu-minutes"])
-    assert (small.layers, small.fusion, small.slots) == ((0, 1), "joint", 4096)
+    assert (small.layers, small.gate_init, small.memory_position, small.xl_cache) == (None, -4.0, "constant", 0)
+    scratch = Memorizing.fit(replace(tiny, rotary=False), PRESETS["cpu-minutes"])
+    assert (scratch.layers, scratch.fusion, scratch.memory_position, scratch.slots) == ((0, 1), "joint", "none", 4096)
     paper = Memorizing.fit(replace(large, pretrained=True), PRESETS["gpu-24g-hour"])
     assert (paper.layers, paper.fusion, paper.gate_init, paper.xl_cache) == (None, "gate", -4.0, 512)
     assert Memorizing.fit(large, PRESETS["gpu-24g-hour"]).gate_init == 0.0

@@ -80,4 +80,5 @@ def card_of(backbone: Backbone, *, window: int = 8, pretrained: bool = False) ->
         pretrained=pretrained,
         parameters=sum(p.numel() for p in backbone.parameters()),
         max_positions=backbone.max_positions,
+        rotary=backbone.rotary,
     )
