@@ -66,7 +66,13 @@ def check_metrics(task: Task, episodes: Sequence[Episode]) -> None:
     """The headline of an oracle and of a model that knows nothing are what they must be."""
     rows = observe(UniformModel(tiny_backbone("llama")), list(episodes), as_bytes, seed=0, decode=from_bytes)
     guessed = pd.DataFrame(rows)
-    known = pd.DataFrame([{**row, "nll": 0.0, "predicted": row["answer"], "generated": row["answer"]} for row in rows])
+    told = [row["kind"] == "read" or row["distance_tokens"] >= 0 for row in rows]  # evidence of the others was not read
+    known = pd.DataFrame(
+        [
+            {**row, "nll": 0.0 if sure else row["nll"], "predicted": row["answer"], "generated": row["answer"]}
+            for row, sure in zip(rows, told, strict=True)
+        ]
+    )
     worst, best = _headline(task, guessed), _headline(task, known)
     better = best.value > worst.value if best.higher_is_better else best.value < worst.value
     require(better, f"{task.headline} must be better for an oracle ({best.value}) than for a guess ({worst.value})")
