@@ -92,7 +92,7 @@ def half_lives(board: Board, look: Mapping[str, Look]) -> "Figure":
     axes.set_xlabel("half-life (tokens), higher is better")
     shown = {verdict_of(own) for row in rows if (own := half_life_of(row.estimates))}
     signs = ["bars: 95 % intervals", "arrows: open ends", "dotted: longest distance asked"]
-    signs += ["markers on it: the curve does not fall by half within it"] if NO_FALL in shown else []
+    signs += ["markers on it: the fitted curve does not fall by half within it"] if NO_FALL in shown else []
     signs += ["markers at the shortest distance: half is gone before it"] if GONE in shown else []
     drawing.key(axes, board, signs, wrap=95)
     return drawing.figure(axes)

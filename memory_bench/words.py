@@ -50,9 +50,9 @@ LEGEND = (
 
 RETENTION = (
     ("half-life", "tokens after which the accuracy above the floor has halved, from acc(d) = c + (a − c) · 2^(−d/h) "
-     "fitted to the hits; c is the memory-wiped control, else chance. `> 32,768`: the curve does not fall by half "
-     "within the longest distance asked; `open)`: the interval's upper end lies beyond it; `no memory`: not above the "
-     "floor"),
+     "fitted to the hits; c is the memory-wiped control, else chance. `> 32,768`: the fitted curve does not fall by "
+     "half within the longest distance asked; `open)`: the interval's upper end lies beyond it; `no memory`: not above "
+     "the floor. A curve that is flat and then drops has another shape, and is read from the plot"),
 )  # fmt: skip
 
 

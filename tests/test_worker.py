@@ -18,6 +18,7 @@ import pytest
 from memory_bench import commands, executors
 from memory_bench.cell import Cell
 from memory_bench.episode import Estimate
+from memory_bench.errors import UserError
 from memory_bench.executors import Event, Inline, Local
 from memory_bench.options import Options
 from memory_bench.recipe import RECIPES, Stage
@@ -188,14 +189,9 @@ def test_a_backbone_that_was_trained_and_frozen_comes_back_too(
     assert first.usage.train_tokens > first.provenance["curve"][0][0] > 0
 
 
-def test_options_that_do_not_fit_are_found_before_the_backbone_is_trained(
-    frozen: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from memory_bench import worker
-
-    monkeypatch.setattr(worker, "train", lambda *a, **k: pytest.fail("training began"))
-    (record,) = run_inline([frozen(retrieval_layer=9)])
-    assert (record.status, record.detail[:36]) == ("failed", "longmem: retrieval_layer = 9 has no ")
+def test_options_that_do_not_fit_are_found_before_anything_runs(frozen: Callable[..., Job]) -> None:
+    with pytest.raises(UserError, match="use 0 to 1"):
+        frozen(retrieval_layer=9)
 
 
 @pytest.mark.parametrize("damage", ["weights.safetensors", "training.json"])
