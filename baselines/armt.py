@@ -22,7 +22,6 @@ from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 
-SMALL = 256  # backbones up to this width get the sizes of the `tiny` preset
 EPSILON = 1e-5  # of every division
 NARROWEST = 16  # `fit` goes no lower: with fewer features, the sums that reads divide by are too often near zero
 
@@ -176,7 +175,7 @@ class ARMT(MemoryModel[ARMTState]):
 
         A limit on added parameters makes keys narrower, down to 16; the square value projections stay.
         """
-        small = card.width <= SMALL
+        small = card.small
         memory, size = (4, 32) if small else (10, 64)
         if budget.added_parameters is not None:
             fixed = memory * card.width + card.layers * (card.width**2 + card.width + 1)

@@ -26,7 +26,6 @@ from . import knn
 from ._cache import empty_cache, keep_recent, next_positions
 from .ring import Ring
 
-SMALL = 256  # backbones up to this width get the sizes of the `tiny` preset
 SEGMENTS = 128  # segments that the store holds at most
 STORE_SHARE = 10  # a stream's store takes at most this fraction of the budget's device memory
 
@@ -180,9 +179,9 @@ class Memorizing(MemoryModel[MemorizingState]):
             options |= {"memory_position": "constant", "sinks": 4}
         if card.pretrained and not budget.trains:
             options |= {"layers": tuple(range(card.layers // 2, card.layers)), "fusion": "joint"}
-        elif card.width <= SMALL and card.rotary:
+        elif card.small and card.rotary:
             options |= {"memory_position": "constant", "gate_init": -4.0, "top_k": 16}
-        elif card.width <= SMALL:
+        elif card.small:
             options |= {"layers": tuple(range(card.layers)), "fusion": "joint", "top_k": 16}
         else:
             options |= {"gate_init": -4.0 if card.pretrained else 0.0, "xl_cache": card.window if rotary else 0}

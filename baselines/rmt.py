@@ -23,8 +23,6 @@ from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 from memory_bench.released import Release, Shape
 from memory_bench.transfer import Layout, Place, backbone_places, embedding_width
 
-SMALL = 256  # backbones up to this width get the sizes of the `tiny` preset
-
 
 @dataclass(frozen=True, slots=True)
 class RMTConfig:
@@ -103,7 +101,7 @@ class RMT(MemoryModel[RMTState]):
     @classmethod
     def fit(cls, card: BackboneCard, budget: Budget) -> RMTConfig:
         """Ten memory tokens; a small backbone that is trained from scratch gets four, normalised."""
-        small = card.width <= SMALL
+        small = card.small
         memory = 4 if small else 10
         if budget.added_parameters is not None:
             memory = min(memory, budget.added_parameters // card.width)

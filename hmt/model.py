@@ -29,7 +29,6 @@ from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 from .layout import HMTLayout
 from .recall import MemoryCache
 
-SMALL = 256  # backbones up to this width get the sizes of the `tiny` preset
 OFFICIAL_LARGE = 4096  # the official code scores with scale 1/h from these widths on
 
 
@@ -166,7 +165,7 @@ class HMT(MemoryModel[HMTState]):
     @classmethod
     def fit(cls, card: BackboneCard, budget: Budget) -> HMTConfig:
         """Recall as wide as the feed-forward layer (as in the scripts), or as a small backbone itself."""
-        small = card.width <= SMALL
+        small = card.small
         sensory = 8 if small else 32
         width = card.width if small else card.mlp_width
         if budget.added_parameters is not None:

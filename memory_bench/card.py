@@ -45,3 +45,8 @@ class BackboneCard:
     max_positions: int | None = None
     rotary: bool = True
     revision: str = ""
+
+    @property
+    def small(self) -> bool:
+        """Whether methods take the sizes that suit the `tiny` backbone and its like."""
+        return self.width <= 256

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 
 from memory_bench import plugins
-from memory_bench.backbone import Backbone
 from memory_bench.budget import PRESETS
 from memory_bench.card import BackboneCard
+from memory_bench.outline import outline
 from memory_bench.small import TINY, small_card, small_model
 from memory_bench.testing import measure_look_ahead
 
@@ -21,7 +21,7 @@ def measure_models() -> dict[str, dict[str, Any]]:
     """Per model: measured look-ahead at the tiny size, parameters added to `tiny` and to SmolLM2-135M."""
     budget = PRESETS["cpu-minutes"]
     tiny = small_model(TINY, torch.Generator().manual_seed(0))
-    large = _random_llama(SMOLLM2)
+    large = outline(SMOLLM2, full=True)
     found: dict[str, dict[str, Any]] = {}
     for name in plugins.installed("models"):
         cls = plugins.load("models", name)
@@ -35,15 +35,3 @@ def measure_models() -> dict[str, dict[str, Any]]:
                 entry["look_ahead"] = measure_look_ahead(model)
         found[name] = entry
     return found
-
-
-def _random_llama(card: BackboneCard) -> Backbone:
-    """An untrained model of the card's sizes."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=card.vocab, hidden_size=card.width, intermediate_size=card.mlp_width, num_hidden_layers=card.layers,
-        num_attention_heads=card.heads, num_key_value_heads=card.kv_heads, tie_word_embeddings=True,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        return Backbone(LlamaForCausalLM(config))

@@ -72,6 +72,11 @@ class Recipe:
         return self.lr * warm * (self.floor + (1 - self.floor) * left)
 
 
+def _growing(last: int) -> tuple[Stage, ...]:
+    """A curriculum of distances: 1, 2 and 4 segments for 100 steps each, then 8 for `last`."""
+    return tuple(Stage(segments=n, rows=32, steps=steps) for n, steps in ((1, 100), (2, 100), (4, 100), (8, last)))
+
+
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
@@ -90,31 +95,9 @@ RECIPES: dict[str, Recipe] = {
             warmup=50,
             decay_from=0.6,
         ),
-        Recipe(
-            "key-value",
-            (
-                Stage(segments=1, rows=32, steps=100),
-                Stage(segments=2, rows=32, steps=100),
-                Stage(segments=4, rows=32, steps=100),
-                Stage(segments=8, rows=32, steps=150),
-            ),
-            lr=3e-3,
-            weight_decay=0.01,
-            warmup=50,
-            decay_from=0.6,
-        ),
-        Recipe(
-            "noun-recall",
-            (
-                Stage(segments=1, rows=32, steps=100),
-                Stage(segments=2, rows=32, steps=100),
-                Stage(segments=4, rows=32, steps=100),
-                Stage(segments=8, rows=32, steps=200),
-            ),
-            lr=3e-3,
-            weight_decay=0.01,
-            warmup=50,
-            decay_from=0.6,
+        *(
+            Recipe(name, _growing(last), lr=3e-3, weight_decay=0.01, warmup=50, decay_from=0.6)
+            for name, last in (("key-value", 150), ("noun-recall", 200))
         ),
         Recipe("adapt", (Stage(segments=4, rows=8),), lr=1e-4, trains="memory", checkpoint=True),
         # A pretrained backbone moves little while a gate must open: its rate is 10 to 100 times that of the weights.

@@ -23,8 +23,9 @@ from memory_bench.data import Library, Study
 from memory_bench.data.studies import SEGMENT, InventedStudy, invent, studies
 from memory_bench.episode import Ask, Encode, Episode, Estimate, Read, Task, TrainingPlan
 from memory_bench.errors import UserError
-from memory_bench.stats import macro_f1, mean_interval, statistic_interval
+from memory_bench.stats import macro_f1, statistic_interval
 
+from .answers import average
 from .language_modeling import books_corpus
 
 CHOICES = (" yes", " no", " maybe")
@@ -106,13 +107,13 @@ class PubMedQA(Task):
         head = counted[counted["control"] == ""]
         if head.empty:
             return []
-        found = [_mean("accuracy", head, seed), _macro_f1(head, seed)]
-        found.append(_mean("answer_logprob", head, seed, column="logprob", unit="nats"))
+        found = [average("accuracy", head, "correct", "share", seed), _macro_f1(head, seed)]
+        found.append(average("answer_logprob", head, "logprob", "nats", seed))
         parts = [(f"label={c.strip()}", head[head["answer"] == c]) for c in CHOICES]
         parts += [(n, main[main["label"] == n]) for n in _in_order(main["label"])]
         parts += self._by_distance(head) if self.config.fused > 1 else []
         parts += [(f"control:{c}", counted[counted["control"] == c]) for c in CONTROLS]
-        found += [_mean("accuracy", part, seed, name) for name, part in parts if not part.empty]
+        found += [average("accuracy", part, "correct", "share", seed, name) for name, part in parts if not part.empty]
         return found + _lift(counted, seed)
 
     def headline_rows(self, samples: pd.DataFrame) -> pd.DataFrame:
@@ -209,20 +210,6 @@ def _in_order(labels: "pd.Series[str]") -> list[str]:
     """The distances that occur, nearest first."""
     found = {str(name) for name in labels if str(name).startswith("distance=")}
     return sorted(found, key=lambda name: int(name.removeprefix("distance=")))
-
-
-def _questions(asks: pd.DataFrame, column: str) -> pd.DataFrame:
-    """One row a question, `column` averaged over seeds."""
-    keys = ["cluster", "episode", "event"]
-    return asks.groupby(keys, as_index=False)[[column]].mean()
-
-
-def _mean(
-    metric: str, asks: pd.DataFrame, seed: int, name: str = "", *, column: str = "correct", unit: str = "share"
-) -> Estimate:
-    each = _questions(asks, column)
-    value, low, high = mean_interval(each[column].to_numpy(), each["cluster"].to_numpy(dtype=str), seed=seed)
-    return Estimate(metric, value, low, high, each["cluster"].nunique(), name, unit)
 
 
 def _macro_f1(asks: pd.DataFrame, seed: int) -> Estimate:
