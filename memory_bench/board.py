@@ -146,6 +146,7 @@ def _identity(cell: Cell) -> tuple[str, str]:
     budget = {k: v for k, v in asdict(cell.training.budget).items() if k not in ("seeds", "tasks")}
     board = {"task": asdict(cell.task), "limit": cell.limit, "backbone": cell.training.backbone.name, "budget": budget}
     model = {"model": asdict(cell.training.model), "recipe": asdict(cell.training.recipe), "controls": cell.controls}
+    model["scored_with"] = cell.scored_with
     return digest(board), digest(model)
 
 

@@ -56,6 +56,7 @@ class Cell:
         controls: also score with memory wiped, foreign, and with the evidence in the prompt.
         role: ``asked`` or ``control``; not part of the identity.
         label: the name a table shows for the model (options that differ from the default included).
+        scored_with: options of the model that are changed after its training: a larger store, another query.
     """
 
     training: Training
@@ -64,12 +65,15 @@ class Cell:
     controls: bool = True
     role: str = "asked"
     label: str = ""
+    scored_with: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """16 hexadecimal digits of what determines the numbers."""
         plain = asdict(self)
         del plain["role"], plain["label"], plain["training"]["budget"]["seeds"], plain["training"]["budget"]["tasks"]
+        if not self.scored_with:  # keys of cells from before there was such a thing stay what they are
+            del plain["scored_with"]
         return digest(plain)
 
     @property
@@ -95,4 +99,5 @@ def from_json(data: dict[str, Any]) -> Cell:
     parts = {name: Choice(**t[name]) for name in ("model", "backbone", "corpus", "recipe")}
     training = Training(**parts, budget=Budget(**t["budget"]), seed=t["seed"])
     rest = {k: data[k] for k in ("limit", "controls", "role", "label")}
+    rest["scored_with"] = data.get("scored_with", {})
     return Cell(training=training, task=Choice(**data["task"]), **rest)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -22,6 +22,7 @@ from memory_bench.recipe import Recipe, find_recipe, fixed_steps
 WINDOW = "truncation"
 # What every comparison needs: the window, and the cheapest memory, trained equally.
 CONTROLS = (WINDOW, "xl-cache")
+TRAIN, TEST = "train.", "test."
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,9 @@ class Request:
     """A run as asked for.
 
     Attributes:
-        models: names, each possibly with options: ``hmt[recall_query=current-half]``.
+        models: names, each possibly with options: ``hmt[recall_query=current-half]``. Options ``train.…`` change the
+            recipe for this model (``rmt[train.bptt=1]``), options ``test.…`` the model once it is trained
+            (``memorizing[slots=256,test.slots=1024]``).
         tasks: names.
         backbone: name, folder or hub id.
         budget: limits.
@@ -81,10 +84,18 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
+    """A model as asked for; of its options, ``train.…`` change its recipe and ``test.…`` the trained model."""
+
     name: str
     options: Mapping[str, Any]
     role: str
     label: str
+
+    def part(self, prefix: str) -> dict[str, Any]:
+        """The options that begin with `prefix`, without it; those with neither prefix for the empty one."""
+        if prefix:
+            return {k.removeprefix(prefix): v for k, v in self.options.items() if k.startswith(prefix)}
+        return {k: v for k, v in self.options.items() if not k.startswith((TRAIN, TEST))}
 
 
 def split_names(text: str) -> tuple[str, ...]:
@@ -153,8 +164,8 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
         chosen = backbones.card(resolved)
         plan = task.plan(library, pretrained=chosen.pretrained)
         card = backbones.card(plan.backbone) if plan.backbone else chosen
-        recipe = find_recipe(plan.recipe or loading.recipe or default_recipe(card))
-        _check_ends(recipe, request.budget)
+        usual = plan.recipe or loading.recipe or default_recipe(card)
+        _check_ends(find_recipe(usual), request.budget)
         source = library.source(task.needs)
         trained_on = library.source("books" if plan.corpus == "books" else task.needs)
         corpus = Choice(plan.corpus, plan.version, revision=trained_on.revision)
@@ -170,10 +181,11 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                 reason = f"{w.label} works on {families} backbones; {card.name} is of the {card.family} family"
                 skipped.append(Skipped(w.label, task_name, reason))
                 continue
-            fitted, revision = cls.fit(card, request.budget), plugins.revision(w.name)
-            if checkpoint := str(w.options.get("checkpoint") or ""):
+            fitted, revision, own = cls.fit(card, request.budget), plugins.revision(w.name), w.part("")
+            recipe = _recipe(w, usual, request.budget)
+            if checkpoint := str(own.get("checkpoint") or ""):
                 found = match(w.label, cls, checkpoint, card.name, backbones)
-                config = found.config(w.label, fitted, w.options, loading.dtype)
+                config = found.config(w.label, fitted, own, loading.dtype)
                 revision += found.release.revision
                 pretrained[w.label] = checkpoint
             elif backbones.holds_release(card.name):
@@ -181,7 +193,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                 skipped.append(Skipped(w.label, task_name, reason))
                 continue
             else:
-                config = plugins.configure(w.label, fitted, w.options)
+                config = plugins.configure(w.label, fitted, own)
                 _check_options(w, cls, config, card)
             _check_helpers(w.label, cls.helpers(config), backbones)
             for seed in request.seeds:
@@ -189,11 +201,13 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                     model=Choice(w.name, cls.version, asdict(config), revision),
                     backbone=Choice(card.name, config={"dtype": loading.dtype}, revision=card.revision),
                     corpus=corpus,
-                    recipe=Choice(recipe.name, recipe.version),
+                    recipe=recipe,
                     budget=request.budget,
                     seed=seed,
                 )
-                cells.append(Cell(training, task_choice, limit, request.controls, w.role, w.label))
+                cells.append(
+                    Cell(training, task_choice, limit, request.controls, w.role, w.label, scored_with=w.part(TEST))
+                )
     if not any(cell.role == "asked" for cell in cells):
         reasons = "; ".join(dict.fromkeys(s.reason for s in skipped)) or "no models or tasks were given"
         raise UserError(f"Nothing to run: {reasons}.")
@@ -220,12 +234,37 @@ def _check_settings(request: Request) -> None:
 
 def _check_options(wanted: _Wanted, cls: Any, config: Any, card: BackboneCard) -> None:
     """Options that a backbone of this shape cannot have are refused now, not by every cell; what `fit` says fits."""
+    changes = wanted.part(TEST)
+    scored = plugins.configure(wanted.label, config, changes)
     if not wanted.options or cls.helpers(config):
         return
     try:
-        cls(outline(card), config, torch.Generator())
+        trained, tested = (cls(outline(card), c, torch.Generator()) for c in (config, scored))
     except UserError as error:
         raise UserError(f"{wanted.label} on {card.name}: {error}") from error
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (trained, tested)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            f"{wanted.label}: {', '.join(changes)} changes the weights, so it cannot change after the training."
+        )
+
+
+def _recipe(wanted: _Wanted, usual: str, budget: Budget) -> Choice:
+    """The recipe of one model: the usual one with its ``train.`` options, which the choice then holds."""
+    changes = wanted.part(TRAIN)
+    name = changes.pop("recipe", usual)
+    recipe = make_recipe(Choice(name, config=changes))
+    _check_ends(recipe, budget)
+    return Choice(name, recipe.version, changes)
+
+
+def make_recipe(choice: Choice) -> Recipe:
+    """The recipe of a training.
+
+    Raises:
+        UserError: an unknown recipe or field of one.
+    """
+    return cast(Recipe, plugins.configure(f"recipe {choice.name}", find_recipe(choice.name), choice.config))
 
 
 def _check_helpers(label: str, helpers: Mapping[str, str], backbones: Backbones) -> None:

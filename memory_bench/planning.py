@@ -12,9 +12,9 @@ import torch
 from memory_bench.backbones import Backbones
 from memory_bench.card import BackboneCard
 from memory_bench.cell import Cell
-from memory_bench.grid import Grid
+from memory_bench.grid import Grid, make_recipe
 from memory_bench.meter import TRAIN_PASSES
-from memory_bench.recipe import Recipe, find_recipe, fixed_steps
+from memory_bench.recipe import Recipe, fixed_steps
 
 ADAM_BYTES = 16  # float32 weight, gradient and two moments
 PYTHON_BYTES = 700_000_000  # a process with torch and transformers loaded
@@ -63,7 +63,7 @@ def estimate(grid: Grid, backbones: Backbones) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for cell in grid.cells:
         training = cell.training
-        card, recipe = backbones.card(training.backbone.name), find_recipe(training.recipe.name)
+        card, recipe = backbones.card(training.backbone.name), make_recipe(training.recipe)
         segment = int(training.model.config.get("segment") or card.window)
         loaded = training.key in seen or bool(training.model.config.get("checkpoint"))
         tokens = 0 if loaded else train_tokens(cell, recipe, card)

@@ -24,14 +24,14 @@ from memory_bench.checkpoints import load_checkpoint, save_checkpoint
 from memory_bench.data.library import Library
 from memory_bench.episode import Estimate, Task
 from memory_bench.errors import BudgetExceeded, UserError
-from memory_bench.grid import WINDOW, make_task
+from memory_bench.grid import WINDOW, make_recipe, make_task
 from memory_bench.learned import judge
 from memory_bench.meter import Meter
 from memory_bench.observe import observe
 from memory_bench.pairing import judged
 from memory_bench.pretrained import Pretrained, rematch
 from memory_bench.protocol import MemoryModel
-from memory_bench.recipe import Recipe, find_recipe
+from memory_bench.recipe import Recipe
 from memory_bench.record import Record, now, provenance
 from memory_bench.retention import expected_shares
 from memory_bench.rows import marked
@@ -119,10 +119,10 @@ def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> 
         brought=None if pretrained is None else pretrained.own,
     )
     task = make_task(cell.task)
-    recipe = find_recipe(training.recipe.name)
+    recipe = make_recipe(training.recipe)
     with store.lock(training.key):
         trained = _trained_model(job, store, meter, say, library, loaded, task, pretrained)
-    model = trained.model
+    model = _as_scored(trained.model, cell, loaded)
     _count_parameters(model, recipe, meter.usage)
     episodes = list(task.episodes(library, cell.limit))
     rows: list[Row] = []
@@ -181,7 +181,7 @@ def _trained_model(
     pretrained: Pretrained | None,
 ) -> Trained:
     """The cell's model: as released, from its checkpoint if another task has trained it, else trained now."""
-    training, recipe = job.cell.training, find_recipe(job.cell.training.recipe.name)
+    training, recipe = job.cell.training, make_recipe(job.cell.training.recipe)
     cls = plugins.load("models", training.model.name)
     base = plugins.configure(training.model.name, cls.fit(loaded.card, training.budget), training.model.config)
     Backbones(library, job.cache, hub=job.hub).equip(loaded, cls.helpers(base))
@@ -220,6 +220,18 @@ def _trained_model(
     if trained.curve:
         save_checkpoint(folder, trained, recipe, training, meter.usage, whole=fresh)
     return trained
+
+
+def _as_scored(model: MemoryModel[Any], cell: Cell, loaded: Loaded) -> MemoryModel[Any]:
+    """The trained model with the options the cell changes after training; the weights are the same."""
+    if not cell.scored_with:
+        return model
+    cls, asked = type(model), cell.training.model
+    base = cls.fit(loaded.card, cell.training.budget)
+    config = plugins.configure(asked.name, base, {**asked.config, **cell.scored_with})
+    scored: MemoryModel[Any] = cls(loaded.backbone, config, torch.Generator().manual_seed(0))
+    scored.to(loaded.backbone.device).load_state_dict(model.state_dict())
+    return scored.eval().requires_grad_(False)
 
 
 def _train_backbone(
