@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 
+def results_folder() -> Path:
+    """The folder of shipped data, in a checkout (editable install) or an installed wheel."""
+    beside = Path(__file__).resolve().parent.parent / "results"
+    return beside if (beside / "parity").is_dir() else Path(__file__).resolve().parent / "results"
+
+
 def parity_folder() -> Path:
-    """The folder of the shipped reference cases, in a checkout or an installed wheel."""
-    beside = Path(__file__).resolve().parent.parent / "results" / "parity"  # a checkout (editable install)
-    return beside if beside.is_dir() else Path(__file__).resolve().parent / "results" / "parity"
+    """The folder of the shipped reference cases."""
+    return results_folder() / "parity"
 
 
 def read_certificates() -> dict[str, dict[str, Any]]:
