@@ -58,7 +58,8 @@ class Loading:
 
     Attributes:
         dtype: of weights, training and evaluation.
-        recipe: instead of the backbone's own (`memory_bench.recipe`), for every model alike; a task's own recipe stays.
+        recipe: instead of the backbone's own (`memory_bench.recipe`), for every model alike; a task's own curriculum
+            gives way only to another that has its own number of steps.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -164,7 +165,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
         chosen = backbones.card(resolved)
         plan = task.plan(library, pretrained=chosen.pretrained)
         card = backbones.card(plan.backbone) if plan.backbone else chosen
-        usual = plan.recipe or loading.recipe or default_recipe(card)
+        usual = _usual_recipe(plan.recipe, loading.recipe, card)
         _check_ends(find_recipe(usual), request.budget)
         source = library.source(task.needs)
         trained_on = library.source("books" if plan.corpus == "books" else task.needs)
@@ -299,6 +300,13 @@ def make_task(choice: Choice) -> Task:
     options = {k: v for k, v in choice.config.items() if k != "data"}
     task: Task = cls(plugins.configure(choice.name, cls.Config(), options))
     return task
+
+
+def _usual_recipe(tasks_own: str | None, asked: str, card: BackboneCard) -> str:
+    """How models are trained: as the task says, else as was asked, else as is usual on the backbone."""
+    if tasks_own and not (asked and fixed_steps(find_recipe(asked))):
+        return tasks_own
+    return asked or default_recipe(card)
 
 
 def default_recipe(card: BackboneCard) -> str:

@@ -101,6 +101,14 @@ RECIPES: dict[str, Recipe] = {
             Recipe(name, _growing(last), lr=3e-3, weight_decay=0.01, warmup=50, decay_from=0.6)
             for name, last in (("key-value", 150), ("noun-recall", 200))
         ),
+        # One fact over one border: seconds, and yet a memory that is not written is at chance.
+        Recipe(
+            "key-value-short",
+            (Stage(segments=1, rows=16, steps=40), Stage(segments=2, rows=16, steps=110)),
+            lr=3e-3,
+            weight_decay=0.01,
+            decay_from=0.6,
+        ),
         Recipe("adapt", (Stage(segments=4, rows=8),), lr=1e-4, trains="memory", checkpoint=True),
         # A pretrained backbone moves little while a gate must open: its rate is 10 to 100 times that of the weights.
         Recipe("finetune", (Stage(segments=4, rows=8),), lr=2e-5, memory_lr=50.0, checkpoint=True),
