@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from memory_bench import plugins
+from memory_bench import plugins, reported
 from memory_bench.budget import PRESETS, Budget
 from memory_bench.card import NAMED
 from memory_bench.errors import unknown
@@ -37,7 +37,7 @@ def rows(what: str, data: Path | None, cache: Path) -> list[dict[str, Any]]:
     if what == "suites":
         return _suites()
     if what == "reported":
-        return []
+        return reported.listed()
     raise unknown("list", what, KINDS)
 
 
@@ -143,6 +143,8 @@ def text(entries: list[dict[str, Any]]) -> str:
     """One line per entry."""
     if not entries:
         return "Nothing to list."
+    if "confidence" in entries[0]:
+        return reported.text(entries)
     lines = []
     for e in entries:
         parts = [f"{e['name']:<18}"]

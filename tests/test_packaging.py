@@ -11,6 +11,7 @@ import pytest
 
 from memory_bench.executors import WORKER
 from memory_bench.parity import find_cases
+from memory_bench.reported import load
 from memory_bench.shipped import parity_folder, read_certificates
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ def test_suites_and_cases_are_listed_as_data() -> None:
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]
     folders = packages()
     carried = {f for name, globs in patterns.items() for glob in globs for f in folders[name].glob(glob) if f.is_file()}
-    wanted = [f for f in (ROOT / "results" / "parity").rglob("*") if f.is_file()]
+    wanted = [f for name in ("parity", "reported") for f in (ROOT / "results" / name).rglob("*") if f.is_file()]
     wanted += (ROOT / "memory_bench" / "suites").glob("*.toml")
     wanted.append(ROOT / "memory_bench" / "py.typed")
     assert len(wanted) > 50
@@ -42,6 +43,7 @@ def test_suites_and_cases_are_listed_as_data() -> None:
 
 def test_shipped_data_are_found() -> None:
     assert len(list(find_cases([parity_folder()]))) >= 13
+    assert len(load()) > 2000
     assert {"hmt", "rmt", "memoryllm", "mplus"} <= set(read_certificates())
     assert {"smoke.toml", "tiny.toml"} <= {f.name for f in resources.files("memory_bench.suites").iterdir()}
 
