@@ -122,23 +122,32 @@ def collect(store: Store, tasks: Mapping[str, Scorer], keys: Collection[str] | N
         tasks: by name; for a task that is missing the records' own metrics are averaged over seeds.
         keys: cells to show; None: all.
     """
-    grid = store.run().get("grid", {})
+    skipped = store.run().get("grid", {}).get("skipped", [])
+    boards = []
+    for members in grouped(store, keys):
+        boards.append(_board(store, tasks, members + _skipped(members, skipped)))
+    return sorted(boards, key=lambda b: (b.task, b.backbone, b.budget.name, b.data, digest(asdict(b.cell.task))))
+
+
+def grouped(store: Store, keys: Collection[str] | None = None) -> list[list[list[Record]]]:
+    """The records of a store by board, then by row, then by seed.
+
+    Args:
+        store: what it cannot read is added to its warnings.
+        keys: cells to show; None: all.
+    """
+    roles = store.run().get("grid", {}).get("roles", {})
     groups: dict[str, dict[str, dict[int, Record]]] = {}
     for record in store.records():
         if keys is None or record.key in keys:
-            record = _as_asked(record, grid.get("roles", {}))
+            record = _as_asked(record, roles)
             board, row = _identity(record.cell)
             same = groups.setdefault(board, {}).setdefault(row, {})
             seed = record.cell.training.seed
             # Two records of one seed differ in a revision (another copy of the backbone); the later one counts.
             if seed not in same or _finished(record) >= _finished(same[seed]):
                 same[seed] = record
-    boards = []
-    for rows in groups.values():
-        members = [[record for _, record in sorted(seeds.items())] for seeds in rows.values()]
-        members += _skipped(members, grid.get("skipped", []))
-        boards.append(_board(store, tasks, members))
-    return sorted(boards, key=lambda b: (b.task, b.backbone, b.budget.name, b.data, digest(asdict(b.cell.task))))
+    return [[[r for _, r in sorted(seeds.items())] for seeds in rows.values()] for rows in groups.values()]
 
 
 def _identity(cell: Cell) -> tuple[str, str]:

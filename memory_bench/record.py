@@ -23,6 +23,7 @@ SCHEMA = 1
 STATUSES = ("ok", "over_budget", "failed", "skipped")
 VERDICTS = ("learned", "not learned", "no memory", "untrained", "pretrained")
 PACKAGES = ("torch", "transformers", "pandas", "memory-bench")
+CHANGES = ("status", "--porcelain", "--untracked-files=no", "-z")
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,16 @@ def checkout() -> dict[str, Any]:
         return nothing
     commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
     return nothing if commit is None else {"commit": commit.strip(), "dirty": bool(changes and changes.strip())}
+
+
+def changed_files(folder: Path) -> list[str]:
+    """Absolute paths of tracked files around `folder` that differ from the commit; empty where there is no git."""
+    top, found = (_git(folder, *arguments) for arguments in (("rev-parse", "--show-toplevel"), CHANGES))
+    if top is None or found is None:
+        return []
+    # "XY path", or "XY new<NUL>old" for what was renamed: the old name alone has no letters before it.
+    names = [entry[3:] for entry in found.split("\0") if entry[2:3] == " "]
+    return [str(Path(top.strip()) / name) for name in names]
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
