@@ -37,11 +37,12 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A backbone with its tokenizer, ready for use."""
+    """A backbone with its tokenizer, ready for use; `folder` holds the files of one that is a Hugging Face model."""
 
     backbone: Backbone
     encode: Tokens
     card: BackboneCard
+    folder: Path | None = None
 
 
 class Backbones:
@@ -136,12 +137,12 @@ class Backbones:
         folder = self._model_folder(name)
         encode = load_tokens(folder, self.cache / "encoded")
         if brought is not None:
-            return Loaded(unfilled_backbone(brought, dtype).to(device), encode, card)
+            return Loaded(unfilled_backbone(brought, dtype).to(device), encode, card, folder)
         try:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
         except (OSError, ValueError) as error:
             raise DataError(f"Cannot load a causal language model from {name}: {str(error).splitlines()[0]}") from error
-        return Loaded(Backbone(model.eval()).to(device), encode, card)
+        return Loaded(Backbone(model.eval()).to(device), encode, card, folder)
 
     def helper_folder(self, name: str) -> Path:
         """The files of a frozen helper (`memory_bench.card.HELPERS`), fetched at first use.

@@ -1,13 +1,15 @@
 """The command line. Heavy packages are imported inside the commands, so that ``--help`` answers at once."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from memory_bench.environment import cache_folder as _cache
+from memory_bench.environment import data_folder as _data_folder
+from memory_bench.environment import hub_allowed as _hub
 from memory_bench.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -167,6 +169,27 @@ def verify(
     raise typer.Exit(commands.verify(cases or [], write=write, as_json=as_json))
 
 
+@app.command("lm-eval", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def lm_eval(
+    arguments: Annotated[list[str] | None, typer.Argument(help="Of lm-eval's own command.")] = None,
+    print_include_path: Annotated[
+        bool, typer.Option("--print-include-path", help="Print the folder of our tasks for lm-eval.")
+    ] = False,
+) -> None:
+    """lm-evaluation-harness with our models and tasks: what follows goes to its own command, exit codes are its own.
+
+    Example: memory-bench lm-eval run --model memory-bench --model_args model=rmt,run=results/runs/latest --tasks mb_pg19
+    """
+    from memory_bench.lm_eval import include_path
+
+    if print_include_path:
+        typer.echo(include_path())
+        return
+    from memory_bench.lm_eval.command import command
+
+    raise typer.Exit(command(arguments or []))
+
+
 @app.command()
 def fetch(
     names: Annotated[
@@ -193,27 +216,6 @@ def doctor(data: Data = None) -> None:
     from memory_bench import commands
 
     raise typer.Exit(commands.doctor(_data_folder(data), _cache(), hub=_hub()))
-
-
-def _data_folder(given: Path | None) -> Path | None:
-    """The data folder: the option, else the environment."""
-    if given is not None:
-        return given
-    named = os.environ.get("MEMORY_BENCH_DATA")
-    return Path(named) if named else None
-
-
-def _cache() -> Path:
-    """The user's cache folder."""
-    from platformdirs import user_cache_path
-
-    named = os.environ.get("MEMORY_BENCH_CACHE")
-    return Path(named) if named else user_cache_path("memory-bench")
-
-
-def _hub() -> bool:
-    """Whether the hub may be asked."""
-    return os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("", "0", "false", "no")
 
 
 def main(arguments: list[str] | None = None) -> Any:

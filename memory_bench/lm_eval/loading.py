@@ -1,0 +1,186 @@
+"""Which model lm-eval reads with: one that needs no training, or one that `memory-bench run` has trained.
+
+A memory that a budget would train is never read with untrained: it is refused with the command that trains it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memory_bench import plugins
+from memory_bench.backbones import Backbones, Loaded
+from memory_bench.budget import Budget, Usage, load_budget
+from memory_bench.cell import Choice, Training
+from memory_bench.checkpoints import load_checkpoint
+from memory_bench.errors import UserError, unknown
+from memory_bench.grid import default_recipe
+from memory_bench.pretrained import Pretrained, match, rematch
+from memory_bench.protocol import MemoryModel
+from memory_bench.recipe import find_recipe
+from memory_bench.record import Record
+from memory_bench.small import CLOSED
+from memory_bench.store import Store
+from memory_bench.train import trained_parameters, untrained
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A model to read with, and what it is.
+
+    Attributes:
+        model: in evaluation mode.
+        loaded: its backbone and tokenizer.
+        training: what it is, as a cell would name it; its key is part of the hash of `MemoryLM`.
+        trained: ``trained``, ``nothing to train``, ``untrained`` (the budget has no training) or ``pretrained``.
+    """
+
+    model: MemoryModel[Any]
+    loaded: Loaded
+    training: Training
+    trained: str
+
+
+def from_names(
+    name: str,
+    backbone: str,
+    budget: str,
+    options: Mapping[str, Any],
+    backbones: Backbones,
+    *,
+    seed: int,
+    dtype: str,
+    device: str,
+) -> Chosen:
+    """A model as `memory-bench run` would build it, if it can be read with as it is.
+
+    Raises:
+        UserError: an unknown name or option, a pairing that cannot work, or memories that the budget would train.
+    """
+    cls = plugins.load("models", name)
+    limits = _budget(budget, backbone, device)
+    card = backbones.card(backbones.resolve(backbone))
+    if card.family not in cls.families:
+        families = ", ".join(cls.families)
+        raise UserError(f"{name} works on {families} backbones; {card.name} is of the {card.family} family.")
+    revision, own = plugins.revision(name), None
+    config = cls.fit(card, limits)
+    if checkpoint := str(options.get("checkpoint") or ""):
+        own = match(name, cls, checkpoint, card.name, backbones)
+        config = own.config(name, config, options, dtype)
+        revision += own.release.revision
+    else:
+        config = plugins.configure(name, config, options)
+    recipe = find_recipe(default_recipe(card))
+    training = Training(
+        model=Choice(name, cls.version, asdict(config), revision),
+        backbone=Choice(card.name, config={"dtype": dtype}, revision=card.revision),
+        corpus=Choice("none"),
+        recipe=Choice(recipe.name, recipe.version),
+        budget=limits,
+        seed=seed,
+    )
+    return _built(training, backbones, Path(), device, own)
+
+
+def from_run(folder: Path, name: str, backbones: Backbones, *, seed: int | None, task: str, device: str) -> Chosen:
+    """A model as a finished run trained it.
+
+    Args:
+        folder: of the run.
+        name: a model's label on the board, or its name.
+        backbones: with the data that the run used.
+        seed: of the training; None: the run's only one, or else 0.
+        task: it was trained for, where there are several trainings.
+        device: where it goes.
+
+    Raises:
+        UserError: there is no such result, several, no checkpoint, or the backbone is another one now.
+    """
+    store = Store.open(folder)
+    training = _one_training(store.records(), folder, name, seed, task)
+    own = rematch(training, backbones)
+    if own is None and backbones.card(training.backbone.name).revision != training.backbone.revision:
+        raise UserError(
+            f"The backbone {training.backbone.name} here is not that of the run in {folder}: give the same data folder "
+            "(data=DIR, or MEMORY_BENCH_DATA), or run it again."
+        )
+    return _built(training, backbones, store.checkpoint_folder(training.key), device, own)
+
+
+def _budget(name: str, backbone: str, device: str) -> Budget:
+    """The budget called `name`; by default what `memory-bench run` takes."""
+    small, cuda = backbone == "tiny", device.startswith("cuda")
+    return load_budget(name or ("cpu-minutes" if small else "gpu-minutes" if cuda else "cpu-smol"))
+
+
+def _one_training(records: list[Record], folder: Path, name: str, seed: int | None, task: str) -> Training:
+    found = [r for r in records if r.status in ("ok", "over_budget")]
+    labels = {r.cell.label or r.cell.training.model.name for r in found}
+    own = [r for r in found if name in ((r.cell.label,) if name in labels else (r.cell.training.model.name,))]
+    if not own:
+        raise unknown(f"model in the run {folder}", name, labels)
+    tasks = list(dict.fromkeys(r.cell.task.name for r in own))
+    if task and task not in tasks:
+        raise unknown(f"task of {name} in the run {folder}", task, tasks)
+    own = [r for r in own if not task or r.cell.task.name == task]
+    seeds = sorted({r.cell.training.seed for r in own})
+    wanted = seed if seed is not None else seeds[0]
+    if wanted not in seeds:
+        raise UserError(f"{name} has no seed {wanted} in the run {folder}; there are {', '.join(map(str, seeds))}.")
+    trainings = {r.cell.training.key: r.cell for r in own if r.cell.training.seed == wanted}
+    if len(trainings) > 1:
+        names = " or ".join(sorted({f"task={cell.task.name}" for cell in trainings.values()}))
+        raise UserError(f"{name} was trained {len(trainings)} times in the run {folder}: say which with {names}.")
+    return next(iter(trainings.values())).training
+
+
+def _built(training: Training, backbones: Backbones, folder: Path, device: str, own: Pretrained | None) -> Chosen:
+    """The model of a training: as released, from the checkpoint in `folder`, or as it begins."""
+    loaded = backbones.load(
+        training.backbone.name,
+        seed=training.seed,
+        device=device,
+        dtype=getattr(torch, training.backbone.config["dtype"]),
+        brought=None if own is None else own.own,
+    )
+    name, recipe = training.model.name, find_recipe(training.recipe.name)
+    cls = plugins.load("models", name)
+    base = plugins.configure(name, cls.fit(loaded.card, training.budget), training.model.config)
+    backbones.equip(loaded, cls.helpers(base))
+
+    def build(config: Any) -> MemoryModel[Any]:
+        model: MemoryModel[Any] = cls(loaded.backbone, config, torch.Generator().manual_seed(training.seed + 1))
+        return model.to(device)
+
+    if own is not None:
+        model = build(base)
+        own.load_into(model, base)
+        return Chosen(_ready(model), loaded, training, "pretrained")
+    if (folder / "training.json").is_file():
+        found = load_checkpoint(folder, build, base, Usage(), whole=loaded.card.name in CLOSED)
+        if found is None:
+            raise UserError(f"The checkpoint in {folder} cannot be read; run it again with --force.")
+        return Chosen(found.model, loaded, training, "trained")
+    model = build(base)
+    if not trained_parameters(model, recipe):
+        return Chosen(_ready(model), loaded, training, "nothing to train")
+    if not untrained(training.budget, recipe):
+        raise UserError(_refusal(training, folder))
+    return Chosen(_ready(model), loaded, training, "untrained")
+
+
+def _ready(model: MemoryModel[Any]) -> MemoryModel[Any]:
+    return model.eval().requires_grad_(False)
+
+
+def _refusal(training: Training, folder: Path) -> str:
+    name, backbone, budget = training.model.name, training.backbone.name, training.budget.name
+    if folder.name:
+        return f"{name} was to be trained in this run, but its checkpoint {folder} is not there: run it with --force."
+    return (
+        f"{name} is trained under budget {budget}, and lm-eval trains nothing: first `memory-bench run --models {name} "
+        f"--tasks pg19 --backbone {backbone} --budget {budget}`, then run=results/runs/latest,model={name} here."
+    )
