@@ -153,6 +153,30 @@ def compare(
 
 
 @app.command()
+def check(
+    out: Annotated[Path, typer.Argument(help="The --out folder of a run.")],
+    against: Annotated[Path | None, typer.Option(help="A reference file.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Make a reference file of the run (clean tree, 3 seeds).")] = None,
+    tolerance: Annotated[list[str] | None, typer.Option(help="accuracy=0.05, or a TOML file of such lines.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write a table for a pull request.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The regression gate: 0 the run holds against the reference, 1 something is worse, 2 not comparable.
+
+    Example: memory-bench check results/runs/latest --against results/reference/smoke-cpu.jsonl
+    """
+    from memory_bench import checking
+
+    raise typer.Exit(
+        checking.check(
+            out, against=against, write=write, tolerances=tolerance or [], markdown=markdown, junit=junit,
+            as_json=as_json,
+        )
+    )  # fmt: skip
+
+
+@app.command()
 def verify(
     cases: Annotated[
         list[Path] | None, typer.Argument(help="Case folders, or folders of cases; default: shipped.")
