@@ -92,7 +92,7 @@ def prepare(options: Options) -> Prepared:
 def _needs(grid: Grid) -> list[str]:
     """The data that a grid's tasks, trainings and backbones are made of."""
     tasks = [make_task(cell.task) for cell in grid.cells]
-    needs = {need for task in tasks for need in (task.needs, *task.beside)}
+    needs = {need for task in tasks for need in (task.needs, *task.beside) if need}
     trainings = [cell.training for cell in grid.cells]
     books = any(t.corpus.name == "books" or t.backbone.name == "tiny" for t in trainings)
     return sorted(needs | ({"books"} if books else set()))
@@ -188,7 +188,7 @@ def _grid_json(prepared: Prepared) -> dict[str, Any]:
         "skipped": [asdict(s) for s in prepared.grid.skipped],
         "data": {
             need: asdict(prepared.library.source(need))
-            for need in sorted({make_task(cell.task).needs for cell in prepared.grid.cells})
+            for need in sorted({make_task(cell.task).needs for cell in prepared.grid.cells} - {""})
         },
         "budget": asdict(prepared.request.budget),
         "first_cell": to_json(prepared.grid.cells[0]),

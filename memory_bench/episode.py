@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from memory_bench.corpus import Corpus
-    from memory_bench.data import Library
+    from memory_bench.data import Library, Source
 
 Encode = Callable[[str], tuple[list[int], list[int]]]
 """Text to (token ids, UTF-8 bytes each token covers); no special tokens are added."""
@@ -127,7 +127,7 @@ class Task(ABC):
         Config: options of the task.
         version: raised when numbers may change.
         headline: the metric of the leaderboard.
-        needs: name of the data it is about, for `list tasks` and preflight (`Library.describe`).
+        needs: name of the data it is about, for `list tasks` and preflight; empty: `data` says where it has its own.
         beside: names of further data that its texts are made of.
         chance: reference levels printed beside the headline, name to value (for example chance and majority).
     """
@@ -159,6 +159,10 @@ class Task(ABC):
             samples: columns as `memory_bench.stream` writes them; several seeds are told apart by ``seed``.
             seed: of the bootstrap.
         """
+
+    def data(self, library: "Library") -> "Source":
+        """Where the episodes come from: label and revision enter the cell. Default: the source of `needs`."""
+        return library.source(self.needs)
 
     def correct(self, samples: "pd.DataFrame") -> "pd.Series[float]":
         """1.0 for every question of `samples` that was answered rightly, for pairs, lift and half-life."""

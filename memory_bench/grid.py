@@ -167,8 +167,8 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
         card = backbones.card(plan.backbone) if plan.backbone else chosen
         usual = _usual_recipe(plan.recipe, loading.recipe, card)
         _check_ends(find_recipe(usual), request.budget)
-        source = library.source(task.needs)
-        trained_on = library.source("books" if plan.corpus == "books" else task.needs)
+        source = task.data(library)
+        trained_on = library.source("books") if plan.corpus == "books" else source
         corpus = Choice(plan.corpus, plan.version, revision=trained_on.revision)
         sources = [source, *(library.source(need) for need in task.beside)]
         label, revision = source.label, source.revision

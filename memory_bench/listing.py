@@ -92,6 +92,17 @@ def _tasks(data: Path | None) -> list[dict[str, Any]]:
                 "package": s.origin,
             }
         )
+    return found + _families()
+
+
+def _families() -> list[dict[str, Any]]:
+    """Tasks that are named behind a colon; their docstring describes them all."""
+    found = []
+    for entry in plugins.installed("tasks.families").values():
+        s = plugins.summarise(entry)
+        status = f"broken: {s.broken}" if s.broken else "each has its own data"
+        origin = {"headline": "", "package": s.origin}
+        found.append({"name": f"{s.name}:<task>", "status": status, "summary": s.text, **origin})
     return found
 
 

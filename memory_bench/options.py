@@ -91,7 +91,7 @@ def parse_settings(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
         name, sign, value = text.partition("=")
-        owner, dot, option = name.partition(".")
+        owner, dot, option = name.rpartition(".")  # a task may be a file: lm-eval:task.yaml
         if not sign or not dot:
             raise UserError(f"--set {text}: write model.option=value, for example --set hmt.segment=64.")
         found.setdefault(owner, {})[option] = plugins.parse_value(value)

@@ -57,13 +57,19 @@ def replayed_model(name: str) -> str:
 
 
 def load(kind: str, name: str) -> Any:
-    """The object that `name` stands for: an entry point, or ``path/to/file.py:Class``.
+    """The object that `name` stands for: an entry point, ``path/to/file.py:Class``, or one of a family: ``lm-eval:x``.
+
+    A family is a class whose ``named`` gives the class of the name behind the colon; its entry point is in the group
+    ``memory_bench.<kind>.families``.
 
     Raises:
         UserError: no such name or file, or it cannot be imported.
     """
     if ".py:" in name:
         return _from_file(*name.rsplit(":", 1))
+    family, _, member = name.partition(":")
+    if family in (families := installed(f"{kind}.families")):
+        return families[family].load().named(member)
     known = installed(kind)
     if name not in known:
         singular = kind.removesuffix("s")

@@ -7,7 +7,8 @@ generated text, is `raw_hit`.
 
 import re
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -38,6 +39,11 @@ def hit(generated: str, accepted: Iterable[str]) -> bool:
 def raw_hit(generated: str, answer: str) -> bool:
     """Whether the answer, without blanks around it, stands in `generated` letter by letter."""
     return answer.strip() in generated
+
+
+def judge_document(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """`hit` as lm-eval's ``process_results``: of a document with ``answers`` and what was written."""
+    return {"accuracy": float(hit(results[0], document["answers"]))}
 
 
 class Retention(Task):

@@ -77,7 +77,7 @@ class MemoryLM(TemplateLM):  # type: ignore[misc]
         seed: of the training and of the model's draws; default 0, or the run's first.
         data: folder of real data (for the backbone `tiny`), else ``MEMORY_BENCH_DATA``.
         dtype: ``float32`` or ``bfloat16``.
-        device: ``cpu``, ``cuda`` …; default: a GPU if there is one.
+        device: ``cpu``, ``cuda`` …; default, and where there is none: a GPU if there is one, else the CPU.
         batch_size: streams side by side; it changes no number.
         max_batch_size: taken from lm-eval and ignored.
         add_bos_token: whether texts begin with the tokenizer's special tokens; None: as the tokenizer does.
@@ -186,11 +186,11 @@ class MemoryLM(TemplateLM):  # type: ignore[misc]
             raise UserError(
                 f"{self.chosen.training.backbone.name} has no chat template: leave out --apply_chat_template."
             )
-        text: str = self.tokenizer.apply_chat_template(
+        text = self.tokenizer.apply_chat_template(
             chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )  # fmt: skip
-        return text
+        return str(text)
 
     @property
     def eot_token_id(self) -> int | None:
@@ -312,7 +312,7 @@ class MemoryLM(TemplateLM):  # type: ignore[misc]
         encoded = [tuple(self.tok_encode(context)) or (self.prefix_token_id,) for context in contexts]
         if self.window is not None and tokens < self.window:
             encoded = [ids[-(self.window - tokens) :] for ids in encoded]
-        ends = tuple({*end_of_text(self.chosen.model), *filter(lambda i: i is not None, [self.eot_token_id])})
+        ends = end_of_text(self.chosen.model) + (() if self.eot_token_id is None else (self.eot_token_id,))
 
         def text_of(ids: Sequence[int]) -> str:
             return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -348,7 +348,9 @@ def _choose(
     names: Mapping[str, str], options: Mapping[str, Any], seed: int | None, data: Path | None, device: str | None
 ) -> Chosen:
     """The model that lm-eval's arguments name."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    cuda = torch.cuda.is_available()
+    if not device or (device.startswith("cuda") and not cuda):  # lm-eval's own default is a GPU, here or not
+        device = "cuda" if cuda else "cpu"
     if not names["model"] or not (names["backbone"] or names["run"]):
         raise UserError("Give model=NAME,backbone=NAME (and budget=NAME), or run=FOLDER,model=NAME, as --model_args.")
     cls = plugins.load("models", names["model"]) if not names["run"] else None

@@ -1,0 +1,107 @@
+"""Finds lm-eval's task files by name without building its index, which takes half a minute."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from memory_bench.errors import DataError, UserError
+from memory_bench.lm_eval import include_path, require
+
+_NAME = re.compile(r"^(task|group):[ \t]*['\"]?([^\s'\"#]+)", flags=re.M)
+LOCAL = ("json", "csv", "parquet", "text", "arrow", "xml", "pandas")  # formats of `datasets` that read files
+PATIENCE = 5.0  # seconds until the hub counts as out of reach
+
+
+def task_file(name: str) -> Path:
+    """The YAML file of a task: a path, or the file that names it among ours and lm-eval's own.
+
+    Raises:
+        UserError: there is none, or the name is that of a group.
+    """
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise UserError(f"There is no task file {name}.")
+        return Path(name)
+    roots = [include_path(), require() / "tasks"]
+    for root in roots:
+        for path in sorted(root.rglob(f"{name}.yaml")):  # most files are called like their task
+            if ("task", name) in _named(path):
+                return path
+    known: set[str] = set()
+    for path in _files(roots):
+        for kind, found in _named(path):
+            if found == name and kind == "task":
+                return path
+            if found == name:
+                raise UserError(f"'{name}' is a group of lm-eval tasks: name one of its tasks ({path.parent.name}/…).")
+            known |= {found} if kind == "task" else set()
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
+    guess = f" Nearest: {', '.join(near)}." if near else ""
+    hint = "`memory-bench lm-eval ls tasks` shows all; a YAML file can be given too."
+    raise UserError(f"Unknown lm-eval task '{name}'.{guess} {hint}")
+
+
+def _files(roots: list[Path]) -> Iterator[Path]:
+    for root in roots:
+        yield from sorted(root.rglob("*.yaml"))
+
+
+def _named(path: Path) -> list[tuple[str, str]]:
+    """(kind, name) of what a file defines at its top level."""
+    return _NAME.findall(path.read_text(encoding="utf-8", errors="replace"))
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a task file, with what it includes and the functions it names.
+
+    Raises:
+        UserError: it is no YAML file of a single task in fields, or names what cannot be imported.
+    """
+    require()
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        fields: dict[str, Any] = load_yaml(path)
+    except Exception as error:  # of YAML, of files it includes, of modules it names
+        raise UserError(f"The lm-eval task file {path} cannot be read: {_first_line(error)}") from error
+    if not isinstance(fields.get("task"), str):
+        raise UserError(f"{path} is no single lm-eval task: its field 'task' must be a name.")
+    if "class" in fields:
+        raise UserError(
+            f"{path} is a program of its own (field 'class'): only tasks written as fields can be asked here."
+        )
+    return fields
+
+
+def check_reach(fields: dict[str, Any], *, hub: bool) -> None:
+    """Find out in seconds whether data of the hub can be had; lm-eval itself would retry for half a minute.
+
+    Raises:
+        DataError: the hub is out of reach.
+    """
+    path = fields.get("dataset_path")
+    if not path or path in LOCAL or Path(str(path)).exists() or callable(fields.get("custom_dataset")):
+        return
+    if not hub:
+        return  # `datasets` looks into its own cache, and answers at once
+    try:
+        from huggingface_hub import HfApi
+
+        HfApi().dataset_info(str(path), timeout=PATIENCE)
+    except Exception as error:
+        raise DataError(no_data(fields, error)) from error
+
+
+def no_data(fields: dict[str, Any], error: Exception) -> str:
+    """The sentence for data that cannot be had."""
+    where = fields.get("dataset_path") or "its custom_dataset"
+    return (
+        f"The data of lm-eval task {fields['task']} ({where}) cannot be had: {_first_line(error)}. Connect to the hub, "
+        "set HF_HUB_OFFLINE=1 to use what datasets has in its cache, or give a YAML file with local data_files."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
