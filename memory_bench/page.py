@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from memory_bench import words
+from memory_bench.beside import TITLE, Beside
 from memory_bench.board import Board
 from memory_bench.layout import NONE, Table
 from memory_bench.plots import Drawn
@@ -31,7 +32,7 @@ td.none { color: #aaa; } figure { margin: 1rem 0; } figure svg { max-width: 100%
 dt { font-weight: 600; margin-top: .4rem; } dd { margin-left: 1.2rem; } nav a { margin-right: 1rem; }
 summary { cursor: pointer; color: #0072b2; }
 """
-TEXT = ("checkpoint", "tie", "learned?", "notes", "parity")
+TEXT = ("checkpoint", "tie", "learned?", "notes", "parity", "reported for", "verdict", "where")
 
 
 def page(report: "Report", drawn: Sequence[Sequence[Drawn]]) -> str:
@@ -53,8 +54,9 @@ def page(report: "Report", drawn: Sequence[Sequence[Drawn]]) -> str:
         for board in boards:
             place = places[id(board)]
             out += _board(board, place, report.certificates, drawn[place])
+            out += _beside(report.beside(board))
     if report.boards:
-        terms = [f"<dt>{_text(term)}</dt><dd>{_code(meaning)}.</dd>" for term, meaning in words.legend(report.boards)]
+        terms = [f"<dt>{_text(term)}</dt><dd>{_code(meaning)}.</dd>" for term, meaning in report.legend()]
         out.append(f"<h2>How to read this</h2><dl>{''.join(terms)}</dl>")
         if note := words.percent_note(report.boards):
             out.append(f"<p>{_text(note)}</p>")
@@ -84,6 +86,17 @@ def _board(board: Board, place: int, certificates: Mapping[str, str], drawn: Seq
         caption = _text(f"{plot.plot.caption}: {words.title(board)}")
         out.append(f'<figure role="img" aria-label="{caption}">{image}</figure>')
     return out
+
+
+def _beside(found: Beside) -> list[str]:
+    """Published numbers, folded away like the costs; why there are none is said openly."""
+    if found.refused:
+        return [f"<p>{TITLE}: {_text(found.refused)}</p>"]
+    more = f"<p>{_code(found.more)}</p>" if found.more else ""
+    opened = " open" if any(pair.verdict.kind != "not comparable" for pair in found.pairs) else ""
+    return (
+        [f"<details{opened}><summary>{TITLE}</summary>{_table(found.table())}{more}</details>"] if found.pairs else []
+    )
 
 
 def _table(table: Table) -> str:

@@ -6,11 +6,13 @@ report that is built twice is the same to the byte.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memory_bench import words
+from memory_bench.beside import MEANING, TITLE, Beside, find_beside
 from memory_bench.board import Board, collect
 from memory_bench.layout import to_markdown, to_tex
 from memory_bench.rows import Scorer
@@ -44,6 +46,19 @@ class Report:
         found = [(words.KINDS[kind], list(same), "") for kind, same in groupby(ranked, key=lambda board: board.kind)]
         return found + [(heading, [], sentence) for heading, sentence in words.missing_boards(self.boards)]
 
+    @cached_property
+    def _besides(self) -> dict[int, Beside]:
+        return {id(board): find_beside(board) for board in self.boards}
+
+    def beside(self, board: Board) -> Beside:
+        """Published numbers beside those of one of the boards."""
+        return self._besides[id(board)]
+
+    def legend(self) -> list[tuple[str, str]]:
+        """What the columns mean."""
+        compared = any(found.pairs for found in self._besides.values())
+        return [*words.legend(self.boards), *([(TITLE.lower(), MEANING)] if compared else [])]
+
     def markdown(self, *, links: bool = False) -> str:
         """The leaderboard for a person, also readable as plain text.
 
@@ -59,7 +74,7 @@ class Report:
             out += [sentence] if sentence else []
             for board in boards:
                 out += self._board(board, links)
-        legend = [f"- **{term}**: {meaning}." for term, meaning in words.legend(self.boards)]
+        legend = [f"- **{term}**: {meaning}." for term, meaning in self.legend()]
         if note := words.percent_note(self.boards):
             legend.append(f"- {note}")
         return "\n\n".join([*out, "## How to read this", "\n".join(legend)]) + "\n"
@@ -74,6 +89,11 @@ class Report:
         if board.pretrained:
             out += [words.PRETRAINED, to_markdown(pretrained(board))]
         out += ["Cost:", to_markdown(spend(board, self.certificates))]
+        found = self.beside(board)
+        if found.pairs:
+            out += [f"{TITLE}:", to_markdown(found.table()), *([found.more] if found.more else [])]
+        elif found.refused:
+            out.append(f"{TITLE}: {found.refused}")
         if links:
             from memory_bench.plots import plots
 

@@ -44,6 +44,7 @@ class Reported:
         look_ahead: whether predictions may depend on the text they predict; None where it is not known.
         confidence: ``verified`` (read in the document), ``secondary`` (quoted or read by others), ``from memory``.
         cautions, note: what is wrong or doubtful about the number; what else belongs to it.
+        void: it does not measure what it is called, so nothing may be compared with it.
     """
 
     id: str
@@ -74,6 +75,7 @@ class Reported:
     confidence: str
     cautions: tuple[str, ...]
     note: str
+    void: bool = False
 
     @property
     def caution(self) -> str:
@@ -121,11 +123,11 @@ def load() -> tuple[Reported, ...]:
     found = []
     for path in sorted(folder.glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as lines:
-            found += [_reported(row, names["sources"], names["cautions"]) for row in csv.DictReader(lines)]
+            found += [_reported(row, names) for row in csv.DictReader(lines)]
     return tuple(found)
 
 
-def _reported(row: dict[str, str], sources: dict[str, str], cautions: dict[str, str]) -> Reported:
+def _reported(row: dict[str, str], names: dict[str, Any]) -> Reported:
     plain: dict[str, Any] = dict(row)
     plain["shown"] = row["value"]
     for name in ("value", "error", "sd"):
@@ -133,8 +135,10 @@ def _reported(row: dict[str, str], sources: dict[str, str], cautions: dict[str, 
     for name in ("segment", "train_tokens"):
         plain[name] = int(row[name]) if row[name] else None
     plain["look_ahead"] = {"yes": True, "no": False}.get(row["look_ahead"])
-    plain["source"] = sources[row["source"]]
-    plain["cautions"] = tuple(cautions[name] for name in plain.pop("caution").split())
+    plain["source"] = names["sources"][row["source"]]
+    cautions = plain.pop("caution").split()
+    plain["cautions"] = tuple(names["cautions"][name] for name in cautions)
+    plain["void"] = any(name in names["void"] for name in cautions)
     return Reported(**plain)
 
 
