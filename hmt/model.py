@@ -206,6 +206,10 @@ class HMT(MemoryModel[HMTState]):
         remembers = state.cache.filled.any(dim=1)[:, None, None]
         return Reading(torch.where(remembers, recalled, state.memory), weights)
 
+    def recalled(self, state: HMTState, segment: Segment) -> Tensor | None:
+        """The weights of recall, in float32. See `MemoryModel.recalled`."""
+        return self.read(state, segment).weights
+
     def query_tokens(self, state: HMTState, segment: Segment) -> tuple[Tensor, Tensor]:
         """The tokens a recall query summarises: ids and mask, ``[rows, at most summary_tokens]``.
 

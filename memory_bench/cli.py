@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from memory_bench.environment import cache_folder as _cache
 from memory_bench.environment import data_folder as _data_folder
@@ -35,9 +36,23 @@ NoControls = Annotated[bool, typer.Option("--no-controls", help="Leave out contr
 ExecutorName = Annotated[str, typer.Option("--executor", help="local (a process per cell) or inline.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Mlflow = Annotated[
+    str | None,
+    typer.Option(metavar="[URI]", help="Also show the results in MLflow: a server, or alone a database in --out."),
+]
 
 
-@app.command()
+class Run(TyperCommand):
+    """A command whose ``--mlflow`` may stand alone, which Typer's options cannot."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give a lonely ``--mlflow`` the empty value."""
+        following = [*args[1:], "--"]
+        alone = [a == "--mlflow" and b.startswith("-") for a, b in zip(args, following, strict=True)]
+        return super().parse_args(ctx, [f"{a}=" if lonely else a for a, lonely in zip(args, alone, strict=True)])
+
+
+@app.command(cls=Run)
 def run(
     models: Models = "",
     tasks: Tasks = "",
@@ -55,6 +70,7 @@ def run(
     retry: Annotated[str, typer.Option(help="`failed`: run failed cells again.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Run every cell again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `plan`.")] = False,
+    mlflow: Mlflow = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -67,7 +83,7 @@ def run(
 
     options = Options(
         models, tasks, backbone, budget, seeds, suite, _data_folder(data), not no_stand_ins, out, limit,
-        tuple(settings or ()), not no_controls, executor, retry, force, quiet, as_json, _cache(), _hub(),
+        tuple(settings or ()), not no_controls, executor, retry, force, quiet, as_json, _cache(), _hub(), mlflow,
     )  # fmt: skip
     try:
         code = commands.plan(options) if dry_run else commands.run(options)
@@ -193,6 +209,36 @@ def verify(
     raise typer.Exit(commands.verify(cases or [], write=write, as_json=as_json))
 
 
+@app.command()
+def reproduce(
+    claims: Annotated[list[str] | None, typer.Argument(help="C1, P6 …; default: all.")] = None,
+    seeds: Annotated[str, typer.Option(help="How many seeds, or which; fewer than 5 decide nothing. Default: 5.")] = "",
+    data: Data = None,
+    out: Out = None,
+    executor: ExecutorName = "local",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would cost; run nothing.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Test published claims on this machine; prints reported beside reproduced. Repeat the command to continue.
+
+    Example: memory-bench reproduce C1 P6 --data DIR
+    """
+    from memory_bench.options import Options
+    from memory_bench.reproduce import reproduce
+
+    options = Options(
+        "", "", "", "", seeds, "", _data_folder(data), False, out, "",
+        (), False, executor, "", False, quiet, as_json, _cache(), _hub(),
+    )  # fmt: skip
+    try:
+        code = reproduce(claims or [], options, dry_run=dry_run)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. Finished cells are kept; the same command continues.", err=True)
+        code = 130
+    raise typer.Exit(code)
+
+
 @app.command("lm-eval", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def lm_eval(
     arguments: Annotated[list[str] | None, typer.Argument(help="Of lm-eval's own command.")] = None,
@@ -229,6 +275,21 @@ def fetch(
     from memory_bench import commands
 
     raise typer.Exit(commands.fetch(names or [], _data_folder(data), _cache(), stand_ins=not no_stand_ins, hub=_hub()))
+
+
+@app.command()
+def sync(
+    what: Annotated[str, typer.Argument(help="mlflow.")],
+    out: Annotated[Path, typer.Argument(help="The --out folder of a run.")],
+    uri: Annotated[str, typer.Option(help="A server (http://…) or database (sqlite:///…); default: in OUT.")] = "",
+) -> None:
+    """(Re)build the MLflow view of a run from its records; repeating it changes nothing.
+
+    Example: memory-bench sync mlflow results/runs/latest --uri http://127.0.0.1:5000
+    """
+    from memory_bench import mlflow_sync
+
+    raise typer.Exit(mlflow_sync.command(what, out, uri))
 
 
 @app.command()

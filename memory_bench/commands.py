@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memory_bench import plugins
 from memory_bench.backbones import Backbones
@@ -25,6 +25,9 @@ from memory_bench.options import Options, parse_limits, parse_seeds, parse_setti
 from memory_bench.record import Record
 from memory_bench.shipped import parity_folder, parity_text, read_certificates
 from memory_bench.store import Store, link_latest, write_json
+
+if TYPE_CHECKING:
+    from memory_bench.worker import Job
 
 RUNS = Path("results/runs")
 SMALL = 5_000_000  # parameters below which a cell gets one thread and cells run side by side
@@ -124,14 +127,27 @@ def _executor(name: str, workers: int) -> Executor:
 
 def run(options: Options) -> int:
     """`memory-bench run`: 0 every cell has a result, 1 some cell failed."""
-    from memory_bench.worker import Job
-
     prepared = prepare(options)
+    if options.mlflow is not None:
+        from memory_bench.mlflow_place import reach
+
+        reach(options.mlflow)
     store = Store.open_or_create(prepared.out)
-    store.write_run(_grid_json(prepared))
+    store.write_run(grid_json(prepared))
     if prepared.out.resolve().parent == RUNS.resolve():
         link_latest(RUNS, prepared.out)
-    device = "cuda" if _cuda() else "cpu"
+    carry_out(prepared, store, options)
+    code = report(prepared.out, quiet=options.quiet, as_json=options.as_json)
+    if options.mlflow is not None:
+        from memory_bench.mlflow_sync import after_run
+
+        code = code or after_run(prepared.out, options.mlflow, quiet=options.quiet)
+    wanted = [store.record(cell.key) for cell in prepared.grid.cells]
+    return 1 if code or any(r is None or r.status == "failed" for r in wanted) else 0
+
+
+def carry_out(prepared: Prepared, store: Store, options: Options) -> None:
+    """Run the cells that have no result yet."""
     todo = _todo(prepared.grid.cells, store, options)
     for need in _needs(prepared.grid) if todo else ():
         prepared.library.prepare(need)
@@ -144,16 +160,19 @@ def run(options: Options) -> int:
             error(f"Skipped: {s.model} on {s.task}: {s.reason}.")
     cards = {c.training.backbone.name: prepared.backbones.card(c.training.backbone.name) for c in todo}
     largest = max(cards.values(), key=lambda c: c.parameters, default=None)
-    workers, threads = workers_and_threads(largest, device) if largest else (1, 1)
-    jobs = [
-        Job(c, prepared.out, options.data, options.cache, options.stand_ins, options.hub, device, threads) for c in todo
-    ]
+    workers, threads = workers_and_threads(largest, "cuda" if _cuda() else "cpu") if largest else (1, 1)
+    jobs = [make_job(cell, prepared.out, options, threads) for cell in todo]
     if jobs:
         with _terminable(), closing(_executor(options.executor, workers).run(jobs)) as events:
             Display(len(jobs), quiet=options.quiet).follow(events)
-    code = report(prepared.out, quiet=options.quiet, as_json=options.as_json)
-    wanted = [store.record(cell.key) for cell in prepared.grid.cells]
-    return 1 if code or any(r is None or r.status == "failed" for r in wanted) else 0
+
+
+def make_job(cell: Cell, out: Path, options: Options, threads: int) -> "Job":
+    """The cell with everything its worker needs."""
+    from memory_bench.worker import Job
+
+    device = "cuda" if _cuda() else "cpu"
+    return Job(cell, out, options.data, options.cache, options.stand_ins, options.hub, device, threads)
 
 
 @contextmanager
@@ -179,7 +198,8 @@ def _todo(cells: tuple[Cell, ...], store: Store, options: Options) -> list[Cell]
     return todo
 
 
-def _grid_json(prepared: Prepared) -> dict[str, Any]:
+def grid_json(prepared: Prepared) -> dict[str, Any]:
+    """What ``run.json`` holds of a run."""
     request = asdict(prepared.request)
     return {
         "request": request,
@@ -197,15 +217,20 @@ def _grid_json(prepared: Prepared) -> dict[str, Any]:
 
 def plan(options: Options) -> int:
     """`memory-bench plan`: what a run would cost. Trains nothing."""
+    prepared = prepare(options)
+    return show_plan(prepared.grid, prepared.backbones, as_json=options.as_json)
+
+
+def show_plan(grid: Grid, backbones: Backbones, *, as_json: bool) -> int:
+    """Print what the cells of a grid would cost."""
     from memory_bench.planning import estimate, table
 
-    prepared = prepare(options)
-    rows = estimate(prepared.grid, prepared.backbones)
-    if options.as_json:
-        show(json.dumps({"cells": rows, "skipped": [asdict(s) for s in prepared.grid.skipped]}, indent=1))
+    rows = estimate(grid, backbones)
+    if as_json:
+        show(json.dumps({"cells": rows, "skipped": [asdict(s) for s in grid.skipped]}, indent=1))
     else:
         show(table(rows))
-        for s in prepared.grid.skipped:
+        for s in grid.skipped:
             show(f"Skipped: {s.model} on {s.task}: {s.reason}.")
     return 0
 

@@ -34,6 +34,7 @@ class Options:
     as_json: bool
     cache: Path
     hub: bool
+    mlflow: str | None = None
 
 
 def with_suite(options: Options) -> Options:

@@ -226,6 +226,14 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
         del tokens
         return None
 
+    def recalled(self, state: S, segment: Segment) -> Tensor | None:
+        """How a step on `segment` would weigh memories of earlier segments: ``[rows, segments]``, newest last.
+
+        None: the method does not choose between segments, or has read nothing yet.
+        """
+        del state, segment
+        return None
+
     def absorb(self, state: S, segment: Segment) -> S:
         """The state after reading, without predictions. Override only to be cheaper, and `absorb_flops` with it."""
         return self.step(state, segment)[1]

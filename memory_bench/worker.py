@@ -108,21 +108,9 @@ def run_cell(job: Job, say: Say) -> Record:
 
 def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> tuple[Record, pd.DataFrame]:
     cell, training = job.cell, job.cell.training
-    library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub)
-    backbones = Backbones(library, job.cache, hub=job.hub)
-    pretrained = rematch(training, backbones)
-    loaded = backbones.load(
-        training.backbone.name,
-        seed=training.seed,
-        device=job.device,
-        dtype=getattr(torch, training.backbone.config["dtype"]),
-        brought=None if pretrained is None else pretrained.own,
-    )
-    task = make_task(cell.task)
-    recipe = make_recipe(training.recipe)
-    with store.lock(training.key):
-        trained = _trained_model(job, store, meter, say, library, loaded, task, pretrained)
-    model = _as_scored(trained.model, cell, loaded)
+    ready = _make_ready(job, store, meter, say)
+    library, loaded, task, pretrained = ready.library, ready.loaded, ready.task, ready.pretrained
+    trained, model, recipe = ready.trained, ready.model, make_recipe(training.recipe)
     _count_parameters(model, recipe, meter.usage)
     episodes = list(task.episodes(library, cell.limit))
     rows: list[Row] = []
@@ -220,6 +208,47 @@ def _trained_model(
     if trained.curve:
         save_checkpoint(folder, trained, recipe, training, meter.usage, whole=fresh)
     return trained
+
+
+def load_trained(job: Job) -> tuple[MemoryModel[Any], Loaded]:
+    """The model of a cell as it is scored, from its checkpoint or trained now, with its backbone.
+
+    Raises:
+        UserError, BudgetExceeded: as a cell's own evaluation would.
+    """
+    meter = Meter(job.cell.training.budget, torch.device(job.device))
+    ready = _make_ready(job, Store(job.out), meter, lambda *_: None)
+    return ready.model, ready.loaded
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What a cell's evaluation starts from; `trained` is how the training ended, `model` what is scored."""
+
+    library: Library
+    loaded: Loaded
+    task: Task
+    pretrained: Pretrained | None
+    trained: Trained
+    model: MemoryModel[Any]
+
+
+def _make_ready(job: Job, store: Store, meter: Meter, say: Say) -> _Ready:
+    cell, training = job.cell, job.cell.training
+    library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub)
+    backbones = Backbones(library, job.cache, hub=job.hub)
+    pretrained = rematch(training, backbones)
+    loaded = backbones.load(
+        training.backbone.name,
+        seed=training.seed,
+        device=job.device,
+        dtype=getattr(torch, training.backbone.config["dtype"]),
+        brought=None if pretrained is None else pretrained.own,
+    )
+    task = make_task(cell.task)
+    with store.lock(training.key):
+        trained = _trained_model(job, store, meter, say, library, loaded, task, pretrained)
+    return _Ready(library, loaded, task, pretrained, trained, _as_scored(trained.model, cell, loaded))
 
 
 def _as_scored(model: MemoryModel[Any], cell: Cell, loaded: Loaded) -> MemoryModel[Any]:

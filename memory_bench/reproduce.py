@@ -1,0 +1,174 @@
+"""`memory-bench reproduce`: published claims, tested on this machine, with what was reported beside.
+
+The rows that tests compare are cells like those of any run, in a folder like that of any run: an interrupted command
+continues, and the folder can be reported. What is counted on a model itself is kept beside them, under ``counted``.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from memory_bench import commands, probes
+from memory_bench.backbones import Backbones
+from memory_bench.budget import load_budget
+from memory_bench.cell import Cell, digest
+from memory_bench.claims import Setup, Test, claims_file, read_claims
+from memory_bench.console import error, show
+from memory_bench.data.library import Library
+from memory_bench.effects import HOLDS, MEASURED, NOT_RUN, decide, mean_effect, perplexity_effect
+from memory_bench.episode import Read
+from memory_bench.grid import Grid, Request, make_task, plan_grid
+from memory_bench.options import Options, parse_seeds
+from memory_bench.record import now, provenance
+from memory_bench.store import Store, write_atomically, write_json
+from memory_bench.verdicts import Finding, Verdict, markdown
+from memory_bench.worker import load_trained
+
+VERSION = 1  # raised when what is counted may change
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What tests are judged with; cells are those of a model's label on a task, by seed."""
+
+    cells: dict[tuple[str, str], dict[int, Cell]]
+    store: Store
+    options: Options
+    library: Library
+    seeds: tuple[int, ...]
+
+    def of(self, label: str, task: str) -> dict[int, Cell]:
+        """The cells of a row."""
+        return self.cells.get((label, task), {})
+
+
+def reproduce(names: Sequence[str], options: Options, *, dry_run: bool = False) -> int:
+    """0 all that ran hold, 1 some do not. Writes ``claims.md`` and ``claims.json`` into the folder.
+
+    Raises:
+        UserError: an unknown claim, or no real data.
+    """
+    known = read_claims(claims_file())
+    chosen, seeds = known.select(names), parse_seeds(options.seeds, known.setup.seeds)
+    library = Library(options.data, options.cache, stand_ins=False, hub=options.hub)
+    say = (lambda sentence: None) if options.quiet else error
+    backbones = Backbones(library, options.cache, hub=options.hub, report=say)
+    requests = make_requests([test for claim in chosen for test in claim.test], known.setup, seeds)
+    cells = {cell.key: cell for request in requests for cell in plan_grid(request, library, backbones).cells}
+    out = options.out or commands.RUNS / "claims"
+    whole = Grid(tuple(cells.values()), ())
+    if dry_run:
+        return commands.show_plan(whole, backbones, as_json=options.as_json)
+    store = Store.open_or_create(out)
+    if requests:
+        prepared = commands.Prepared(_joined(requests), whole, library, backbones, out)
+        store.write_run(commands.grid_json(prepared))
+        commands.carry_out(prepared, store, options)
+    rows: dict[tuple[str, str], dict[int, Cell]] = {}
+    for cell in whole.cells:
+        rows.setdefault((cell.label, cell.task.name), {})[cell.training.seed] = cell
+    bench = _Bench(rows, store, options, library, seeds)
+    verdicts = [Verdict(claim, tuple(f for test in claim.test for f in judge(test, bench))) for claim in chosen]
+    data = sorted({str(cell.task.config["data"]) for cell in whole.cells})
+    text = markdown(verdicts, known.setup, {"data": ", ".join(data)} if data else {})
+    found = [verdict.to_json() for verdict in verdicts]
+    write_atomically(out / "claims.md", text)
+    write_json(out / "claims.json", {"schema": 1, "setup": asdict(known.setup), "claims": found})
+    show(json.dumps(found, indent=1) if options.as_json else text)
+    return 0 if all(verdict.word in (HOLDS, MEASURED, NOT_RUN) for verdict in verdicts) else 1
+
+
+def make_requests(tests: Sequence[Test], setup: Setup, seeds: tuple[int, ...]) -> list[Request]:
+    """What must be run for the tests: a request for each task, with the models that any of its tests needs."""
+    models: dict[str, dict[str, None]] = {}
+    for test in tests:
+        if test.trains:
+            models.setdefault(test.task, {}).update(dict.fromkeys(test.trains))
+    return [
+        Request(
+            models=tuple(names),
+            tasks=(task,),
+            backbone=setup.backbone,
+            budget=load_budget(setup.budget),
+            seeds=seeds,
+            limits={task: setup.limits[task]} if task in setup.limits else {},
+            settings={task: setup.options.get(task, {})},
+            controls=False,
+        )
+        for task, names in models.items()
+    ]
+
+
+def _joined(requests: Sequence[Request]) -> Request:
+    """One request for ``run.json``; not every model is run on every task."""
+    first = requests[0]
+    return Request(
+        models=tuple(dict.fromkeys(model for r in requests for model in r.models)),
+        tasks=tuple(r.tasks[0] for r in requests),
+        backbone=first.backbone,
+        budget=first.budget,
+        seeds=first.seeds,
+        limits={task: n for r in requests for task, n in r.limits.items()},
+        settings={task: options for r in requests for task, options in r.settings.items()},
+        controls=False,
+    )
+
+
+def judge(test: Test, bench: _Bench) -> list[Finding]:
+    """What came of a test, at each of its lengths."""
+    if not test.compared:
+        return [_counted(test, bench)]
+    rows = [bench.of(label, test.task) for label in (test.left, test.right)]
+    cells = [cell for row in rows for cell in row.values()]
+    keys = tuple(cell.key for cell in cells)
+    records = {cell.key: bench.store.record(cell.key) for cell in cells}
+    bad = [cell.title for cell in cells if (r := records[cell.key]) is None or r.status != "ok"]
+    lengths = test.lengths or (None,)
+    if bad or not cells:
+        why = f"no result of {bad[0]}" if bad else "no cells"
+        return [Finding(test, length, None, NOT_RUN, why=why) for length in lengths]
+    samples = [{seed: bench.store.samples(cell.key) for seed, cell in row.items()} for row in rows]
+    found = []
+    for length in lengths:
+        left, right = ({s: frame for s, frame in row.items() if frame is not None} for row in samples)
+        effect = perplexity_effect(left, right, length)
+        why = "" if effect else "no document is that long" if length else "the two rows share nothing"
+        found.append(Finding(test, length, effect, decide(test, effect), bench.seeds, keys, why))
+    return found
+
+
+def _counted(test: Test, bench: _Bench) -> Finding:
+    """What is counted on a model; kept in ``counted``, so that it is counted once."""
+    row = bench.of(test.left, test.task) if test.trains else {}
+    identity = {"test": asdict(test), "seeds": bench.seeds, "cells": [c.key for c in row.values()], "version": VERSION}
+    key = digest(identity)
+    path = bench.store.folder / "counted" / f"{key}.json"
+    if path.is_file():
+        values = np.array(json.loads(path.read_text(encoding="utf-8"))["values"])
+    else:
+        started = now()
+        values = _count(test, bench, row)
+        facts = provenance(device="cpu", threads=1, started=started)
+        write_json(path, {"schema": 1, "key": key, **identity, "values": values.tolist(), "provenance": facts})
+    effect = mean_effect(values, UNITS[test.kind])
+    seeds = bench.seeds[: effect.count]
+    return Finding(test, None, effect, decide(test, effect), seeds, (key, *(c.key for c in row.values())))
+
+
+UNITS = {"parameters": "the backbone", "pool": "a block's rows", "recall": "recall's weight"}
+
+
+def _count(test: Test, bench: _Bench, row: dict[int, Cell]) -> "np.ndarray":
+    if test.kind == "parameters":
+        return np.array([[probes.added_share(test.left, test.backbone)]])
+    if test.kind == "pool":
+        return probes.beyond_law(test.left, bench.seeds)
+    found = []
+    for seed, cell in row.items():
+        model, loaded = load_trained(commands.make_job(cell, bench.store.folder, bench.options, 1))
+        episodes = make_task(cell.task).episodes(bench.library, cell.limit)
+        texts = ["".join(e.text for e in episode.events if isinstance(e, Read)) for episode in episodes]
+        found.append(probes.filler_preference(model, loaded.encode, texts, seed))
+    return np.stack(found)
