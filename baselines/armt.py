@@ -212,21 +212,27 @@ class ARMT(MemoryModel[ARMTState]):
         real = torch.ones_like(state.written) if self.config.count_padding else segment.mask.any(dim=1)
         reads = bool(state.written.any())  # before that every read is zero
         where = backbone.positions(seen, count_padding=self.config.count_padding)
-        turn, visible = backbone.rotation(where), backbone.visible(seen)
-        hidden = self._enter(backbone.embed(segment.ids), where, extra)  # [rows, tokens + extra, width]
+        entered = self._enter(backbone.embed(segment.ids), where, extra)  # [rows, tokens + extra, width]
+        resumed = backbone.resume(entered, (where, seen, text), (state,), limit=tokens)
+        first = resumed.first
+        turn, turn_keys = backbone.rotation(where[:, first:]), backbone.rotation(where)
+        visible = backbone.visible(seen, first=first)
+        hidden = entered[:, first:]
         written: list[tuple[Tensor, Tensor]] = []
         for layer, memory in enumerate(cast(Iterable[Association], self.layers)):
             own = state.matrices[layer], state.normalisers[layer]
             hidden = memory.read(hidden, *own) if reads else hidden
-            q, k, v = backbone.project(layer, backbone.norm_input(layer, hidden), text)
-            attended = backbone.attend(backbone.rotate(q, turn), backbone.rotate(k, turn), v, visible)
+            q, k, v = backbone.project(layer, backbone.norm_input(layer, hidden), text[:, first:])
+            k, v = resumed.join(k, v)
+            attended = backbone.attend(backbone.rotate(q, turn), backbone.rotate(k, turn_keys), v, visible)
             hidden = backbone.close(layer, hidden, attended)
             if extra:
-                written.append(memory.write(hidden[:, tokens:], own, ~state.written, real))
+                written.append(memory.write(hidden[:, tokens - first :], own, ~state.written, real))
+        hidden = resumed.finish(backbone.end(hidden))
         if written:
             matrices, normalisers = zip(*written, strict=True)
             state = ARMTState(matrices, normalisers, state.written | real)
-        return Readout(backbone.end(hidden[:, :tokens]), backbone.head), state
+        return Readout(hidden[:, :tokens], backbone.head), state
 
     def _enter(self, text: Tensor, where: Tensor, extra: int) -> Tensor:
         """Input of the first layer: `text` ``[rows, tokens, width]`` and so many memory tokens, with positions."""

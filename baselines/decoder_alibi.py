@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_bench.errors import UserError
+from memory_bench.reuse import Pass, Resumed
+from memory_bench.state import State
 
 from .side_network import ParallelLayers, Shape, alibi_mask, empty_linear
 
@@ -70,9 +72,13 @@ class AlibiDecoder(ParallelLayers):
         """See `Backbone.rotation`: nothing is rotated."""
         del positions
 
-    def visible(self, mask: Tensor) -> Tensor:
+    def resume(self, embeds: Tensor, places: tuple[Tensor, ...], context: tuple[State, ...] = ()) -> Resumed:
+        """See `Backbone.resume`: every pass begins with the first token."""
+        return Resumed(Pass(embeds, places, context), None)
+
+    def visible(self, mask: Tensor, first: int = 0) -> Tensor:
         """See `Backbone.visible`; here with ALiBi, as something to add to the logits."""
-        return alibi_mask(mask, self.positions(mask), self.heads, self.dtype)
+        return alibi_mask(mask, self.positions(mask), self.heads, self.dtype)[:, :, first:]
 
 
 def load_decoder(config: Mapping[str, Any], weights: Mapping[str, Tensor], case: str) -> AlibiDecoder:

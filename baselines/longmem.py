@@ -24,6 +24,7 @@ from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError, unknown
 from memory_bench.layers import CopiedLayers, Layers
 from memory_bench.protocol import MemoryModel, Readout, Segment, Traits
+from memory_bench.reuse import Resumed
 
 from .chunk_bank import ChunkBank
 from .chunk_reader import ChunkReader
@@ -85,19 +86,22 @@ class Encoded:
     """What the backbone makes of a segment.
 
     Attributes:
-        hidden: H[0] to H[L], each ``[rows, tokens, hidden_width]``: the embeddings, then every block's output.
+        hidden: H[0] to H[L], each ``[rows, tokens, hidden_width]``: the embeddings, then every block's output; of the
+            tokens from ``resumed.first`` on.
         keys: ``[rows, kv_heads, tokens, head]`` of the retrieval layer, before rotary.
         values: same shape.
+        resumed: the pass through the backbone, which goes on through the side network.
     """
 
     hidden: tuple[Tensor, ...]
     keys: Tensor
     values: Tensor
+    resumed: Resumed
 
 
 @dataclass(frozen=True, slots=True)
 class SidePass:
-    """What the side network makes of a segment.
+    """What the side network makes of a segment, of the tokens that `Encoded` has.
 
     Attributes:
         hidden: input of every side layer and output of the last, each ``[rows, tokens, hidden_width]``.
@@ -192,9 +196,10 @@ class LongMem(MemoryModel[ChunkBank]):
 
     def step(self, state: ChunkBank, segment: Segment, *, write: bool = True) -> tuple[Readout, ChunkBank]:
         """See `MemoryModel.step`: read what was written by earlier steps, then write this segment."""
-        encoded = self.encode(segment)
+        encoded = self.encode(segment, bank=state)
         passed = self.side_pass(state, segment, encoded)
         hidden = self.backbone.project_out(self.side.final_norm(passed.hidden[-1]))
+        hidden = encoded.resumed.finish(hidden)
         after = state.write(encoded.keys, encoded.values, segment.mask) if write else state
         return Readout(hidden, self.backbone.head), after
 
@@ -204,45 +209,55 @@ class LongMem(MemoryModel[ChunkBank]):
         return state.write(encoded.keys, encoded.values, segment.mask)
 
     @torch.no_grad()
-    def encode(self, segment: Segment, upto: int | None = None) -> Encoded:
-        """The backbone over a segment alone; with `upto`, only as far as the keys and values of that layer."""
-        backbone = self.backbone
-        where = backbone.positions(segment.mask)
-        turn, visible = backbone.rotation(where), backbone.visible(segment.mask)
-        x = backbone.begin(backbone.embed(segment.ids), where)
+    def encode(self, segment: Segment, upto: int | None = None, bank: ChunkBank | None = None) -> Encoded:
+        """The backbone over a segment alone; with `upto`, only as far as the keys and values of that layer.
+
+        `bank` is what the side network will read: a step whose beginning was read with the same one is resumed.
+        """
+        backbone, mask = self.backbone, segment.mask
+        where, embeds = backbone.positions(mask), backbone.embed(segment.ids)
+        resumed = backbone.resume(embeds, (where, mask), () if bank is None else (bank,))
+        first = resumed.first
+        turn, turn_keys = backbone.rotation(where[:, first:]), backbone.rotation(where)
+        visible = backbone.visible(mask, first=first)
+        x = backbone.begin(embeds[:, first:], where[:, first:])
         hidden, kept = [x], (x, x)
         for layer in range(backbone.layers):
-            q, k, v = backbone.project(layer, backbone.norm_input(layer, x), segment.mask)
+            q, k, v = backbone.project(layer, backbone.norm_input(layer, x), mask[:, first:])
+            k, v = resumed.join(k, v)
             if layer == self.retrieval_layer:
                 kept = (k, v)
             if layer == upto:
                 break
-            attended = backbone.attend(backbone.rotate(q, turn), backbone.rotate(k, turn), v, visible)
+            attended = backbone.attend(backbone.rotate(q, turn), backbone.rotate(k, turn_keys), v, visible)
             x = backbone.close(layer, x, attended)
             hidden.append(x)
         if upto is None and not self.config.pre_norm_last:
             hidden[-1] = backbone.final_norm(x)
-        return Encoded(tuple(hidden), *kept)
+        return Encoded(tuple(hidden), *kept, resumed)
 
     def side_pass(self, bank: ChunkBank, segment: Segment, encoded: Encoded) -> SidePass:
         """The side network over the same embeddings, every layer given what the backbone's blocks beside it added."""
         side, backbone, r = self.side, self.backbone, self.config.reduction
-        where = backbone.positions(segment.mask)
-        turn = None
+        where, resumed = backbone.positions(segment.mask), encoded.resumed
+        first = resumed.first
+        turn, turn_keys = None, None
         visible: Tensor | None
         if isinstance(side, ParallelLayers):
-            visible = alibi_mask(segment.mask, where, side.heads, backbone.dtype)
+            visible = alibi_mask(segment.mask, where, side.heads, backbone.dtype)[:, :, first:]
         else:
-            turn, visible = backbone.rotation(where), backbone.visible(segment.mask)
+            turn, turn_keys = backbone.rotation(where[:, first:]), backbone.rotation(where)
+            visible = backbone.visible(segment.mask, first=first)
         x, retrieved = encoded.hidden[0], None
         hidden = [x]
         for i in range(self.side_layers):
-            q, k, v = side.project(i, side.norm_input(i, x), segment.mask)
-            attended = side.attend(side.rotate(q, turn), side.rotate(k, turn), v, visible)
+            q, k, v = side.project(i, side.norm_input(i, x), segment.mask[:, first:])
+            k, v = resumed.join(k, v)
+            attended = side.attend(side.rotate(q, turn), side.rotate(k, turn_keys), v, visible)
             if i == self.reading_layer and bank.count:
                 reader = self.reader(bank)
                 retrieved = reader.retrieve(q)
-                attended = self.fuse(reader, attended, q, retrieved, segment)
+                attended = self.fuse(reader, attended, q, retrieved, where[:, first:])
             end = r * (i + 1) if i + 1 < self.side_layers else backbone.layers
             x = side.close(i, x, attended) + (encoded.hidden[end] - encoded.hidden[r * i])
             hidden.append(x)
@@ -253,20 +268,21 @@ class LongMem(MemoryModel[ChunkBank]):
         wanted = self.config.retrieved_tokens // self.config.chunk
         return ChunkReader.of(bank, wanted, zero_chunks=self.config.zero_chunks)
 
-    def fuse(self, reader: ChunkReader, local: Tensor, q: Tensor, retrieved: Tensor, segment: Segment) -> Tensor:
+    def fuse(self, reader: ChunkReader, local: Tensor, q: Tensor, retrieved: Tensor, where: Tensor) -> Tensor:
         """Local attention ``[rows, tokens, heads * head]`` mixed with attention to the retrieved chunks.
+
+        `where` ``[rows, tokens]`` are the queries' positions in the segment.
 
         Rows that remember nothing keep their local attention as it is.
         """
-        remembered = reader.attend(self._turned(q, segment) * q.shape[-1] ** -0.5, retrieved)
+        remembered = reader.attend(self._turned(q, where) * q.shape[-1] ** -0.5, retrieved)
         near = local.unflatten(2, (q.shape[1], -1)).transpose(1, 2)  # [rows, heads, tokens, head]
         return mix_by_gate(near, remembered, self.memory_gate, reader.known).transpose(1, 2).flatten(2)
 
-    def _turned(self, q: Tensor, segment: Segment) -> Tensor:
+    def _turned(self, q: Tensor, where: Tensor) -> Tensor:
         """Queries turned for unrotated memory keys: not at all, to their own positions, or to the segment's end."""
         if self.config.memory_position == "none" or isinstance(self.side, ParallelLayers):
             return q
-        where = self.backbone.positions(segment.mask)
         if self.config.memory_position == "constant":
             where = torch.full_like(where, self.config.segment)
         return self.backbone.rotate(q, self.backbone.rotation(where))

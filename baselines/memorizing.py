@@ -207,9 +207,8 @@ class Memorizing(MemoryModel[MemorizingState]):
 
     def step(self, state: MemorizingState, segment: Segment, *, write: bool = True) -> tuple[Readout, MemorizingState]:
         """See `MemoryModel.step`."""
-        layers = self.backbone.layers
-        hidden, own = self._read(state, segment, layers, layers)
-        return Readout(self.backbone.end(hidden), self.backbone.head), self._written(state, own) if write else state
+        hidden, own = self._read(state, segment, self.backbone.layers, self.backbone.layers)
+        return Readout(hidden, self.backbone.head), self._written(state, own) if write else state
 
     def absorb(self, state: MemorizingState, segment: Segment) -> MemorizingState:
         """See `MemoryModel.absorb`: only as deep as keys are kept, and of the last of these layers only the keys."""
@@ -223,16 +222,20 @@ class Memorizing(MemoryModel[MemorizingState]):
         return self.layers[-1] + 1 if self.layers else 0
 
     def _read(self, state: MemorizingState, segment: Segment, whole: int, projected: int) -> tuple[Tensor, Past]:
-        """Hidden states ``[rows, tokens, width]`` after `whole` layers, keys and values of `projected` ones."""
+        """Hidden states after `whole` layers (final ones after all), keys and values of `projected` ones."""
         backbone, window, mask = self.backbone, state.window, segment.mask
         where = backbone.positions(mask) if window is None else next_positions(backbone, window, mask)
-        sight = self._sight(state, mask, where)
-        hidden = backbone.begin(backbone.embed(segment.ids), where)
+        embeds = backbone.embed(segment.ids)
+        resumed = backbone.resume(embeds, (where, mask), (state,))
+        first = resumed.first
+        sight = self._sight(state, mask, where, first)
+        hidden = backbone.begin(embeds[:, first:], where[:, first:])
         keys, values = [], []
         for layer in range(projected):
-            q, k, v = backbone.project(layer, backbone.norm_input(layer, hidden), mask)
+            q, k, v = backbone.project(layer, backbone.norm_input(layer, hidden), mask[:, first:])
             if self.config.normalise and layer in self.layers:
                 q, k = knn.normalise(q), knn.normalise(k)
+            k, v = resumed.join(k, v)
             keys.append(k)
             values.append(v)
             if layer >= whole:
@@ -240,18 +243,21 @@ class Memorizing(MemoryModel[MemorizingState]):
             if window is not None:
                 k, v = torch.cat([window.keys[layer], k], dim=2), torch.cat([window.values[layer], v], dim=2)
             hidden = backbone.close(layer, hidden, self._attend(layer, (q, k, v), state.store, sight))
+        if whole == backbone.layers:
+            hidden = resumed.finish(backbone.end(hidden))
         return hidden, Past(tuple(keys), tuple(values), mask, where)
 
-    def _sight(self, state: MemorizingState, mask: Tensor, where: Tensor) -> _Sight:
-        config, window = self.config, state.window
-        turn = self.backbone.rotation(where)
+    def _sight(self, state: MemorizingState, mask: Tensor, where: Tensor, first: int) -> _Sight:
+        """Of the tokens from `first` on."""
+        config, window, turn = self.config, state.window, self.backbone.rotation(where[:, first:])
+        keys_at = where if window is None else torch.cat([window.positions, where], dim=1)
         valid = state.store.valid(config.xl_cache if config.exclude_recent else 0)
         full = bool(valid.all())
         return _Sight(
             turn=turn,
-            turn_keys=turn if window is None else self.backbone.rotation(torch.cat([window.positions, where], dim=1)),
+            turn_keys=self.backbone.rotation(keys_at),
             turn_far=self._turn_far(turn, where),
-            visible=self._visible(mask, window),
+            visible=self._visible(mask, window, first),
             valid=None if full else valid,
             known=None if full or not config.mask_unwritten else valid.any(dim=1),
         )
@@ -262,15 +268,13 @@ class Memorizing(MemoryModel[MemorizingState]):
             return None
         if config.memory_position == "query":
             return turn
-        distance = config.memory_distance
-        if distance is None:
-            distance = self._window + config.segment
+        distance = self._window + config.segment if config.memory_distance is None else config.memory_distance
         return self.backbone.rotation(torch.full_like(where[:1, :1], distance))
 
-    def _visible(self, mask: Tensor, window: Past | None) -> Tensor | None:
+    def _visible(self, mask: Tensor, window: Past | None, first: int) -> Tensor | None:
         """Which of [cached; own] keys every query sees; one that would see nothing sees itself."""
         config, tokens = self.config, mask.shape[1]
-        if window is None and not config.strict_causal and bool(mask.all()):
+        if window is None and not first and not config.strict_causal and bool(mask.all()):
             return None
         square = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device)
         own = square.tril(-1 if config.strict_causal else 0) & mask[:, None, :]
@@ -278,7 +282,7 @@ class Memorizing(MemoryModel[MemorizingState]):
             cached = window.mask if config.mask_cache else torch.ones_like(window.mask)
             own = torch.cat([cached[:, None, :].expand(-1, tokens, -1), own], dim=2)
         own[..., -tokens:] |= square.tril().triu() & ~own.any(dim=2, keepdim=True)
-        return own[:, None]
+        return own[:, None, first:]
 
     def _attend(self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], store: Ring, sight: _Sight) -> Tensor:
         """Attention ``[rows, tokens, heads * head]`` of a layer to its window and, if it has one, its memory."""

@@ -13,7 +13,6 @@ from torch import Tensor
 from memory_bench.backbone import Backbone
 from memory_bench.errors import UserError
 from memory_bench.parity import Case, Settings, load_strictly
-from memory_bench.protocol import Segment
 from memory_bench.replaying import attention_mask, check_described, cut, shifted_loss
 
 from .chunk_bank import ChunkBank, Chunks, fold_rows, unfold_rows
@@ -140,7 +139,7 @@ def _attention(case: Case, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     chunks = Chunks.of(*given, counts=[tokens] * rows, size=k)
     bank = replace(model.open(rows), blocks=(chunks,))
     own = torch.arange(tokens)[None, None, :, None].expand(rows, heads, -1, -1)
-    fused = model.fuse(model.reader(bank), local, q, own, Segment.full(torch.zeros(rows, tokens, dtype=torch.long)))
+    fused = model.fuse(model.reader(bank), local, q, own, torch.arange(tokens).expand(rows, -1))
     project = model.side._blocks[0].attention.o_proj
     return {"output": project(fused), "output_without_memory": project(local)}
 

@@ -12,7 +12,7 @@ Unusual here:
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self, cast
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from memory_bench.embedder import Embedder
 from memory_bench.errors import DataError
 from memory_bench.layers import Layers
-from memory_bench.reuse import Pass, Passes
+from memory_bench.reuse import Pass, Passes, Resumed
 from memory_bench.state import State
 
 
@@ -227,6 +227,21 @@ class Backbone(Layers):
         finally:
             self._passes = outer
 
+    def resume(
+        self, embeds: Tensor, places: tuple[Tensor, ...], context: tuple[State, ...] = (), *, limit: int | None = None
+    ) -> Resumed:
+        """Begin a causal pass over the layers; inside `reusing`, where an earlier pass with the same inputs ended.
+
+        Args:
+            embeds: ``[rows, tokens, width]``.
+            places: ``[rows, tokens]`` each: everything else that a token enters with.
+            context: everything that all tokens read. The same objects must mean the same loop over the layers.
+            limit: compute all tokens from this one on anyway.
+        """
+        # The key shift looks one token back, so that token runs again.
+        overlap = int(bool(self.key_shift))
+        return Resumed(Pass(embeds, places, context), self._passes, overlap=overlap, limit=limit)
+
     def run_cached(
         self,
         embeds: Tensor,
@@ -245,22 +260,18 @@ class Backbone(Layers):
         pasts = () if past is None else (past,) if isinstance(past, Past) else past
         where = self.positions(mask) if positions is None else positions
         text = mask if text is None else text & mask
-        this = Pass(embeds, (where, mask, text), pasts)
-        done, start = self._passes.longest(this) if self._passes else (None, 0)
-        # The key shift looks one token back, so that token runs again.
-        first = start - 1 if start and self.key_shift else start
+        resumed = self.resume(embeds, (where, mask, text), pasts)
+        first = resumed.first
         visible = self.visible(mask, pasts, first)
         turn = self.rotation(where[:, first:])
-        turn_all = self.rotation(torch.cat([*(p.positions for p in pasts), where], dim=1)) if pasts or start else turn
+        turn_all = self.rotation(torch.cat([*(p.positions for p in pasts), where], dim=1)) if pasts or first else turn
         hidden = self.begin(embeds[:, first:], where[:, first:])
         keys: list[Tensor] = []
         values: list[Tensor] = []
         for layer in range(self.layers):
             q, k, v = self.project(layer, self.norm_input(layer, hidden), text[:, first:])
-            if done is not None:
-                k = torch.cat([done.keys[layer][:, :, :start], k[:, :, start - first :]], dim=2)
-                v = torch.cat([done.values[layer][:, :, :start], v[:, :, start - first :]], dim=2)
-            if keep or self._passes:
+            k, v = resumed.join(k, v)
+            if keep:
                 keys.append(k)
                 values.append(v)
             if pasts:
@@ -268,11 +279,7 @@ class Backbone(Layers):
                 v = torch.cat([*(p.values[layer] for p in pasts), v], dim=2)
             attended = self.attend(self.rotate(q, turn), self.rotate(k, turn_all), v, visible)
             hidden = self.close(layer, hidden, attended)
-        hidden = self.end(hidden)
-        if done is not None and done.hidden is not None:
-            hidden = torch.cat([done.hidden[:, :start], hidden[:, start - first :]], dim=1)
-        if self._passes:
-            self._passes.keep(replace(this, keys=tuple(keys), values=tuple(values), hidden=hidden), done)
+        hidden = resumed.finish(self.end(hidden))
         return hidden, Past(tuple(keys), tuple(values), mask, where) if keep else None
 
     @staticmethod

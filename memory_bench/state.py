@@ -40,8 +40,13 @@ class State:
         return self
 
     def rows(self, index: Tensor) -> Self:
-        """The state of the chosen rows; `index` ``[n]`` int64, repeats allowed."""
+        """The state of the chosen rows; `index` ``[n]`` int64, repeats allowed. All rows in order: the state itself."""
+        if index.tolist() == list(range(self._row_count())):
+            return self
         return cast(Self, _over_tensors(self, lambda t: t[index.to(t.device)]))
+
+    def _row_count(self) -> int:
+        return next((len(tensor) for _, tensor in self.tensors()), -1)
 
     def detach(self) -> Self:
         """The same values without their history of gradients."""

@@ -470,8 +470,10 @@ def spoil_residual(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last side layer is given a little too much of what the backbone added."""
     encode = LongMem.encode
 
-    def wrong(self: LongMem, segment: Segment, upto: int | None = None) -> longmem.Encoded:
-        encoded = encode(self, segment, upto)
+    def wrong(
+        self: LongMem, segment: Segment, upto: int | None = None, bank: ChunkBank | None = None
+    ) -> longmem.Encoded:
+        encoded = encode(self, segment, upto, bank)
         return replace(encoded, hidden=(*encoded.hidden[:-1], encoded.hidden[-1] * 1.05))
 
     monkeypatch.setattr(LongMem, "encode", wrong)
