@@ -104,6 +104,8 @@ def _details(verdict: Verdict) -> list[str]:
     seeds = sorted({seed for f in verdict.findings for seed in f.seeds})
     out = [f"### {claim.id}: {verdict.word}", f"{claim.says}. {claim.source}; reported: {claim.reported}."]
     out += [f"Differs from the paper: {claim.differs}."] if claim.differs else []
+    if claim.evidence:
+        out.append(f"Published numbers (`memory-bench list reported`): {', '.join(f'`{e}`' for e in claim.evidence)}.")
     out.append(to_markdown(Table(head, tuple(map(_line, verdict.findings)))))
     if verdict.word != NOT_RUN:
         out.append(f"Seeds {', '.join(map(str, seeds))}; records {', '.join(f'`{key}`' for key in keys)}.")

@@ -14,6 +14,7 @@ from memory_bench.data import Library
 from memory_bench.data.studies import SEGMENT, WORDS
 from memory_bench.episode import Ask, Document, Episode, Estimate, Read, TrainingPlan
 from memory_bench.errors import DataError, UserError
+from memory_bench.tasks.interleaved import InterleavedPG19, interleave
 from memory_bench.tasks.language_modeling import PG19, WikiText103, consecutive, excerpt, joined
 from memory_bench.tasks.pubmedqa import CHOICES, TRAIN_CONTEXT, PubMedQA
 from memory_bench.tokenizer import word_level
@@ -71,6 +72,11 @@ def test_joined_articles_keep_every_word_in_order() -> None:
     cuts = joined(articles, 3)
     assert [d.text.split() for d in cuts] == [["a", "b", "c"], ["d", "e", "f"]]
     assert [d.meta["work"] for d in cuts] == ["0", "1"]
+
+
+def test_interleaved_books_keep_every_word_and_alternate() -> None:
+    assert interleave("a b c d e", "1 2 3", 2) == "a b 1 2 c d 3 e"
+    assert interleave("a", "1 2 3 4", 1).split() == ["a", "1", "2", "3", "4"]
 
 
 @pytest.mark.parametrize("extent", ["all", "bytes:5", "bytes:9-9", "bytes:-1-5", ""])
@@ -301,6 +307,17 @@ def test_pg19_documents(data: Library) -> None:
     whole = next(iter(PG19(PG19.Config(extent="full")).episodes(data, 1)))
     assert text_of(episodes[0]) in text_of(whole)
     assert task.plan(data, pretrained=False) == WikiText103().plan(data, pretrained=True) == TrainingPlan("books")
+
+
+def test_interleaved_pairs_hold_both_books(data: Library) -> None:
+    books = {e.id: text_of(e).split() for e in PG19().episodes(data, None)}
+    pairs = list(InterleavedPG19(InterleavedPG19.Config(words=16)).episodes(data, None))
+    assert len(pairs) == len(books) // 2
+    first, second = pairs[0].id.split("+")
+    words = text_of(pairs[0]).split()
+    assert words[:16] == books[first][:16]
+    assert words[16:32] == books[second][:16]
+    assert sorted(words) == sorted(books[first] + books[second])
 
 
 def text_of(episode: Episode) -> str:

@@ -117,6 +117,32 @@ def test_a_cell_has_the_same_numbers_twice(jobs: Prepare, tmp_path: Path) -> Non
     assert first[0].usage.trained_parameters == first[0].usage.added_parameters > 0
 
 
+def test_options_after_training_change_the_scoring_of_the_same_weights(jobs: Prepare) -> None:
+    asked = jobs("memorizing[slots=8],memorizing[slots=8,test.slots=64],memorizing[slots=64]")
+    small, enlarged, large = run_inline(asked)
+    keys = [r.cell.training.key for r in (small, enlarged, large)]
+    assert keys[0] == keys[1] != keys[2]
+    assert small.key != enlarged.key
+    assert small.usage.train_flops == enlarged.usage.train_flops > 0
+    assert small.usage.state_bytes < enlarged.usage.state_bytes == large.usage.state_bytes
+    assert small.metrics[0].value != enlarged.metrics[0].value
+
+
+def test_look_ahead_is_that_of_the_model_as_scored(jobs: Prepare) -> None:
+    official, causal = run_inline(
+        jobs("hmt[recall_query=current-half],hmt[recall_query=current-half,test.recall_query=previous-half]")
+    )
+    assert official.look_ahead > 0 == causal.look_ahead
+    assert plain(official.metrics[0].slice) != official.metrics[0].slice
+    assert causal.metrics[0].slice == ""
+
+
+def test_a_recipe_may_differ_for_one_model(jobs: Prepare) -> None:
+    usual, cut = run_inline(jobs("rmt,rmt[train.bptt=1]"))
+    assert usual.usage.train_tokens == cut.usage.train_tokens
+    assert usual.metrics[0].value != cut.metrics[0].value
+
+
 def test_the_mark_of_look_ahead_leaves_slices_readable() -> None:
     """A slice that loses its name beside the mark would pass for the headline of a seed."""
     for slice_ in ("", "position=0-256"):
