@@ -1,15 +1,15 @@
 """Finds lm-eval's task files by name without building its index, which takes half a minute."""
 
 import difflib
+import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from memory_bench.errors import DataError, UserError
 from memory_bench.lm_eval import include_path, require
 
-_NAME = re.compile(r"^(task|group):[ \t]*['\"]?([^\s'\"#]+)", flags=re.M)
+_NAME = re.compile(rb"^(task|group):[ \t]*['\"]?([^\s'\"#]+)", flags=re.M)
 LOCAL = ("json", "csv", "parquet", "text", "arrow", "xml", "pandas")  # formats of `datasets` that read files
 PATIENCE = 5.0  # seconds until the hub counts as out of reach
 
@@ -24,13 +24,10 @@ def task_file(name: str) -> Path:
         if not Path(name).is_file():
             raise UserError(f"There is no task file {name}.")
         return Path(name)
-    roots = [include_path(), require() / "tasks"]
-    for root in roots:
-        for path in sorted(root.rglob(f"{name}.yaml")):  # most files are called like their task
-            if ("task", name) in _named(path):
-                return path
+    files = [path for root in (include_path(), require() / "tasks") for path in _files(root)]
+    files.sort(key=lambda path: path.stem != name)  # most files are called like their task
     known: set[str] = set()
-    for path in _files(roots):
+    for path in files:
         for kind, found in _named(path):
             if found == name and kind == "task":
                 return path
@@ -43,14 +40,15 @@ def task_file(name: str) -> Path:
     raise UserError(f"Unknown lm-eval task '{name}'.{guess} {hint}")
 
 
-def _files(roots: list[Path]) -> Iterator[Path]:
-    for root in roots:
-        yield from sorted(root.rglob("*.yaml"))
+def _files(root: Path) -> list[Path]:
+    """All YAML files below a folder, in a fixed order."""
+    found = [os.path.join(at, name) for at, _, names in os.walk(root) for name in names if name.endswith(".yaml")]
+    return [Path(path) for path in sorted(found)]
 
 
 def _named(path: Path) -> list[tuple[str, str]]:
     """(kind, name) of what a file defines at its top level."""
-    return _NAME.findall(path.read_text(encoding="utf-8", errors="replace"))
+    return [(kind.decode(), name.decode(errors="replace")) for kind, name in _NAME.findall(path.read_bytes())]
 
 
 def read_fields(path: Path) -> dict[str, Any]:
@@ -91,7 +89,7 @@ def check_reach(fields: dict[str, Any], *, hub: bool) -> None:
 
         HfApi().dataset_info(str(path), timeout=PATIENCE)
     except Exception as error:
-        raise DataError(no_data(fields, error)) from error
+        raise DataError(f"{no_data(fields, error)} (HF_HUB_OFFLINE=1: what datasets has in its cache.)") from error
 
 
 def no_data(fields: dict[str, Any], error: Exception) -> str:
@@ -99,7 +97,7 @@ def no_data(fields: dict[str, Any], error: Exception) -> str:
     where = fields.get("dataset_path") or "its custom_dataset"
     return (
         f"The data of lm-eval task {fields['task']} ({where}) cannot be had: {_first_line(error)}. Connect to the hub, "
-        "set HF_HUB_OFFLINE=1 to use what datasets has in its cache, or give a YAML file with local data_files."
+        "or give a YAML file with local data_files."
     )
 
 

@@ -100,7 +100,7 @@ def from_run(folder: Path, name: str, backbones: Backbones, *, seed: int | None,
         UserError: there is no such result, several, no checkpoint, or the backbone is another one now.
     """
     store = Store.open(folder)
-    training = _one_training(store.records(), folder, name, seed, task)
+    training = one_training(store.records(), folder, name, seed, task)
     own = rematch(training, backbones)
     if own is None and backbones.card(training.backbone.name).revision != training.backbone.revision:
         raise UserError(
@@ -116,7 +116,8 @@ def _budget(name: str, backbone: str, device: str) -> Budget:
     return load_budget(name or ("cpu-minutes" if small else "gpu-minutes" if cuda else "cpu-smol"))
 
 
-def _one_training(records: list[Record], folder: Path, name: str, seed: int | None, task: str) -> Training:
+def one_training(records: list[Record], folder: Path, name: str, seed: int | None, task: str) -> Training:
+    """The training of a model in a run's records; see `from_run`."""
     found = [r for r in records if r.status in ("ok", "over_budget")]
     labels = {r.cell.label or r.cell.training.model.name for r in found}
     own = [r for r in found if name in ((r.cell.label,) if name in labels else (r.cell.training.model.name,))]
