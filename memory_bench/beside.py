@@ -80,7 +80,7 @@ def find_beside(board: Board, rows: Sequence[Reported] | None = None) -> Beside:
         for r in published:
             if r.family != row.model or any(r.options().get(name) != value for name, value in ablated.items()):
                 continue
-            found = [Pair(r, m, judge(r, m, rivals_of(r, same_task))) for m in mine if beside(r, m.metric)]
+            found = [_pair(r, m, same_task) for m in mine if beside(r, m.metric)]
             if found:
                 pair, place = min(found, key=lambda pair: pair.key), (row.label, r.model, r.backbone)
                 if place not in nearest or pair.key < nearest[place].key:
@@ -89,6 +89,13 @@ def find_beside(board: Board, rows: Sequence[Reported] | None = None) -> Beside:
     seen = {pair.published.id for pair in shown}
     left = [r for r in published if r.id not in seen]
     return Beside(tuple(shown), "", len(left) if shown else 0, published[0].id.split(".")[3])
+
+
+def _pair(published: Reported, ours: Measured, rows: Sequence[Reported]) -> Pair:
+    verdict = judge(published, ours)
+    if verdict.kind != "not comparable":
+        verdict = judge(published, ours, rivals_of(published, rows))
+    return Pair(published, ours, verdict)
 
 
 def _shown(pairs: list[Pair], order: list[str]) -> list[Pair]:

@@ -326,8 +326,9 @@ def cpu(arguments: list[str], world: Any) -> tuple[float, str]:
     return after.children_user + after.children_system - before.children_user - before.children_system, done.stdout
 
 
-def test_listing_takes_less_than_a_second(world: Any) -> None:
-    seconds, _ = cpu([sys.executable, "-m", "memory_bench.cli", "list", "models"], world)
+@pytest.mark.parametrize("what", ["models", "reported"])
+def test_listing_takes_less_than_a_second(what: str, world: Any) -> None:
+    seconds, _ = cpu([sys.executable, "-m", "memory_bench.cli", "list", what], world)
     assert seconds < 1
 
 

@@ -285,8 +285,9 @@ def test_agreement() -> None:
 def test_rivals_are_other_models_in_the_same_cell() -> None:
     row = find("hmt.table-2.hmt-opt-350m.wikitext-103.ppl.mean")[0]
     assert [r.model for r in rivals_of(row, load())] == ["sliding window"]
-    close = replace(row, model="other", value=row.value)
-    assert rivals_of(row, [close]) == ()
+    assert rivals_of(row, [replace(row, model="other", value=row.value)]) == ()
+    assert rivals_of(row, [replace(row, value=20.0)]) == ()
+    assert len(rivals_of(row, [replace(row, model="other", value=20.0)])) == 1
 
 
 def test_shares_are_compared_in_one_unit() -> None:
@@ -387,7 +388,7 @@ def test_a_run_in_another_setting_is_not(tmp_path: Path, change: dict[str, Any],
         assert REFUSED in report.html([[]])
 
 
-def test_the_table_is_short_and_says_how_many_are_left(tmp_path: Path) -> None:
+def test_the_table_is_short_and_says_how_many_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(tmp_path / "run")
     boards = collect(store, TASKS)
     real = [replace(b, cell=replace(b.cell, task=replace(b.cell.task, config={"data": b.task}))) for b in boards]
@@ -401,6 +402,9 @@ def test_the_table_is_short_and_says_how_many_are_left(tmp_path: Path) -> None:
         named = [r for r in listing.rows("reported", None, tmp_path) if found.grep in r["id"]]
         assert {r.id for r in mine} <= {r["id"] for r in named}
         assert all(p.verdict.kind == "not comparable" for p in found.pairs)
+        monkeypatch.setattr("memory_bench.beside.PER_BOARD", 1)
+        assert len(find_beside(board).pairs) == 1
+        monkeypatch.undo()
 
 
 def test_an_ablation_stands_beside_an_ablation(tmp_path: Path) -> None:
