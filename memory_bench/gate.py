@@ -139,6 +139,8 @@ def _same_boards(run: Sequence[Line], reference: Sequence[Line]) -> None:
 def _comparable(run: Line, reference: Line) -> None:
     """Refuse a pair of lines that were measured under other circumstances."""
     ours, theirs = asdict(run.setting), asdict(reference.setting)
+    # An option that came with a later version has a default that changes nothing, or the numbers tell.
+    ours["options"] = {k: v for k, v in ours["options"].items() if k in theirs["options"]}
     for name, what in WHAT.items():
         if ours[name] != theirs[name]:
             raise UserError(
@@ -163,6 +165,8 @@ def _notes(pairs: Sequence[tuple[Line, Line]]) -> list[str]:
             said[
                 f"{run.task}: these are numbers of a stand-in, in the run and in the reference: {run.setting.data}."
             ] = None
+        for name in run.setting.options.keys() - reference.setting.options.keys():
+            said[f"{run.task}: the reference does not know the option {name} = {run.setting.options[name]}."] = None
         if run.version != reference.version:
             said[f"{run.model} is version {run.version} here and {reference.version} in the reference."] = None
         for name, theirs in reference.versions.items():
