@@ -13,7 +13,7 @@ from typing import Any
 from memory_bench.errors import UserError, unknown
 from memory_bench.shipped import results_folder
 
-COMPARED = ("lower", "no worse", "equal", "measure")
+COMPARED = ("lower", "no worse", "equal", "measure", "share")
 COUNTED = ("parameters", "pool", "recall")
 TIERS = ("cpu", "gpu", "cluster")
 
@@ -24,10 +24,11 @@ class Test:
 
     Attributes:
         kind: of `COMPARED`, the token perplexity of `left` against that of `right`: ``lower``; ``no worse`` or
-            ``equal`` within `tolerance`; ``measure`` only reports the difference. Of `COUNTED`: ``parameters`` that
-            `left` adds to its backbone, as a share between `low` and `high`; rows of a block left in a ``pool`` after
-            later writes, within `tolerance` of the law; ``recall`` of filler, below that of text.
-        left, right: models as in ``--models``, options in brackets.
+            ``equal`` within `tolerance`; ``measure`` only reports the difference; ``share`` reports how much of what
+            `left` gains over `base` is lost with `right`. Of `COUNTED`: ``parameters`` that `left` adds to its
+            backbone, as a share between `low` and `high`; rows of a block left in a ``pool`` after later writes, within
+            `tolerance` of the law; ``recall`` of filler, below that of text.
+        left, right, base: models as in ``--models``, options in brackets.
         task: that both are scored on.
         lengths: tokens from a document's beginning; it must hold at each. Empty: on all that was read.
         tolerance: share of the perplexity, or of rows.
@@ -38,6 +39,7 @@ class Test:
     kind: str
     left: str
     right: str = ""
+    base: str = ""
     task: str = ""
     lengths: tuple[int, ...] = ()
     tolerance: float = 0.0
@@ -53,7 +55,8 @@ class Test:
     @property
     def trains(self) -> tuple[str, ...]:
         """The models that must have been trained for it."""
-        return tuple(m for m in (self.left, self.right) if m) if self.compared or self.kind == "recall" else ()
+        named = tuple(m for m in (self.left, self.right, self.base) if m)
+        return named if self.compared or self.kind == "recall" else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,7 +248,7 @@ def lm_eval(
 ) -> None:
     """lm-evaluation-harness with our models and tasks: what follows goes to its own command, exit codes are its own.
 
-    Example: memory-bench lm-eval run --model memory-bench --model_args model=rmt,run=results/runs/latest --tasks mb_pg19
+    Example: memory-bench lm-eval run --model memory-bench --model_args model=rmt,run=OUT --tasks mb_pg19
     """
     from memory_bench.lm_eval import include_path
 

@@ -91,6 +91,30 @@ def perplexity_effect(
     return Effect(percent[0], (percent[1], percent[2]), (percent[3], percent[4]), whole.n, len(values), "perplexity")
 
 
+def share_effect(
+    left: Mapping[int, "pd.DataFrame"], right: Mapping[int, "pd.DataFrame"], base: Mapping[int, "pd.DataFrame"]
+) -> Effect | None:
+    """How much of what `left` gains over `base` in nats is lost with `right`, in percent; None as of the others."""
+    import pandas as pd
+
+    rows, seeds = (left, right, base), sorted(left)
+    if not seeds or any(sorted(row) != seeds for row in rows):
+        return None
+    by_seed = [{s: _first(row[s], None).groupby("episode")["nll"].sum() for s in seeds} for row in rows]
+    sums = [pd.DataFrame(one).dropna() for one in by_seed]  # [documents, seeds]
+    shared = sums[0].index.intersection(sums[1].index).intersection(sums[2].index)
+    first, second, ground = (one.loc[shared].to_numpy() for one in sums)
+    if not len(shared):
+        return None
+    gained, kept = ground - first, ground - second
+    value, low, high = stats.ratio_interval(kept.mean(axis=1), gained.mean(axis=1), seed=0)
+    if value is None or low is None or high is None:
+        return None
+    each = 100 * (1 - kept.sum(axis=0) / gained.sum(axis=0))
+    documents = (100 * (1 - high), 100 * (1 - low))
+    return Effect(100 * (1 - value), documents, seed_interval(each.tolist()), len(shared), len(seeds), "the gain")
+
+
 def _first(samples: "pd.DataFrame", length: int | None) -> "pd.DataFrame":
     """The main readings' stretches that begin within the first `length` tokens of documents that are long enough."""
     reads = samples[(samples["control"] == "") & (samples["kind"] == "read")]
@@ -131,7 +155,7 @@ def decide(test: "Test", effect: Effect | None) -> str:
         return HOLDS if test.low <= effect.value / 100 <= test.high else FAILS
     if effect.count < LEAST_SEEDS:
         return NOT_RUN
-    if test.kind == "measure":
+    if test.kind in ("measure", "share"):
         return MEASURED
     low, high = -math.inf, 100 * test.tolerance  # lower, no worse, recall: anything up to a bound
     if test.kind in ("equal", "pool"):

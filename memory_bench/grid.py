@@ -122,6 +122,11 @@ def _short(name: str) -> str:
     return name.rsplit(":", 1)[-1].lower() if ".py:" in name else name
 
 
+def _plain(value: Any) -> str:
+    """An option's value as it is written in a command."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _wanted(request: Request) -> list[_Wanted]:
     """The models asked for, then the controls that are not among them."""
     wanted: list[_Wanted] = []
@@ -129,7 +134,7 @@ def _wanted(request: Request) -> list[_Wanted]:
         name, options = _parse_model(text)
         cls = plugins.load("models", name)
         short = _short(name)
-        label = short if not options else f"{short}[{','.join(f'{k}={v}' for k, v in options.items())}]"
+        label = short if not options else f"{short}[{','.join(f'{k}={_plain(v)}' for k, v in options.items())}]"
         wanted.append(_Wanted(name, {**request.settings.get(short, {}), **options}, "asked", label))
         if request.controls:
             # A part of a pretrained model cannot be taken away: it was trained with it.

@@ -17,7 +17,7 @@ from memory_bench.cell import Cell, digest
 from memory_bench.claims import Setup, Test, claims_file, read_claims
 from memory_bench.console import error, show
 from memory_bench.data.library import Library
-from memory_bench.effects import HOLDS, MEASURED, NOT_RUN, decide, mean_effect, perplexity_effect
+from memory_bench.effects import HOLDS, MEASURED, NOT_RUN, decide, mean_effect, perplexity_effect, share_effect
 from memory_bench.episode import Read
 from memory_bench.grid import Grid, Request, make_task, plan_grid
 from memory_bench.options import Options, parse_seeds
@@ -120,21 +120,21 @@ def judge(test: Test, bench: _Bench) -> list[Finding]:
     """What came of a test, at each of its lengths."""
     if not test.compared:
         return [_counted(test, bench)]
-    rows = [bench.of(label, test.task) for label in (test.left, test.right)]
-    cells = [cell for row in rows for cell in row.values()]
+    rows = {label: bench.of(label, test.task) for label in test.trains}
+    cells = [cell for row in rows.values() for cell in row.values()]
     keys = tuple(cell.key for cell in cells)
     records = {cell.key: bench.store.record(cell.key) for cell in cells}
-    bad = [cell.title for cell in cells if (r := records[cell.key]) is None or r.status != "ok"]
+    missing = [f"{label} on {test.task}" for label, row in rows.items() if not row]
+    missing += [cell.title for cell in cells if (r := records[cell.key]) is None or r.status != "ok"]
     lengths = test.lengths or (None,)
-    if bad or not cells:
-        why = f"no result of {bad[0]}" if bad else "no cells"
-        return [Finding(test, length, None, NOT_RUN, why=why) for length in lengths]
-    samples = [{seed: bench.store.samples(cell.key) for seed, cell in row.items()} for row in rows]
+    if missing:
+        return [Finding(test, length, None, NOT_RUN, why=f"no result of {missing[0]}") for length in lengths]
+    loaded = [{seed: bench.store.samples(cell.key) for seed, cell in row.items()} for row in rows.values()]
+    samples = [{seed: frame for seed, frame in row.items() if frame is not None} for row in loaded]
     found = []
     for length in lengths:
-        left, right = ({s: frame for s, frame in row.items() if frame is not None} for row in samples)
-        effect = perplexity_effect(left, right, length)
-        why = "" if effect else "no document is that long" if length else "the two rows share nothing"
+        effect = share_effect(*samples) if test.base else perplexity_effect(samples[0], samples[1], length)
+        why = "" if effect else "no document is that long" if length else "the rows share nothing"
         found.append(Finding(test, length, effect, decide(test, effect), bench.seeds, keys, why))
     return found
 

@@ -48,6 +48,8 @@ class Finding:
             return f"{t.left}: rows left of a block, against the law (within {100 * t.tolerance:g} points)"
         if t.kind == "recall":
             return f"{t.left}: recall's weight on filler minus that on text"
+        if t.kind == "share":
+            return f"share of {t.left}'s gain over {t.base} that {t.right} does not have, {t.task}"
         words = {"lower": "below", "measure": "against"}.get(
             t.kind, f"{t.kind} than" if "worse" in t.kind else "equal to"
         )

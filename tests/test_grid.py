@@ -216,7 +216,7 @@ def test_a_suite_fills_what_the_command_line_leaves_open(world: Any, tmp_path: P
         f'budget = "{world.budget}"\nseeds = [3, 5]\nlimit = "pg19=2"\n[set]\n"rmt.segment" = 4\n'
     )
     found = prepare(options(world, suite=str(tmp_path / "s.toml"), controls=False))
-    assert titles(found.grid) == [(m, "pg19", s, "asked") for m in ("rmt", "hmt[recall=False]") for s in (3, 5)]
+    assert titles(found.grid) == [(m, "pg19", s, "asked") for m in ("rmt", "hmt[recall=false]") for s in (3, 5)]
     assert found.grid.cells[0].training.model.config["segment"] == 4
     assert found.grid.cells[0].limit == 2
     assert found.out.name.startswith("s-")

@@ -29,6 +29,7 @@ from memory_bench.effects import (
     mean_effect,
     perplexity_effect,
     seed_interval,
+    share_effect,
     together,
 )
 from memory_bench.errors import UserError
@@ -39,7 +40,7 @@ from memory_bench.store import Store
 from memory_bench.verdicts import Finding, Verdict, markdown
 from synthetic import text_samples
 
-LOWER = published.Test("lower", "a", "b", "pg19")
+LOWER = published.Test("lower", "a", "b", task="pg19")
 SEEDS = range(5)
 
 
@@ -74,6 +75,18 @@ def test_the_effect_is_the_ratio_of_token_perplexities() -> None:
 
 def _main(*frames: Mapping[int, pd.DataFrame]) -> list[dict[int, pd.DataFrame]]:
     return [{s: f[f["control"] == ""] for s, f in by_seed.items()} for by_seed in frames]
+
+
+def test_the_share_of_a_gain() -> None:
+    effect = share_effect(rows(0.08), rows(0.06), rows(0.0))
+    assert effect is not None
+    assert effect.value == pytest.approx(25, abs=4)
+    assert effect.documents[0] < 25 < effect.documents[1]
+    assert effect.low > 0
+    same = share_effect(rows(0.08), rows(0.08), rows(0.0))
+    assert same is not None
+    assert same.value == pytest.approx(0, abs=1e-9)
+    assert share_effect(rows(0.08), rows(0.06), rows(0.0, range(4))) is None
 
 
 def test_seeds_that_disagree_leave_it_open_however_sure_the_documents_are() -> None:
@@ -318,6 +331,7 @@ def test_reproduce_refuses_stand_ins_and_unknown_claims(tmp_path: Path, world: A
 
 def test_kinds_of_tests_are_drawn_apart() -> None:
     assert all(published.Test(kind, "a", "b").trains == ("a", "b") for kind in COMPARED)
+    assert published.Test("share", "a", "b", "c").trains == ("a", "b", "c")
     assert published.Test("recall", "a").trains == ("a",)
     assert published.Test("pool", "a").trains == ()
 
