@@ -171,7 +171,7 @@ def _distance(value: float, metric: str) -> str:
     if metric in (*PERCENT, "learned"):
         return f"{100 * value:.1f} pt"
     if metric in (*FACTS, *COUNTED):
-        return f"{value:,.0f}" if value >= 1 or not value else f"{value:.1g}"
+        return f"{value:,.0f}" if value >= 1 or value < 0.005 else f"{value:.1g}"
     return number(value, metric, spread=True)
 
 
