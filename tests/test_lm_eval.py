@@ -522,17 +522,16 @@ def command(world: World, *arguments: str) -> "subprocess.CompletedProcess[str]"
     )
 
 
-def test_the_real_command(folder: Path, world: World, tmp_path: Path) -> None:
-    if folder.name.startswith("bos"):
-        pytest.skip("once is enough")
-    model = f"model=truncation,backbone={folder},budget=cpu-smol,segment={WINDOW}"
+@pytest.mark.parametrize("folder", ["eos"], indirect=True)
+def test_the_real_command(folder: Path, world: World, tmp_path: Path, make_yaml: Callable[..., Path]) -> None:
     done = command(
-        world, "run", "--model", door.NAME, "--model_args", model, "--tasks", "mb_pubmedqa,mb_pg19",
-        "--metadata", '{"options": {}}', "--limit", "2", "--output_path", str(tmp_path / "out"), "--log_samples",
+        world, "run", "--model", door.NAME, "--model_args", f"model=truncation,backbone={folder},segment={WINDOW}",
+        "--tasks", f"mb_pg19,{make_yaml('multiple_choice')}", "--metadata", '{"options": {"extent": "full"}}',
+        "--limit", "2", "--output_path", str(tmp_path / "out"), "--log_samples",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(next((tmp_path / "out").rglob("results_*.json")).read_text())
-    assert set(told["results"]) == {"mb_pubmedqa", "mb_pg19"}
+    assert set(told["results"]) == {"mb_pg19", "local_multiple_choice"}
     assert told["config"]["memory_bench"]["model"] == "truncation"
     assert told["config"]["memory_bench"]["tokens_read"] > 0
 

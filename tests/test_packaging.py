@@ -36,6 +36,7 @@ def test_suites_and_cases_are_listed_as_data() -> None:
     carried = {f for name, globs in patterns.items() for glob in globs for f in folders[name].glob(glob) if f.is_file()}
     wanted = [f for name in ("parity", "reported") for f in (ROOT / "results" / name).rglob("*") if f.is_file()]
     wanted += (ROOT / "memory_bench" / "suites").glob("*.toml")
+    wanted += (ROOT / "tasks" / "lm_eval").glob("*.yaml")
     wanted.append(ROOT / "memory_bench" / "py.typed")
     assert len(wanted) > 50
     assert set(wanted) <= carried

@@ -46,6 +46,11 @@ def _files(root: Path) -> list[Path]:
     return [Path(path) for path in sorted(found)]
 
 
+def defines_task(path: Path) -> bool:
+    """The file names one task and no group."""
+    return [kind for kind, _ in _named(path)] == ["task"]
+
+
 def _named(path: Path) -> list[tuple[str, str]]:
     """(kind, name) of what a file defines at its top level."""
     return [(kind.decode(), name.decode(errors="replace")) for kind, name in _NAME.findall(path.read_bytes())]
