@@ -49,12 +49,18 @@ def check(
         raise UserError("Give either --against FILE (compare with a reference) or --write FILE (make one).")
     declared = parse_tolerances(tolerances)
     reference = read_reference(against) if against is not None else []
-    run, records = _measured(out, declared)
+    store = Store.open(out)
+    run, records = _measured(store, declared)
+    absent = _absent(store)
+    if write is not None and absent:
+        raise UserError(
+            f"No reference was written: {len(absent)} cells have no result ({absent[0]} …); finish the run."
+        )
     if write is not None:
         write_reference(write, run, records, (Path(), Path(__file__).parent))
         show(f"{write}: {len(read_reference(write))} lines of {len(records)} cells.")
         return 0
-    found = compare(run, reference, declared)
+    found = compare(run, reference, declared, absent)
     if markdown is not None:
         write_atomically(markdown, gate_report.markdown(found, str(against)))
     if junit is not None:
@@ -63,9 +69,15 @@ def check(
     return 0 if found.holds else 1
 
 
-def _measured(out: Path, declared: dict[str, float]) -> tuple[list[Line], list[Record]]:
+def _absent(store: Store) -> list[str]:
+    """Labels of the cells that the folder's last command asked for and that have no result."""
+    grid = store.run().get("grid", {})
+    roles = grid.get("roles", {})
+    return sorted(roles.get(key, ("", key))[1] for key in grid.get("cells", []) if store.record(key) is None)
+
+
+def _measured(store: Store, declared: dict[str, float]) -> tuple[list[Line], list[Record]]:
     """The lines of a run and the records they are made of."""
-    store = Store.open(out)
     rows = list(chain.from_iterable(grouped(store)))
     for warning in store.warnings:
         error(f"Warning: {warning}")
@@ -73,7 +85,9 @@ def _measured(out: Path, declared: dict[str, float]) -> tuple[list[Line], list[R
     own = {metric: Tolerance(number, "given with the command") for metric, number in declared.items()}
     found = lines(rows, certified, {**TOLERANCES, **own})
     if not found:
-        raise UserError(f"{out} holds no result to compare; `memory-bench run --out {out} …` makes some.")
+        raise UserError(
+            f"{store.folder} holds no result to compare; `memory-bench run --out {store.folder} …` makes some."
+        )
     return found, [record for row in rows for record in row if record.status != "skipped"]
 
 

@@ -57,10 +57,17 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All findings, in the reference's order, then what is new; and sentences a reader must know."""
+    """What the gate found.
+
+    Attributes:
+        findings: in the reference's order, then what is new.
+        notes: sentences a reader must know.
+        absent: labels of cells that were asked for and have no result; a mean over the other seeds would hide them.
+    """
 
     findings: tuple[Finding, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
     def of(self, *verdicts: str) -> list[Finding]:
         """The findings with one of these verdicts."""
@@ -69,16 +76,22 @@ class Comparison:
     @property
     def holds(self) -> bool:
         """Nothing is red."""
-        return not self.of(*RED)
+        return not self.of(*RED) and not self.absent
 
 
-def compare(run: Sequence[Line], reference: Sequence[Line], declared: Mapping[str, float] | None = None) -> Comparison:
+def compare(
+    run: Sequence[Line],
+    reference: Sequence[Line],
+    declared: Mapping[str, float] | None = None,
+    absent: Sequence[str] = (),
+) -> Comparison:
     """Compare a run with a reference.
 
     Args:
         run: lines of the run.
         reference: lines of the reference.
         declared: tolerances by metric, instead of the reference's.
+        absent: labels of cells without a result.
 
     Raises:
         UserError: the two are not comparable, or `declared` names a metric that the reference does not have.
@@ -101,7 +114,7 @@ def compare(run: Sequence[Line], reference: Sequence[Line], declared: Mapping[st
         pairs.append((mine, line))
         findings.append(_judge(mine, line, (declared or {}).get(line.metric, line.tolerance)))
     new = [Finding("new", lines[0], None, _centre(lines[0], list(lines[0].values)), None) for lines in found.values()]
-    return Comparison((*findings, *new), tuple(_notes(pairs)))
+    return Comparison((*findings, *new), tuple(_notes(pairs)), tuple(absent))
 
 
 def _judge(run: Line, reference: Line, tolerance: float) -> Finding:

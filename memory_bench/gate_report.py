@@ -22,7 +22,11 @@ def headline(found: Comparison) -> str:
         return f"The gate holds: {len(lines)} lines, none worse, none missing."
     said = [f"{worse} worse"] if worse else []
     said += [f"{missing} missing"] if missing else []
-    return f"REGRESSION: of {len(lines)} lines {' and '.join(said)}."
+    result = [f"of {len(lines)} lines {' and '.join(said)}"] if said else []
+    if found.absent:
+        models = ", ".join(dict.fromkeys(found.absent))
+        result.append(f"{len(found.absent)} cell(s) without a result ({models}); the command that began them ends them")
+    return f"REGRESSION: {'; '.join(result)}."
 
 
 def warnings(found: Comparison) -> list[str]:
@@ -66,11 +70,14 @@ def markdown(found: Comparison, reference: str) -> str:
 def junit(found: Comparison) -> str:
     """JUnit XML with one test case a line; what is worse or missing is a failure."""
     cases = [f for f in found.findings if f.verdict != "new"]
-    failures = str(len(found.of(*RED)))
-    root = ET.Element("testsuites", name="memory-bench", tests=str(len(cases)), failures=failures)
+    failures, count = str(len(found.of(*RED)) + len(found.absent)), str(len(cases) + len(found.absent))
+    root = ET.Element("testsuites", name="memory-bench", tests=count, failures=failures)
     suite = ET.SubElement(
-        root, "testsuite", name="memory-bench check", tests=str(len(cases)), failures=failures, errors="0", skipped="0"
+        root, "testsuite", name="memory-bench check", tests=count, failures=failures, errors="0", skipped="0"
     )
+    for place, label in enumerate(found.absent, 1):
+        case = ET.SubElement(suite, "testcase", classname="cells", name=f"{label} {place}")
+        ET.SubElement(case, "failure", type="missing", message=f"{label}: a cell that was asked for has no result")
     for finding in cases:
         line = finding.line
         case = ET.SubElement(
@@ -90,6 +97,7 @@ def to_json(found: Comparison) -> dict[str, Any]:
         "holds": found.holds,
         "result": headline(found),
         "warnings": warnings(found),
+        "absent": list(found.absent),
         "lines": [
             {
                 "verdict": f.verdict,

@@ -370,6 +370,22 @@ def test_the_command(call: Run, tmp_path: Path) -> None:
     assert "A leak looks like progress" in out
 
 
+def test_a_cell_without_a_result_is_red(call: Run, tmp_path: Path) -> None:
+    """The mean over the other seeds may well hold."""
+    store = three_seeds(tmp_path / "run")
+    assert call("check", "run", "--write", "gate.jsonl")[0] == 0
+    cells = [record.cell for record in store.records()]
+    store.write_run({"cells": [c.key for c in cells], "roles": {c.key: [c.role, c.label] for c in cells}})
+    assert call("check", "run", "--against", "gate.jsonl")[0] == 0
+    store.remove(next(c.key for c in cells if c.label == "rmt"))
+    code, out, _ = call("check", "run", "--against", "gate.jsonl", "--junit", "j.xml")
+    assert code == 1
+    assert "REGRESSION: 1 cell(s) without a result (rmt)" in out
+    assert ET.parse("j.xml").getroot().get("failures") == "1"
+    code, _, err = call("check", "run", "--write", "again.jsonl")
+    assert (code, "1 cells have no result (rmt …); finish the run" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
