@@ -84,6 +84,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
 
 def ours(folder: Path, model: str = "truncation", **more: Any) -> MemoryLM:
     more = {"segment": WINDOW, "budget": "cpu-smol", "device": "cpu", **more}
+    more = {name: value for name, value in more.items() if value is not None}
     return MemoryLM(model=model, backbone=str(folder), **more)
 
 
@@ -219,6 +220,7 @@ def test_writing_in_pieces_is_writing(folder: Path, model: str, monkeypatch: pyt
         ({"windows": "long"}, "lm-eval"),
         ({"dtype": "int8"}, "dtype"),
         ({"model": ""}, "run=FOLDER"),
+        ({"run": "results", "segment": None}, "own backbone"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )

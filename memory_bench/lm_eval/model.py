@@ -376,6 +376,8 @@ def _choose(
     cache, hub = cache_folder(), hub_allowed()
     backbones = Backbones(Library(data, cache, hub=hub), cache, hub=hub, report=LOG.warning)
     if names["run"]:
+        if names["backbone"] or names["budget"]:
+            raise UserError("A run has its own backbone and budget: leave out backbone= and budget= beside run=.")
         place = Path(names["run"])
         return from_run(place, names["model"], backbones, seed=seed, task=names["task"], device=device)
     return from_names(
