@@ -173,6 +173,24 @@ def test_the_role_is_that_of_the_last_command(tmp_path: Path) -> None:
     assert before.mark != after.mark
 
 
+def test_the_report_is_built_where_it_is_older_than_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, built = fill(tmp_path / "run"), []
+
+    class Built:
+        def write(self, folder: Path) -> None:
+            built.append(folder)
+
+    monkeypatch.setattr("memory_bench.report.build", lambda *_, **__: Built())
+    monkeypatch.setattr("memory_bench.grid.make_task", lambda choice: choice)
+    mlflow_sync._report(store)
+    assert not built
+    record = store.cell_folder(store.records()[0].key) / "record.json"
+    later = (store.folder / "leaderboard.csv").stat().st_mtime + 5
+    os.utime(record, (later, later))
+    mlflow_sync._report(store)
+    assert built == [store.folder]
+
+
 # A database
 
 
