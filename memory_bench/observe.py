@@ -14,7 +14,7 @@ from memory_bench.stream import Memory, Progress, Watcher, charged, segment_leng
 
 BATCH_TOKENS = 8192
 MAX_ROWS = 32
-HELD_BYTES = 15 * 10**8  # of keys and values of streams read side by side; the foreign control holds them twice
+HELD_BYTES = 10**9  # of keys and values of streams read side by side; the foreign control holds them twice
 
 
 def observe(  # noqa: PLR0913
