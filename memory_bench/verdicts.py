@@ -6,7 +6,7 @@ from typing import Any
 
 from memory_bench.claims import Claim, Setup, Test
 from memory_bench.effects import NOT_RUN, Bounds, Effect, together
-from memory_bench.layout import Table, to_markdown
+from memory_bench.layout import NONE, Table, to_markdown
 
 INTRODUCTION = """\
 Every claim is a list of tests, and holds where all of them do. An effect is the difference in token perplexity, in
@@ -70,6 +70,11 @@ class Verdict:
         """Whether it holds."""
         return together([f.verdict for f in self.findings])
 
+    @property
+    def measured(self) -> str:
+        """The effects of its tests in their order, in percent."""
+        return ", ".join(f"{f.effect.value:+.2f}" if f.effect else NONE for f in self.findings) + " %"
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {"claim": asdict(self.claim), "verdict": self.word, "findings": [asdict(f) for f in self.findings]}
@@ -88,8 +93,11 @@ def markdown(verdicts: Sequence[Verdict], setup: Setup, facts: Mapping[str, str]
     same = {"backbone": setup.backbone, "budget": setup.budget, **facts}
     out = ["# Published claims", INTRODUCTION, f"For all rows: {', '.join(f'{k} {v}' for k, v in same.items())}."]
     if tested:
-        lines = tuple((v.claim.id, v.claim.says, v.claim.reported, v.word) for v in tested)
-        out += ["## Verdicts", to_markdown(Table(("claim", "what is said", "reported", "here"), lines))]
+        lines = tuple((v.claim.id, v.claim.says, v.claim.reported, v.measured, v.word) for v in tested)
+        out += [
+            "## Verdicts",
+            to_markdown(Table(("claim", "what is said", "reported", "measured here", "verdict"), lines)),
+        ]
         out.append("## Tests")
         for verdict in tested:
             out += _details(verdict)
