@@ -102,8 +102,8 @@ def markdown(verdicts: Sequence[Verdict], setup: Setup, facts: Mapping[str, str]
         for verdict in tested:
             out += _details(verdict)
     if left:
-        lines = tuple((v.claim.id, v.claim.says, v.claim.tier, v.claim.needs) for v in left)
-        out += ["## Not run", to_markdown(Table(("claim", "what is said", "tier", "needs"), lines))]
+        wanting = tuple((v.claim.id, v.claim.says, v.claim.tier, v.claim.needs) for v in left)
+        out += ["## Not run", to_markdown(Table(("claim", "what is said", "tier", "needs"), wanting))]
     return "\n\n".join(out) + "\n"
 
 
