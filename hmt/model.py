@@ -206,8 +206,8 @@ class HMT(MemoryModel[HMTState]):
         remembers = state.cache.filled.any(dim=1)[:, None, None]
         return Reading(torch.where(remembers, recalled, state.memory), weights)
 
-    def recalled(self, state: HMTState, segment: Segment) -> Tensor | None:
-        """The weights of recall, in float32. See `MemoryModel.recalled`."""
+    def recall_weights(self, state: HMTState, segment: Segment) -> Tensor | None:
+        """The weights of recall, in float32. See `MemoryModel.recall_weights`."""
         return self.read(state, segment).weights
 
     def query_tokens(self, state: HMTState, segment: Segment) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,7 @@ def filler_preference(model: MemoryModel[Any], encode: Encode, texts: Sequence[s
     state, found = model.open(len(texts), seeds=[seed] * len(texts)), []
     for number in range(count):
         segment = Segment.full(books[:, number])
-        weights = model.recalled(state, segment)  # [texts, slots]: text, filler, text, filler …
+        weights = model.recall_weights(state, segment)  # [texts, slots]: text, filler, text, filler …
         if weights is not None and weights.shape[1] > 1:
             found.append(weights[:, 1::2].sum(dim=1) - weights[:, ::2].sum(dim=1))
         state = model.absorb(model.absorb(state, segment), Segment.full(filler))

@@ -226,7 +226,7 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
         del tokens
         return None
 
-    def recalled(self, state: S, segment: Segment) -> Tensor | None:
+    def recall_weights(self, state: S, segment: Segment) -> Tensor | None:
         """How a step on `segment` would weigh memories of earlier segments: ``[rows, segments]``, newest last.
 
         None: the method does not choose between segments, or has read nothing yet.

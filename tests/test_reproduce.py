@@ -254,7 +254,7 @@ class Recaller(MemoryModel[State]):
         self.read += 1
         return state
 
-    def recalled(self, state: Any, segment: Segment) -> torch.Tensor | None:
+    def recall_weights(self, state: Any, segment: Segment) -> torch.Tensor | None:
         weights = torch.zeros(state, self.read)
         if self.read:
             weights[:, self.place] = 1
@@ -275,10 +275,10 @@ def test_hmts_recall_weighs_all_that_was_read(make_backbone: Any) -> None:
     ).eval()
     ids = torch.randint(64, (2, 8), generator=torch.Generator().manual_seed(0))
     state = model.open(2)
-    assert model.recalled(state, Segment.full(ids)) is None
+    assert model.recall_weights(state, Segment.full(ids)) is None
     for _ in range(3):
         state = model.absorb(state, Segment.full(ids))
-    weights = model.recalled(state, Segment.full(ids))
+    weights = model.recall_weights(state, Segment.full(ids))
     assert weights is not None
     assert weights.shape == (2, 3)
     assert torch.allclose(weights.sum(dim=1), torch.ones(2))
