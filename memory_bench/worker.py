@@ -248,10 +248,10 @@ def _make_ready(job: Job, store: Store, meter: Meter, say: Say) -> _Ready:
     task = make_task(cell.task)
     with store.lock(training.key):
         trained = _trained_model(job, store, meter, say, library, loaded, task, pretrained)
-    return _Ready(library, loaded, task, pretrained, trained, _as_scored(trained.model, cell, loaded))
+    return _Ready(library, loaded, task, pretrained, trained, as_scored(trained.model, cell, loaded))
 
 
-def _as_scored(model: MemoryModel[Any], cell: Cell, loaded: Loaded) -> MemoryModel[Any]:
+def as_scored(model: MemoryModel[Any], cell: Cell, loaded: Loaded) -> MemoryModel[Any]:
     """The trained model with the options the cell changes after training; the weights are the same."""
     if not cell.scored_with:
         return model

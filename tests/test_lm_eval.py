@@ -23,7 +23,7 @@ from memory_bench.episode import Ask, Read
 from memory_bench.errors import DataError, UserError
 from memory_bench.lm_eval import data as our_data
 from memory_bench.lm_eval import writing
-from memory_bench.lm_eval.loading import one_training
+from memory_bench.lm_eval.loading import one_cell
 from memory_bench.lm_eval.task import LmEvalConfig, LmEvalTask
 from memory_bench.observe import observe
 from memory_bench.plugins import load
@@ -259,7 +259,8 @@ def test_a_runs_checkpoint_is_read_with(world: World, tmp_path: Path, monkeypatc
 
     monkeypatch.setenv("MEMORY_BENCH_CACHE", str(world.cache))
     out = str(tmp_path / "run")
-    options = ["--models", "rmt", "--tasks", "pg19", "--no-controls", "--seeds", "1,", "--out", out, "--quiet"]
+    models = "rmt,rmt[test.normalise_memory=true]"
+    options = ["--models", models, "--tasks", "pg19", "--no-controls", "--seeds", "1,", "--out", out, "--quiet"]
     with pytest.raises(SystemExit) as ended:
         main(["run", *world.arguments(*options, "--limit", "1")])
     assert ended.value.code == 0
@@ -269,6 +270,10 @@ def test_a_runs_checkpoint_is_read_with(world: World, tmp_path: Path, monkeypatc
     saved, weights = load_file(file), own.chosen.model.state_dict()
     assert saved
     assert all(torch.equal(weights[name], tensor) for name, tensor in saved.items())
+    changed = MemoryLM(model="rmt[test.normalise_memory=true]", run=out, device="cpu")
+    assert changed.chosen.model.config.normalise_memory is True
+    assert all(torch.equal(changed.chosen.model.state_dict()[name], tensor) for name, tensor in saved.items())
+    assert changed.config_hash != own.config_hash
     with pytest.raises(UserError, match="no seed 7"):
         MemoryLM(model="rmt", run=out, task="pg19", seed=7)
     with pytest.raises(UserError, match="Did you mean rmt"):
@@ -281,9 +286,9 @@ def test_a_runs_checkpoint_is_read_with(world: World, tmp_path: Path, monkeypatc
 def test_one_of_several_trainings_must_be_named(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     with pytest.raises(UserError, match="task=pg19 or task=pubmedqa"):
-        one_training(store.records(), tmp_path, "rmt", 0, "")
-    assert one_training(store.records(), tmp_path, "rmt", 1, "pubmedqa").corpus.name == "pubmedqa"
-    assert one_training(store.records(), tmp_path, "hmt recall_query=current-half", None, "").seed == 0
+        one_cell(store.records(), tmp_path, "rmt", 0, "")
+    assert one_cell(store.records(), tmp_path, "rmt", 1, "pubmedqa").training.corpus.name == "pubmedqa"
+    assert one_cell(store.records(), tmp_path, "hmt recall_query=current-half", None, "").training.seed == 0
 
 
 # --- its tasks in our grid ---

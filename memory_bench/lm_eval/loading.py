@@ -4,7 +4,7 @@ A memory that a budget would train is never read with untrained: it is refused w
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import torch
 from memory_bench import plugins
 from memory_bench.backbones import Backbones, Loaded
 from memory_bench.budget import Budget, Usage, load_budget
-from memory_bench.cell import Choice, Training
+from memory_bench.cell import Cell, Choice, Training
 from memory_bench.checkpoints import load_checkpoint
 from memory_bench.errors import UserError, unknown
-from memory_bench.grid import default_recipe
+from memory_bench.grid import default_recipe, make_recipe
 from memory_bench.pretrained import Pretrained, match, rematch
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import find_recipe
@@ -24,6 +24,7 @@ from memory_bench.record import Record
 from memory_bench.small import CLOSED
 from memory_bench.store import Store
 from memory_bench.train import trained_parameters, untrained
+from memory_bench.worker import as_scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,14 @@ class Chosen:
         loaded: its backbone and tokenizer.
         training: what it is, as a cell would name it; its key is part of the hash of `MemoryLM`.
         trained: ``trained``, ``nothing to train``, ``untrained`` (the budget has no training) or ``pretrained``.
+        scored_with: options that were changed after the training.
     """
 
     model: MemoryModel[Any]
     loaded: Loaded
     training: Training
     trained: str
+    scored_with: dict[str, Any] = field(default_factory=dict)
 
 
 def from_names(
@@ -100,14 +103,16 @@ def from_run(folder: Path, name: str, backbones: Backbones, *, seed: int | None,
         UserError: there is no such result, several, no checkpoint, or the backbone is another one now.
     """
     store = Store.open(folder)
-    training = one_training(store.records(), folder, name, seed, task)
+    cell = one_cell(store.records(), folder, name, seed, task)
+    training = cell.training
     own = rematch(training, backbones)
     if own is None and backbones.card(training.backbone.name).revision != training.backbone.revision:
         raise UserError(
             f"The backbone {training.backbone.name} here is not that of the run in {folder}: give the same data folder "
             "(data=DIR, or MEMORY_BENCH_DATA), or run it again."
         )
-    return _built(training, backbones, store.checkpoint_folder(training.key), device, own)
+    chosen = _built(training, backbones, store.checkpoint_folder(training.key), device, own)
+    return replace(chosen, model=as_scored(chosen.model, cell, chosen.loaded), scored_with=cell.scored_with)
 
 
 def _budget(name: str, backbone: str, device: str) -> Budget:
@@ -116,8 +121,8 @@ def _budget(name: str, backbone: str, device: str) -> Budget:
     return load_budget(name or ("cpu-minutes" if small else "gpu-minutes" if cuda else "cpu-smol"))
 
 
-def one_training(records: list[Record], folder: Path, name: str, seed: int | None, task: str) -> Training:
-    """The training of a model in a run's records; see `from_run`."""
+def one_cell(records: list[Record], folder: Path, name: str, seed: int | None, task: str) -> Cell:
+    """A cell of a model in a run's records, which says how it was trained; see `from_run`."""
     found = [r for r in records if r.status in ("ok", "over_budget")]
     labels = {r.cell.label or r.cell.training.model.name for r in found}
     own = [r for r in found if name in ((r.cell.label,) if name in labels else (r.cell.training.model.name,))]
@@ -131,11 +136,11 @@ def one_training(records: list[Record], folder: Path, name: str, seed: int | Non
     wanted = seed if seed is not None else seeds[0]
     if wanted not in seeds:
         raise UserError(f"{name} has no seed {wanted} in the run {folder}; there are {', '.join(map(str, seeds))}.")
-    trainings = {r.cell.training.key: r.cell for r in own if r.cell.training.seed == wanted}
+    trainings = {(r.cell.training.key, str(r.cell.scored_with)): r.cell for r in own if r.cell.training.seed == wanted}
     if len(trainings) > 1:
         names = " or ".join(sorted({f"task={cell.task.name}" for cell in trainings.values()}))
         raise UserError(f"{name} was trained {len(trainings)} times in the run {folder}: say which with {names}.")
-    return next(iter(trainings.values())).training
+    return next(iter(trainings.values()))
 
 
 def _built(training: Training, backbones: Backbones, folder: Path, device: str, own: Pretrained | None) -> Chosen:
@@ -147,7 +152,7 @@ def _built(training: Training, backbones: Backbones, folder: Path, device: str, 
         dtype=getattr(torch, training.backbone.config["dtype"]),
         brought=None if own is None else own.own,
     )
-    name, recipe = training.model.name, find_recipe(training.recipe.name)
+    name, recipe = training.model.name, make_recipe(training.recipe)
     cls = plugins.load("models", name)
     base = plugins.configure(name, cls.fit(loaded.card, training.budget), training.model.config)
     backbones.equip(loaded, cls.helpers(base))

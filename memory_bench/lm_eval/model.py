@@ -135,7 +135,8 @@ class MemoryLM(TemplateLM):  # type: ignore[misc]
     def config_hash(self) -> str:
         """16 hexadecimal digits of everything that determines an answer but the request."""
         reading = [self.add_bos_token, self.window, self.max_gen_toks]
-        return digest([self.chosen.training.key, self.chosen.trained, reading])
+        chosen = self.chosen
+        return digest([chosen.training.key, chosen.scored_with, chosen.trained, reading])
 
     def get_model_info(self) -> dict[str, Any]:
         """For ``results["config"]``: the model, its budget and training, its memory's size, its certificate."""
@@ -143,7 +144,7 @@ class MemoryLM(TemplateLM):  # type: ignore[misc]
         budget = {k: v for k, v in asdict(training.budget).items() if v is not None and k not in ("seeds", "tasks")}
         memory = {
             "model": training.model.name,
-            "options": training.model.config,
+            "options": {**training.model.config, **self.chosen.scored_with},
             "config_hash": self.config_hash,
             "backbone": training.backbone.name,
             "backbone_revision": training.backbone.revision,
