@@ -192,6 +192,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
             if checkpoint := str(own.get("checkpoint") or ""):
                 found = match(w.label, cls, checkpoint, card.name, backbones)
                 config = found.config(w.label, fitted, own, loading.dtype)
+                plugins.configure(w.label, config, w.part(TEST))
                 revision += found.release.revision
                 pretrained[w.label] = checkpoint
             elif backbones.holds_release(card.name):
@@ -245,11 +246,11 @@ def _check_options(wanted: _Wanted, cls: Any, config: Any, card: BackboneCard) -
     if not wanted.options or cls.helpers(config):
         return
     try:
-        trained, tested = (cls(outline(card), c, torch.Generator()) for c in (config, scored))
+        built = [cls(outline(card), c, torch.Generator()) for c in ((config, scored) if changes else (config,))]
     except UserError as error:
         raise UserError(f"{wanted.label} on {card.name}: {error}") from error
-    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (trained, tested)]
-    if shapes[0] != shapes[1]:
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in built]
+    if shapes[0] != shapes[-1]:
         raise UserError(
             f"{wanted.label}: {', '.join(changes)} changes the weights, so it cannot change after the training."
         )
