@@ -93,6 +93,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
+def invoke(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """``invoke(*arguments)``: exit code, standard output and standard error of the command in the world."""
+    from memory_bench.cli import main
+
+    for name, value in world.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
 def data(tmp_path: Path) -> Library:
     """The real data; tests that need them skip without."""
     folder = os.environ.get("MEMORY_BENCH_DATA")

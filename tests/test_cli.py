@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from memory_bench import commands
-from memory_bench.cli import app, main
+from memory_bench.cli import app
 from memory_bench.store import Store
 
 COMMANDS = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback is not None]
@@ -24,21 +24,11 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(world: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def call(invoke: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """``call(*arguments)``: exit code, standard output and standard error of a command, run in an empty folder."""
-    for name, value in world.environment().items():
-        monkeypatch.setenv(name, value)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
+    return invoke
 
 
 def sentence(err: str) -> str:

@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from memory_bench import reference
 from memory_bench.board import grouped
-from memory_bench.cli import app, main
+from memory_bench.cli import app
 from memory_bench.errors import UserError
 from memory_bench.gate import compare
 from memory_bench.gate_lines import TOLERANCES, Line, Setting, lines
@@ -322,23 +322,13 @@ def test_the_tree_must_be_clean_now(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def call(world: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Exit code, standard output and standard error of a command, outside of any checkout."""
-    for name, value in world.environment().items():
-        monkeypatch.setenv(name, value)
+def call(invoke: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """`invoke`, outside of any checkout."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("memory_bench.record.checkout", lambda: {"commit": "abc", "dirty": False})
     monkeypatch.setattr(reference, "changed_files", lambda place: [])
     monkeypatch.setattr("memory_bench.commands.report", lambda *given, **options: 0)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
+    return invoke
 
 
 def test_the_command(call: Run, tmp_path: Path) -> None:

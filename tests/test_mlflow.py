@@ -390,7 +390,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
     [
         (NOBODY, f"MLflow at {NOBODY} cannot be used: nobody answers there."),
         ("mlruns", "'mlruns' is no place for MLflow: give http://HOST:PORT"),
-        ("file:///tmp/mlruns", "is no place for MLflow"),
+        ("file:///somewhere/mlruns", "is no place for MLflow"),
     ],
 )
 def test_run_finds_out_before_it_begins(

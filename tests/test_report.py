@@ -146,6 +146,15 @@ def test_noise_between_seeds_makes_ties(tmp_path: Path) -> None:
     assert set(board.letters.values()) == {"a"}
 
 
+def test_a_model_changed_after_its_training_has_a_row_of_its_own(tmp_path: Path) -> None:
+    store, trained = Store.open_or_create(tmp_path), make_cell("memorizing", slots=8)
+    for cell, gain in ((trained, 0.0), (replace(trained, scored_with={"slots": 64}, label="larger"), 0.03)):
+        samples = text_samples(0, gain)
+        store.write_record(make_record(cell, samples), samples)
+    (board,) = collect(store, TASKS)
+    assert [row.label for row in board.rows] == ["larger", "memorizing"]
+
+
 def test_one_seed_is_told_apart_by_documents_alone(tmp_path: Path) -> None:
     store = Store.open_or_create(tmp_path)
     for name, gain in (("hmt", 0.03), ("rmt", 0.0)):
