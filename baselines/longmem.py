@@ -18,18 +18,18 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.layers import CopiedLayers, Layers
+from memory_bench.backbone.model import Backbone
+from memory_bench.backbone.reuse import Resumed
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError, unknown
-from memory_bench.layers import CopiedLayers, Layers
 from memory_bench.protocol import MemoryModel, Readout, Segment, Traits
-from memory_bench.reuse import Resumed
 
-from .chunk_bank import ChunkBank
-from .chunk_reader import ChunkReader
-from .knn import mix_by_gate
-from .side_network import ParallelLayers, Shape, alibi_mask
+from .parts.chunk_bank import ChunkBank
+from .parts.chunk_reader import ChunkReader
+from .parts.knn import mix_by_gate
+from .parts.side_network import ParallelLayers, Shape, alibi_mask
 
 SEGMENTS = 64  # segments that the bank holds at most
 STORE_SHARE = 10  # a stream's bank takes at most this fraction of the budget's device memory

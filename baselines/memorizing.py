@@ -16,15 +16,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from memory_bench.backbone import Backbone, Past
+from memory_bench.backbone.model import Backbone, Past
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError, unknown
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 
-from . import knn
-from ._cache import empty_cache, keep_recent, next_positions
-from .ring import Ring
+from .parts import knn
+from .parts.cache import empty_cache, keep_recent, next_positions
+from .parts.ring import Ring
 
 SEGMENTS = 128  # segments that the store holds at most
 STORE_SHARE = 10  # a stream's store takes at most this fraction of the budget's device memory

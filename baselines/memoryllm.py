@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 
-from .pool import PoolModel
-from .pool_layout import PoolLayout
-from .pool_state import PoolConfig, PoolState, merge_pool
+from .parts.pool import PoolModel
+from .parts.pool_layout import PoolLayout
+from .parts.pool_state import PoolConfig, PoolState, merge_pool
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,17 +21,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError, unknown
 from memory_bench.protocol import Traits
 
-from .long_term import Retriever, StartingStore, Store, oldest_first, pick, relevance
 from .memoryllm import fit_pool
-from .pool import PoolModel, Reading, Written
-from .pool_layout import MPlusLayout
-from .pool_state import (
+from .parts.long_term import Retriever, StartingStore, Store, oldest_first, pick, relevance
+from .parts.pool import PoolModel, Reading, Written
+from .parts.pool_layout import MPlusLayout
+from .parts.pool_state import (
     PoolConfig,
     PoolState,
     fill_pool,

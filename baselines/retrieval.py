@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.embedder import Embedder
+from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.embedder import Embedder
 from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 
-from .bm25 import BM25
+from .parts.bm25 import BM25
 
 LARGE = 256  # windows from this size retrieve four chunks, smaller ones two
 

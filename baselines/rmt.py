@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
-from memory_bench.released import Release, Shape
-from memory_bench.transfer import Layout, Place, backbone_places, embedding_width
+from memory_bench.weights.released import Release, Shape
+from memory_bench.weights.transfer import Layout, Place, backbone_places, embedding_width
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from memory_bench.backbone import Backbone, Past
+from memory_bench.backbone.model import Backbone, Past
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.protocol import MemoryModel, Readout, Segment, Traits
 
-from ._cache import empty_cache, keep_recent, next_positions
+from .parts.cache import empty_cache, keep_recent, next_positions
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.protocol import MemoryModel, Nothing, Readout, Segment, Traits

@@ -33,7 +33,7 @@ import torch
 from speed import Bare, Search, Tasks, llama, paired, quartiles
 
 from memory_bench import plugins
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.protocol import MemoryModel
 
 STREAM, TRAIN = 4096, 1024  # tokens

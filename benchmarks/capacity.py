@@ -24,11 +24,11 @@ from decay import Kept, Setting
 from torch import Tensor
 
 from memory_bench.baselines.armt import ARMT, ARMTConfig, Association
-from memory_bench.baselines.chunk_reader import ChunkReader
-from memory_bench.baselines.knn import retrieve_and_attend
 from memory_bench.baselines.longmem import LongMem, LongMemConfig
 from memory_bench.baselines.memorizing import Memorizing, MemorizingConfig
 from memory_bench.baselines.mplus import MPlus
+from memory_bench.baselines.parts.chunk_reader import ChunkReader
+from memory_bench.baselines.parts.knn import retrieve_and_attend
 from memory_bench.testing import tiny_backbone
 
 LOADS = (0.5, 1.0, 2.0)  # items written, as a share of the capacity

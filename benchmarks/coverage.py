@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from memory_bench.halflife import NO_MEMORY, half_life
+from memory_bench.statistics.halflife import NO_MEMORY, half_life
 
 DISTANCES = np.array([0, 512, 1024, 2048, 4096, 8192, 16384, 32768])
 COLUMNS = ("covered", "high < h", "low > h", "open", "no memory", "octaves")

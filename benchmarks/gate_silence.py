@@ -16,9 +16,9 @@ from dataclasses import replace
 from itertools import chain, combinations
 from pathlib import Path
 
-from memory_bench.board import grouped
-from memory_bench.gate import compare
-from memory_bench.gate_lines import Line, lines
+from memory_bench.gate.judge import compare
+from memory_bench.gate.lines import Line, lines
+from memory_bench.report.board import grouped
 from memory_bench.store import Store
 
 COMMAND = (sys.executable, "-P", "-m", "memory_bench.cli")

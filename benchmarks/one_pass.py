@@ -20,8 +20,8 @@ def ratios(name: str, rows: int, tokens: int, pairs: int) -> list[float]:
 
     from memory_bench import plugins
     from memory_bench.budget import Budget
+    from memory_bench.driver.observe import observe
     from memory_bench.episode import Ask, Episode, Read
-    from memory_bench.observe import observe
     from memory_bench.testing import card_of, tiny_backbone
     from memory_bench.testing.tasks import as_bytes, from_bytes
 

@@ -24,9 +24,9 @@ def measure(name: str, tokens: int) -> tuple[int, int, bool]:
     from memory_bench import plugins
     from memory_bench.budget import Budget
     from memory_bench.corpus import Line
-    from memory_bench.meter import peak_bytes
+    from memory_bench.driver.meter import peak_bytes
+    from memory_bench.driver.stream import Watcher, line_nll
     from memory_bench.protocol import State
-    from memory_bench.stream import Watcher, line_nll
     from memory_bench.testing import card_of, tiny_backbone
 
     class Last(Watcher):

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from memory_bench.corpus import Line
+from memory_bench.driver.stream import score, walk
 from memory_bench.protocol import MemoryModel, Segment
-from memory_bench.stream import score, walk
 
 QUESTION = 64  # tokens
 ASKS = 8  # times a question is read per measurement

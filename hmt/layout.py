@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from memory_bench.released import Release, Shape
-from memory_bench.transfer import Layout, Place, backbone_places, embedding_width
+from memory_bench.weights.released import Release, Shape
+from memory_bench.weights.transfer import Layout, Place, backbone_places, embedding_width
 
 RECALL = ("mem", "cross_attn.wq.weight", "cross_attn.wk.weight")
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from memory_bench.errors import unknown
-from memory_bench.parity import Case, Settings, load_strictly
-from memory_bench.protocol import Segment
-from memory_bench.replaying import (
+from memory_bench.parity.cases import Case, Settings, load_strictly
+from memory_bench.parity.replaying import (
     attention_mask,
     check_described,
     cut,
@@ -20,6 +19,7 @@ from memory_bench.replaying import (
     stream,
     tail_loss,
 )
+from memory_bench.protocol import Segment
 
 from .model import HMT, HMTConfig, HMTState
 

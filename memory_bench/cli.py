@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from memory_bench.environment import cache_folder as _cache
-from memory_bench.environment import data_folder as _data_folder
-from memory_bench.environment import hub_allowed as _hub
 from memory_bench.errors import UserError
+from memory_bench.running.environment import cache_folder as _cache
+from memory_bench.running.environment import data_folder as _data_folder
+from memory_bench.running.environment import hub_allowed as _hub
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -78,8 +78,8 @@ def run(
 
     Example: memory-bench run --models hmt,rmt,mplus --tasks pg19,pubmedqa
     """
-    from memory_bench import commands
-    from memory_bench.options import Options
+    from memory_bench.command import commands
+    from memory_bench.running.options import Options
 
     options = Options(
         models, tasks, backbone, budget, seeds, suite, _data_folder(data), not no_stand_ins, out, limit,
@@ -114,8 +114,8 @@ def plan(
 
     Example: memory-bench plan --models hmt,rmt --tasks pg19
     """
-    from memory_bench import commands
-    from memory_bench.options import Options
+    from memory_bench.command import commands
+    from memory_bench.running.options import Options
 
     options = Options(
         models, tasks, backbone, budget, seeds, suite, _data_folder(data), not no_stand_ins, out, limit,
@@ -135,7 +135,7 @@ def list_(
 
     Example: memory-bench list models
     """
-    from memory_bench import listing
+    from memory_bench.command import listing
 
     rows = listing.rows(what, _data_folder(data), _cache())
     rows = [row for row in rows if grep.lower() in json.dumps(row, ensure_ascii=False).lower()]
@@ -148,7 +148,7 @@ def report(out: Annotated[Path, typer.Argument(help="The --out folder of a run."
 
     Example: memory-bench report results/runs/latest
     """
-    from memory_bench import commands
+    from memory_bench.command import commands
 
     raise typer.Exit(commands.report(out, quiet=quiet))
 
@@ -163,7 +163,7 @@ def compare(
 
     Example: memory-bench compare hmt rmt --out results/runs/latest
     """
-    from memory_bench import commands
+    from memory_bench.command import commands
 
     raise typer.Exit(commands.compare(names, out, as_json=as_json))
 
@@ -182,7 +182,7 @@ def check(
 
     Example: memory-bench check results/runs/latest --against results/reference/smoke-cpu.jsonl
     """
-    from memory_bench import checking
+    from memory_bench.gate import command as checking
 
     raise typer.Exit(
         checking.check(
@@ -204,7 +204,7 @@ def verify(
 
     Example: memory-bench verify
     """
-    from memory_bench import commands
+    from memory_bench.command import commands
 
     raise typer.Exit(commands.verify(cases or [], write=write, as_json=as_json))
 
@@ -224,8 +224,8 @@ def reproduce(
 
     Example: memory-bench reproduce C1 P6 --data DIR
     """
-    from memory_bench.options import Options
-    from memory_bench.reproduce import reproduce
+    from memory_bench.reproduce.command import reproduce
+    from memory_bench.running.options import Options
 
     options = Options(
         "", "", "", "", seeds, "", _data_folder(data), False, out, "",
@@ -272,7 +272,7 @@ def fetch(
 
     Example: memory-bench fetch books smollm2-135m
     """
-    from memory_bench import commands
+    from memory_bench.command import commands
 
     raise typer.Exit(commands.fetch(names or [], _data_folder(data), _cache(), stand_ins=not no_stand_ins, hub=_hub()))
 
@@ -287,7 +287,7 @@ def sync(
 
     Example: memory-bench sync mlflow results/runs/latest --uri http://127.0.0.1:5000
     """
-    from memory_bench import mlflow_sync
+    from memory_bench.mlflow import sync as mlflow_sync
 
     raise typer.Exit(mlflow_sync.command(what, out, uri))
 
@@ -298,7 +298,7 @@ def doctor(data: Data = None) -> None:
 
     Example: memory-bench doctor
     """
-    from memory_bench import commands
+    from memory_bench.command import commands
 
     raise typer.Exit(commands.doctor(_data_folder(data), _cache(), hub=_hub()))
 

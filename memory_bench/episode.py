@@ -156,7 +156,7 @@ class Task(ABC):
         """All metrics and slices of one or more cells' samples; the headline comes first.
 
         Args:
-            samples: columns as `memory_bench.stream` writes them; several seeds are told apart by ``seed``.
+            samples: columns as `memory_bench.driver.stream` writes them; several seeds are told apart by ``seed``.
             seed: of the bootstrap.
         """
 

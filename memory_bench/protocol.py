@@ -14,7 +14,7 @@ Unusual here, on purpose:
 - **Readout instead of logits.** Log-probabilities are computed for the targets, in slices: `[rows, tokens, vocab]`
   need never exist.
 - Segmentation, the target shift, padding to a batch, detaching and metering belong to the driver
-  (`memory_bench.stream`), never to a model.
+  (`memory_bench.driver.stream`), never to a model.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.state import Nothing, State, StateSize
-from memory_bench.transfer import Layout
+from memory_bench.weights.transfer import Layout
 
 __all__ = ["DecodePlan", "MemoryModel", "Nothing", "Readout", "Segment", "State", "StateSize", "Traits"]
 

@@ -15,8 +15,8 @@ import pandas as pd
 from memory_bench.corpus import Corpus
 from memory_bench.data import Library
 from memory_bench.episode import Encode, Estimate, Task, TrainingPlan
-from memory_bench.retention import half_life_estimates, lifts
-from memory_bench.stats import mean_interval
+from memory_bench.statistics.retention import half_life_estimates, lifts
+from memory_bench.statistics.stats import mean_interval
 
 from .language_modeling import books_corpus
 

@@ -22,8 +22,8 @@ from memory_bench.corpus import Corpus, TextCorpus
 from memory_bench.data import Library
 from memory_bench.episode import Document, Encode, Episode, Estimate, Read, Task, TrainingPlan
 from memory_bench.errors import UserError
-from memory_bench.pretrain import encode_documents
-from memory_bench.stats import Interval, ratio_interval, scored_units
+from memory_bench.statistics.stats import Interval, ratio_interval, scored_units
+from memory_bench.zoo.pretrain import encode_documents
 
 CONTROLS = ("wiped", "foreign")
 EXCERPTS = 32  # of stand-in works: as many as the data folder has PG-19 test books

@@ -23,7 +23,7 @@ from memory_bench.data import Library, Study
 from memory_bench.data.studies import SEGMENT, InventedStudy, invent, studies
 from memory_bench.episode import Ask, Encode, Episode, Estimate, Read, Task, TrainingPlan
 from memory_bench.errors import UserError
-from memory_bench.stats import macro_f1, statistic_interval
+from memory_bench.statistics.stats import macro_f1, statistic_interval
 
 from .answers import average
 from .language_modeling import books_corpus

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.card import BackboneCard
 from memory_bench.data import Library
 from memory_bench.testing.backbones import card_of, tiny_backbone
@@ -59,7 +59,7 @@ def _prose(rng: Random, words: int) -> str:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Generated books and studies, and a random Llama of 2 layers with a byte-level BPE. Read only."""
-    from memory_bench.tokenizer import train_bpe
+    from memory_bench.backbone.tokenizer import train_bpe
 
     root, rng = tmp_path_factory.mktemp("world"), Random(0)
     here = World(root / "tiny-llama", root / "data", root / "little.toml", root / "cache")

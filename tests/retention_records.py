@@ -11,8 +11,8 @@ import pandas as pd
 from memory_bench.cell import Cell, Choice
 from memory_bench.episode import Estimate
 from memory_bench.record import Record
-from memory_bench.retention import distances, half_life_estimates
-from memory_bench.stats import mean_interval
+from memory_bench.statistics.retention import distances, half_life_estimates
+from memory_bench.statistics.stats import mean_interval
 from memory_bench.store import Store
 from synthetic import QuestionTask, make_cell, make_record
 

@@ -12,7 +12,7 @@ from memory_bench.budget import PRESETS, Usage
 from memory_bench.cell import Cell, Choice, Training
 from memory_bench.episode import Estimate
 from memory_bench.record import Record
-from memory_bench.stats import mean_interval, ratio_interval, text_units
+from memory_bench.statistics.stats import mean_interval, ratio_interval, text_units
 from memory_bench.store import Store
 
 TEXT_DATA = "pg19 (stand-in: Shakespeare and Milton)"

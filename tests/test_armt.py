@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.baselines import armt, replay_armt
 from memory_bench.baselines.armt import ARMT, ARMTConfig, dpfp
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError
-from memory_bench.parity import Case, verify
+from memory_bench.parity.cases import Case, verify
 from memory_bench.protocol import DecodePlan, Segment
 from memory_bench.shipped import parity_folder
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from memory_bench.backbone import Backbone, Past
+from memory_bench.backbone.model import Backbone, Past
 from memory_bench.errors import DataError
 from memory_bench.testing import measured_flops
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.baselines.full_context import FullContext, FullContextConfig
 from memory_bench.baselines.sliding_window import SlidingWindow, SlidingWindowConfig
 from memory_bench.baselines.truncation import Truncation, TruncationConfig

@@ -12,8 +12,8 @@ from test_benchmarks import SCRIPTS
 from torch import Tensor
 
 from memory_bench.baselines import armt, memoryllm, mplus, pool
-from memory_bench.baselines.long_term import Store
-from memory_bench.baselines.ring import Ring
+from memory_bench.baselines.parts.long_term import Store
+from memory_bench.baselines.parts.ring import Ring
 
 Draw = Callable[..., Tensor]
 

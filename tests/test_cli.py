@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from memory_bench import commands
 from memory_bench.cli import app
+from memory_bench.command import commands
 from memory_bench.store import Store
 
 COMMANDS = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback is not None]
@@ -212,7 +212,7 @@ def test_a_run_says_how_it_went(world: Any, call: Run, tmp_path: Path, monkeypat
 
 BAD = """
 from pathlib import Path
-from memory_bench.pretrain import Window, WindowConfig
+from memory_bench.zoo.pretrain import Window, WindowConfig
 
 class Bad(Window):
     Config = WindowConfig

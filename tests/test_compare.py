@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from memory_bench.comparison import compare
 from memory_bench.errors import UserError
+from memory_bench.report.comparison import compare
 from memory_bench.store import Store
 from synthetic import TASKS, few_questions, make_cell, make_record, make_store, question_samples
 

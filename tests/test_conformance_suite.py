@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.data import Library
 from memory_bench.episode import Ask, Episode, Estimate, Read, Task, TrainingPlan
 from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, State, Traits

@@ -11,7 +11,7 @@ import torch
 from test_architecture import ROOT, SOURCES, imports, name_of
 from typer.main import get_command
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.cli import app
 from memory_bench.testing import Check, model_checks
 

@@ -9,16 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
-from memory_bench.backbones import Backbones, Loaded
+from memory_bench.backbone.small import CLOSED
 from memory_bench.data import Library
 from memory_bench.data.facts import SEGMENT, VALUES, Setting, fact_episodes, make_facts
 from memory_bench.data.nouns import make_nouns, noun_episodes
-from memory_bench.encoding import encode_episode
+from memory_bench.driver.encoding import encode_episode
 from memory_bench.episode import Ask, Episode
 from memory_bench.errors import UserError
-from memory_bench.small import CLOSED
 from memory_bench.tasks.key_value import FactsCorpus, KeyValue
 from memory_bench.tasks.noun_recall import NounCorpus, NounRecall, drops
+from memory_bench.zoo.named import Backbones, Loaded
 
 HARD = Setting(load=3, asked=2, distractors=3, outdated=1)
 

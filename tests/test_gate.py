@@ -15,14 +15,14 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from memory_bench import reference
-from memory_bench.board import grouped
 from memory_bench.cli import app
 from memory_bench.errors import UserError
-from memory_bench.gate import compare
-from memory_bench.gate_lines import TOLERANCES, Line, Setting, lines
+from memory_bench.gate import reference
+from memory_bench.gate.judge import compare
+from memory_bench.gate.lines import TOLERANCES, Line, Setting, lines
+from memory_bench.gate.reference import read_reference, to_json, write_reference
 from memory_bench.record import Record, changed_files
-from memory_bench.reference import read_reference, to_json, write_reference
+from memory_bench.report.board import grouped
 from memory_bench.store import Store
 from synthetic import make_cell, make_record, question_samples, text_samples
 
@@ -327,7 +327,7 @@ def call(invoke: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("memory_bench.record.checkout", lambda: {"commit": "abc", "dirty": False})
     monkeypatch.setattr(reference, "changed_files", lambda place: [])
-    monkeypatch.setattr("memory_bench.commands.report", lambda *given, **options: 0)
+    monkeypatch.setattr("memory_bench.command.commands.report", lambda *given, **options: 0)
     return invoke
 
 
@@ -438,7 +438,7 @@ class RMT(Written):
 @pytest.mark.skipif(not SHIPPED.is_file(), reason="no reference here")
 def test_a_memory_that_is_never_written_is_red(call: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cells of the gate's own suite, against its own reference."""
-    monkeypatch.setattr("memory_bench.grid.CONTROLS", ())
+    monkeypatch.setattr("memory_bench.running.grid.CONTROLS", ())
     rmt = [text for text in SHIPPED.read_text().splitlines() if json.loads(text)["model"] == "rmt"]
     Path("rmt.jsonl").write_text("\n".join(rmt) + "\n")
     Path("broken.py").write_text(NEVER_WRITTEN)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from test_observe import appended, build, words
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
-from memory_bench.encoding import encode_episode
+from memory_bench.driver.encoding import encode_episode
+from memory_bench.driver.generating import end_of_text
+from memory_bench.driver.meter import Meter
+from memory_bench.driver.observe import observe
 from memory_bench.episode import Ask, Episode, Read
 from memory_bench.errors import UserError
-from memory_bench.generating import end_of_text
-from memory_bench.meter import Meter
-from memory_bench.observe import observe
 from memory_bench.protocol import DecodePlan, MemoryModel, Segment, State
 from memory_bench.testing import tiny_backbone
 

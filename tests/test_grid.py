@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 from memory_bench import plugins
-from memory_bench.backbones import Backbones
 from memory_bench.budget import PRESETS, Budget, load_budget
 from memory_bench.cell import from_json, to_json
-from memory_bench.commands import prepare
+from memory_bench.command.commands import prepare
 from memory_bench.data.library import Library
 from memory_bench.errors import UserError
-from memory_bench.grid import Grid, Request, plan_grid, split_names
-from memory_bench.options import Options, parse_limits, parse_seeds, read_suite
+from memory_bench.running.grid import Grid, Request, plan_grid, split_names
+from memory_bench.running.options import Options, parse_limits, parse_seeds, read_suite
+from memory_bench.zoo.named import Backbones
 
 FILE = '''
 from __future__ import annotations
 from dataclasses import dataclass
-from memory_bench.pretrain import Window
+from memory_bench.zoo.pretrain import Window
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -164,14 +164,14 @@ def test_a_model_in_a_file(world: Any, tmp_path: Path) -> None:
 
 def test_a_broken_package_costs_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [EntryPoint("gone", "absent_package.model:Model", "memory_bench.models"),
-               EntryPoint("other", "memory_bench.pretrain:Nobody", "memory_bench.models")]  # fmt: skip
+               EntryPoint("other", "memory_bench.zoo.pretrain:Nobody", "memory_bench.models")]  # fmt: skip
     real = plugins.entry_points
     monkeypatch.setattr(
         plugins, "entry_points", lambda group: [*real(group=group), *(entries if group.endswith("models") else [])]
     )
     found = {name: plugins.summarise(entry) for name, entry in plugins.installed("models").items()}
     assert "No module named" in found["gone"].broken or "not installed" in found["gone"].broken
-    assert found["other"].broken == "memory_bench.pretrain has no class Nobody"
+    assert found["other"].broken == "memory_bench.zoo.pretrain has no class Nobody"
     assert not found["rmt"].broken
     with pytest.raises(UserError, match="The model 'gone' of package unknown cannot be loaded"):
         plugins.load("models", "gone")

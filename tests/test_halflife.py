@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from memory_bench.decay import Table, log_ratio
-from memory_bench.halflife import GONE, MEASURED, NO_FALL, NO_MEMORY, half_life, half_life_text
-from memory_bench.stats import weighted_difference
+from memory_bench.statistics.decay import Table, log_ratio
+from memory_bench.statistics.halflife import GONE, MEASURED, NO_FALL, NO_MEMORY, half_life, half_life_text
+from memory_bench.statistics.stats import weighted_difference
 
 DISTANCES = np.array([0, 500, 1000, 2000, 4000, 8000, 16000])
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.baselines.rmt import RMT, RMTConfig
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError
 from memory_bench.hmt.model import HMT, HMTConfig, HMTState, take
 from memory_bench.hmt.replay import read_config
-from memory_bench.parity import Case, Settings
+from memory_bench.parity.cases import Case, Settings
 from memory_bench.protocol import DecodePlan, MemoryModel, Segment
 
 Make = Callable[..., Backbone]

@@ -16,21 +16,21 @@ import yaml
 from conftest import World
 
 from memory_bench import lm_eval as door
+from memory_bench.backbone.tokenizer import train_bpe
 from memory_bench.cli import main
 from memory_bench.corpus import Line
 from memory_bench.data import Library
+from memory_bench.driver.observe import observe
+from memory_bench.driver.stream import line_nll
 from memory_bench.episode import Ask, Read
 from memory_bench.errors import DataError, UserError
 from memory_bench.lm_eval import data as our_data
 from memory_bench.lm_eval import writing
 from memory_bench.lm_eval.loading import one_cell
 from memory_bench.lm_eval.task import LmEvalConfig, LmEvalTask
-from memory_bench.observe import observe
 from memory_bench.plugins import load
 from memory_bench.protocol import DecodePlan, Segment
-from memory_bench.stream import line_nll
 from memory_bench.testing import check_task, tiny_backbone
-from memory_bench.tokenizer import train_bpe
 from synthetic import make_store
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")

@@ -14,23 +14,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memory_bench import plugins
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.baselines import chunk_bank, longmem
-from memory_bench.baselines.chunk_bank import ChunkBank, Chunks
-from memory_bench.baselines.chunk_reader import ChunkReader
 from memory_bench.baselines.longmem import LongMem, LongMemConfig
-from memory_bench.baselines.side_network import alibi_slopes
+from memory_bench.baselines.parts.chunk_bank import ChunkBank, Chunks
+from memory_bench.baselines.parts.chunk_reader import ChunkReader
+from memory_bench.baselines.parts.side_network import alibi_slopes
 from memory_bench.budget import Budget, Usage
-from memory_bench.checkpoints import load_checkpoint, save_checkpoint
 from memory_bench.corpus import TextCorpus
+from memory_bench.driver.checkpoints import load_checkpoint, save_checkpoint
+from memory_bench.driver.meter import Meter
+from memory_bench.driver.train import train, trained_parameters
 from memory_bench.errors import UserError
-from memory_bench.meter import Meter
-from memory_bench.parity import Case, verify
+from memory_bench.parity.cases import Case, verify
 from memory_bench.protocol import Segment
 from memory_bench.recipe import Recipe, Stage
 from memory_bench.shipped import parity_folder
 from memory_bench.testing import card_of, tiny_backbone
-from memory_bench.train import train, trained_parameters
 from synthetic import make_cell
 
 Make = Callable[..., Backbone]

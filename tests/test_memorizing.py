@@ -17,24 +17,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memory_bench import plugins
-from memory_bench.backbones import Backbones, Loaded
 from memory_bench.baselines import knn, memorizing
 from memory_bench.baselines.memorizing import Memorizing, MemorizingConfig
-from memory_bench.baselines.ring import Ring
+from memory_bench.baselines.parts.ring import Ring
 from memory_bench.baselines.xl_cache import XLCache, XLCacheConfig
 from memory_bench.budget import PRESETS, Budget
 from memory_bench.corpus import TextCorpus
 from memory_bench.data import Library
+from memory_bench.driver.meter import Meter
+from memory_bench.driver.stream import line_nll
+from memory_bench.driver.train import train
 from memory_bench.errors import UserError
-from memory_bench.meter import Meter
-from memory_bench.parity import Case, find_cases, verify
+from memory_bench.parity.cases import Case, find_cases, verify
 from memory_bench.protocol import Readout, Segment
 from memory_bench.recipe import Recipe, Stage, find_recipe
 from memory_bench.shipped import parity_folder
-from memory_bench.stream import line_nll
 from memory_bench.testing import card_of, check_model, tiny_backbone
 from memory_bench.testing.measures import random_text, read
-from memory_bench.train import train
+from memory_bench.zoo.named import Backbones, Loaded
 
 L = 8
 RNG = torch.Generator()

@@ -17,14 +17,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from memory_bench import commands, mlflow_sync
 from memory_bench.cell import Cell
 from memory_bench.cli import main
+from memory_bench.command import commands
 from memory_bench.episode import Estimate
 from memory_bench.errors import UserError
-from memory_bench.mlflow_place import NotSynced, check, reach, shown
-from memory_bench.mlflow_sync import Synced, sync
-from memory_bench.mlflow_view import POINTS, Point, View, cell_view
+from memory_bench.mlflow import sync as mlflow_sync
+from memory_bench.mlflow.place import NotSynced, check, reach, shown
+from memory_bench.mlflow.sync import Synced, sync
+from memory_bench.mlflow.view import POINTS, Point, View, cell_view
 from memory_bench.store import Store
 from synthetic import TEXT_DATA, make_cell, make_record, question_samples, text_samples
 
@@ -180,8 +181,8 @@ def test_the_report_is_built_where_it_is_older_than_a_record(tmp_path: Path, mon
         def write(self, folder: Path) -> None:
             built.append(folder)
 
-    monkeypatch.setattr("memory_bench.report.build", lambda *_, **__: Built())
-    monkeypatch.setattr("memory_bench.grid.make_task", lambda choice: choice)
+    monkeypatch.setattr("memory_bench.report.build.build", lambda *_, **__: Built())
+    monkeypatch.setattr("memory_bench.running.grid.make_task", lambda choice: choice)
     mlflow_sync._report(store)
     assert not built
     record = store.cell_folder(store.records()[0].key) / "record.json"

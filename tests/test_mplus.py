@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from memory_bench.backbone import Backbone
-from memory_bench.baselines.long_term import Store, oldest_first, pick, relevance
+from memory_bench.backbone.model import Backbone
 from memory_bench.baselines.mplus import MPlus, MPlusConfig, MPlusState
+from memory_bench.baselines.parts.long_term import Store, oldest_first, pick, relevance
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError

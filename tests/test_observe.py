@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from memory_bench import plugins
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.corpus import Line
-from memory_bench.encoding import encode_episode, word_ends
+from memory_bench.driver.encoding import encode_episode, word_ends
+from memory_bench.driver.meter import Meter
+from memory_bench.driver.observe import observe
+from memory_bench.driver.stream import line_nll
 from memory_bench.episode import Ask, Episode, Read
-from memory_bench.meter import Meter
-from memory_bench.observe import observe
 from memory_bench.protocol import MemoryModel
-from memory_bench.stream import line_nll
 from memory_bench.testing import card_of, tiny_backbone
 
 CHOICES = (" ab", " c", " defg")

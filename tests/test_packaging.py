@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from memory_bench.executors import WORKER
-from memory_bench.parity import find_cases
-from memory_bench.reported import load
+from memory_bench.parity.cases import find_cases
+from memory_bench.published.reported import load
+from memory_bench.running.executors import WORKER
 from memory_bench.shipped import parity_folder, read_certificates
 
 ROOT = Path(__file__).parents[1]

@@ -12,13 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from memory_bench import commands, parity, plugins
+from memory_bench import plugins
 from memory_bench.budget import Budget
+from memory_bench.command import commands
 from memory_bench.corpus import Line
+from memory_bench.driver.stream import line_nll
 from memory_bench.errors import UserError
-from memory_bench.parity import Case, Verdict, compare, find_cases, verify
+from memory_bench.parity import cases as parity
+from memory_bench.parity.cases import Case, Verdict, compare, find_cases, verify
 from memory_bench.shipped import parity_folder, parity_text
-from memory_bench.stream import line_nll
 from memory_bench.testing import card_of, tiny_backbone
 
 

@@ -12,22 +12,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from memory_bench import commands, plugins
-from memory_bench.backbone import Backbone
-from memory_bench.backbones import Backbones
-from memory_bench.board import collect
-from memory_bench.comparison import compare
+from memory_bench import plugins
+from memory_bench.backbone.model import Backbone
+from memory_bench.command import commands
 from memory_bench.data.library import Library
 from memory_bench.errors import DataError, UserError
-from memory_bench.grid import make_task
-from memory_bench.options import Options
-from memory_bench.parity import Case
-from memory_bench.pretrained import match
+from memory_bench.parity.cases import Case
+from memory_bench.parity.replaying import cut, segment_lengths
 from memory_bench.protocol import MemoryModel, Segment
-from memory_bench.released import find_release
-from memory_bench.replaying import cut, segment_lengths
+from memory_bench.report.board import collect
+from memory_bench.report.comparison import compare
+from memory_bench.running.grid import make_task
+from memory_bench.running.options import Options
 from memory_bench.store import Store
-from memory_bench.transfer import backbone_shapes
+from memory_bench.weights.released import find_release
+from memory_bench.weights.transfer import backbone_shapes
+from memory_bench.zoo.named import Backbones
+from memory_bench.zoo.pretrained import match
 
 PARITY = Path(__file__).parents[1] / "results/parity"
 POOLS = ("memoryllm-single-inject", "memoryllm-multi-inject", "memoryllm-first-fill", "mplus-pending-retrieval",
@@ -114,7 +115,7 @@ def released(tmp_path: Path) -> Callable[..., MemoryModel[Any]]:
         cls = plugins.load("models", case.model)
         found = match(case.model, cls, str(folder), str(named), backbones)
         config = found.config(case.model, cls.Config.official(), {"checkpoint": str(folder), **options}, dtype)
-        from memory_bench.transfer import unfilled_backbone
+        from memory_bench.weights.transfer import unfilled_backbone
 
         own = found.own
         if own is None:
@@ -438,7 +439,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 
 def test_files_that_change_after_planning_fail_the_cell(world: Any, rmt_release: Path, tmp_path: Path) -> None:
-    from memory_bench.worker import Job, run_cell
+    from memory_bench.running.worker import Job, run_cell
 
     asked = options(world, tmp_path / "out", "rmt", f"rmt.checkpoint={rmt_release}", controls=False)
     cell = commands.prepare(asked).grid.cells[0]

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memory_bench.board import collect
-from memory_bench.layout import Table, to_markdown, to_tex
-from memory_bench.report import Report, build
+from memory_bench.report.board import collect
+from memory_bench.report.build import Report, build
+from memory_bench.report.layout import Table, to_markdown, to_tex
+from memory_bench.report.tables import scaled, size
 from memory_bench.store import Store
-from memory_bench.tables import scaled, size
 from synthetic import (
     TASKS,
     few_questions,
@@ -325,7 +325,7 @@ def test_same_label_is_told_apart(tmp_path: Path) -> None:
 def test_built_twice_is_the_same_to_the_byte(store: Store, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from memory_bench.store import Store\n"
-        "from memory_bench.report import build; from synthetic import TASKS\n"
+        "from memory_bench.report.build import build; from synthetic import TASKS\n"
         "build(Store.open(Path(sys.argv[1])), TASKS).write(Path(sys.argv[2]))"
     )
     small = few_questions(tmp_path / "run", ("rmt",))

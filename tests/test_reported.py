@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memory_bench import listing, plugins, reported
-from memory_bench.beside import REFUSED, find_beside
-from memory_bench.board import collect
-from memory_bench.comparable import (
+from memory_bench import plugins
+from memory_bench.command import listing
+from memory_bench.errors import UserError
+from memory_bench.published import reported
+from memory_bench.published.comparable import (
     REASONS,
     Measured,
     judge,
@@ -25,9 +26,10 @@ from memory_bench.comparable import (
     scaled,
     tokenizer_of,
 )
-from memory_bench.errors import UserError
-from memory_bench.report import build
-from memory_bench.reported import Reported, find, load
+from memory_bench.published.reported import Reported, find, load
+from memory_bench.report.beside import REFUSED, find_beside
+from memory_bench.report.board import collect
+from memory_bench.report.build import build
 from memory_bench.store import Store
 from memory_bench.tasks.language_modeling import WikiText103
 from synthetic import TASKS, make_cell, make_record, make_store
@@ -402,7 +404,7 @@ def test_the_table_is_short_and_says_how_many_are_left(tmp_path: Path, monkeypat
         named = [r for r in listing.rows("reported", None, tmp_path) if found.grep in r["id"]]
         assert {r.id for r in mine} <= {r["id"] for r in named}
         assert all(p.verdict.kind == "not comparable" for p in found.pairs)
-        monkeypatch.setattr("memory_bench.beside.PER_BOARD", 1)
+        monkeypatch.setattr("memory_bench.report.beside.PER_BOARD", 1)
         assert len(find_beside(board).pairs) == 1
         monkeypatch.undo()
 

@@ -13,12 +13,20 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from memory_bench import claims as published
-from memory_bench import plugins, probes, reported, reproduce
+from memory_bench import plugins
 from memory_bench.cell import Choice
-from memory_bench.claims import COMPARED, Claim, claims_file, read_claims
 from memory_bench.cli import app
-from memory_bench.effects import (
+from memory_bench.errors import UserError
+from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
+from memory_bench.published import claims as published
+from memory_bench.published import reported
+from memory_bench.published.claims import COMPARED, Claim, claims_file, read_claims
+from memory_bench.reproduce import command as reproduce
+from memory_bench.reproduce import probes
+from memory_bench.reproduce.verdicts import Finding, Verdict, markdown
+from memory_bench.running.grid import _parse_model, make_recipe
+from memory_bench.running.options import Options
+from memory_bench.statistics.effects import (
     FAILS,
     HOLDS,
     MEASURED,
@@ -32,12 +40,7 @@ from memory_bench.effects import (
     share_effect,
     together,
 )
-from memory_bench.errors import UserError
-from memory_bench.grid import _parse_model, make_recipe
-from memory_bench.options import Options
-from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 from memory_bench.store import Store
-from memory_bench.verdicts import Finding, Verdict, markdown
 from synthetic import text_samples
 
 LOWER = published.Test("lower", "a", "b", task="pg19")
@@ -347,7 +350,7 @@ def test_kinds_of_tests_are_drawn_apart() -> None:
     ],
 )
 def test_options_of_training_and_of_what_comes_after(world: Any, model: str, said: str) -> None:
-    from memory_bench import commands
+    from memory_bench.command import commands
 
     options = Options(
         model, "pg19", str(world.backbone), str(world.budget), "1", "", world.data, True, None, "2", (), False,

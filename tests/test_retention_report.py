@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 from retention_records import DISTANCES, TASKS, answers, other_store, result, retention_store, task_cell
 
-from memory_bench import drawing, pairing, plots, retention_panels, words
-from memory_bench.comparison import Comparison, compare
-from memory_bench.learned import judge
-from memory_bench.report import Report, build
-from memory_bench.retention import (
+from memory_bench.report import drawing, plots, retention_panels, words
+from memory_bench.report.build import Report, build
+from memory_bench.report.comparison import Comparison, compare
+from memory_bench.statistics import pairing
+from memory_bench.statistics.learned import judge
+from memory_bench.statistics.retention import (
     differences,
     distances,
     expected_curve,

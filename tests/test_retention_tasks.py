@@ -13,10 +13,10 @@ from memory_bench.data.entities import passages
 from memory_bench.data.passages import nq_rows, squad, stories
 from memory_bench.data.worlds import TASKS
 from memory_bench.data.worlds import stories as made_stories
-from memory_bench.encoding import encode_episode
+from memory_bench.driver.encoding import encode_episode
+from memory_bench.driver.observe import observe
 from memory_bench.episode import Ask, Document, Episode, Read
 from memory_bench.errors import UserError
-from memory_bench.observe import observe
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 from memory_bench.tasks.answers import hit, normalise, raw_hit
 from memory_bench.tasks.babi import Babi, scattered

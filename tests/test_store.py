@@ -229,5 +229,6 @@ def test_provenance_names_no_place() -> None:
 
 
 def test_records_open_without_torch() -> None:
-    code = "import sys, memory_bench.record, memory_bench.store, memory_bench.stats; print('torch' in sys.modules)"
+    modules = "memory_bench.record, memory_bench.store, memory_bench.statistics.stats"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from memory_bench import plugins
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.corpus import Line
-from memory_bench.pretrain import Window, WindowConfig
+from memory_bench.driver.stream import Piece, Watcher, line_nll, walk
 from memory_bench.protocol import MemoryModel
-from memory_bench.stream import Piece, Watcher, line_nll, walk
 from memory_bench.testing import card_of, tiny_backbone
+from memory_bench.zoo.pretrain import Window, WindowConfig
 
 BOUNDED = ("hmt", "rmt", "mplus", "sliding-window")
 
@@ -199,8 +199,8 @@ torch.set_num_threads(1)
 from memory_bench import plugins
 from memory_bench.budget import Budget
 from memory_bench.corpus import Line
-from memory_bench.meter import peak_bytes
-from memory_bench.stream import line_nll
+from memory_bench.driver.meter import peak_bytes
+from memory_bench.driver.stream import line_nll
 from memory_bench.testing import card_of, tiny_backbone
 
 backbone = tiny_backbone("llama", hidden_size=32, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,

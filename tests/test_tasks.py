@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from memory_bench.backbone.tokenizer import word_level
 from memory_bench.data import Library
 from memory_bench.data.studies import SEGMENT, WORDS
 from memory_bench.episode import Ask, Document, Episode, Estimate, Read, TrainingPlan
@@ -17,7 +18,6 @@ from memory_bench.errors import DataError, UserError
 from memory_bench.tasks.interleaved import InterleavedPG19, interleave
 from memory_bench.tasks.language_modeling import PG19, WikiText103, consecutive, excerpt, joined
 from memory_bench.tasks.pubmedqa import CHOICES, TRAIN_CONTEXT, PubMedQA
-from memory_bench.tokenizer import word_level
 
 ENCODE = word_level(WORDS)
 ROW: dict[str, Any] = {

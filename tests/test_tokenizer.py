@@ -8,8 +8,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from memory_bench.backbone.tokenizer import Tokens, load_tokens, train_bpe, word_level
 from memory_bench.errors import DataError
-from memory_bench.tokenizer import Tokens, load_tokens, train_bpe, word_level
 
 TEXTS = [
     "the whale and the sea",

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from memory_bench import plugins
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.corpus import Line, LineCorpus, TextCorpus
+from memory_bench.driver.meter import TRAIN_PASSES, Meter, peak_bytes
+from memory_bench.driver.train import Trained, stage_config, train, untrained
 from memory_bench.errors import BudgetExceeded
-from memory_bench.meter import TRAIN_PASSES, Meter, peak_bytes
 from memory_bench.protocol import MemoryModel, Readout
 from memory_bench.recipe import RECIPES, Recipe, Stage
 from memory_bench.testing import card_of, tiny_backbone
-from memory_bench.train import Trained, stage_config, train, untrained
 
 SMALL = Recipe("small", (Stage(segments=2, rows=4),), lr=3e-3, warmup=2)
 
@@ -116,7 +116,7 @@ def test_it_stops_at_the_limit_and_says_which(monkeypatch: pytest.MonkeyPatch) -
     done, meter = fit(train_tokens=10**9, train_flops=100 * per_token)
     assert (done.ended_by, meter.usage.train_steps) == ("train_flops", 2)
     clock = iter(range(10_000))
-    monkeypatch.setattr("memory_bench.meter.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("memory_bench.driver.meter.time.monotonic", lambda: float(next(clock)))
     done, meter = fit(train_tokens=10**9, train_seconds=20)
     assert done.ended_by == "train_seconds"
     assert meter.usage.train_steps < 40
@@ -293,6 +293,6 @@ def test_the_peak_is_this_programs_own() -> None:
     import sys
 
     ballast = torch.ones(100_000_000)  # 400 MB
-    code = "import sys; sys.path[:0] = []; from memory_bench.meter import peak_bytes; print(peak_bytes())"
+    code = "import sys; sys.path[:0] = []; from memory_bench.driver.meter import peak_bytes; print(peak_bytes())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < peak_bytes() - ballast.nbytes / 2

@@ -15,24 +15,25 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from memory_bench import commands, executors
 from memory_bench.cell import Cell
+from memory_bench.command import commands
 from memory_bench.episode import Estimate
 from memory_bench.errors import UserError
-from memory_bench.executors import Event, Inline, Local
-from memory_bench.options import Options
 from memory_bench.recipe import RECIPES, Stage
 from memory_bench.record import Record
-from memory_bench.rows import plain
+from memory_bench.report.rows import plain
+from memory_bench.running import executors
+from memory_bench.running.executors import Event, Inline, Local
+from memory_bench.running.options import Options
+from memory_bench.running.worker import Job, _mark_look_ahead, run_cell
 from memory_bench.store import Store
-from memory_bench.worker import Job, _mark_look_ahead, run_cell
 
 BAD = '''
 from __future__ import annotations
 import os, signal
 from dataclasses import dataclass
 import torch
-from memory_bench.pretrain import Window
+from memory_bench.zoo.pretrain import Window
 
 @dataclass(frozen=True, slots=True)
 class BadConfig:
@@ -157,7 +158,7 @@ def test_a_job_survives_its_file(jobs: Prepare) -> None:
 
 
 def test_training_shared_by_tasks_is_done_once(jobs: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    from memory_bench import worker
+    from memory_bench.running import worker
 
     trained: list[int] = []
     original = worker.train
@@ -201,7 +202,7 @@ def frozen(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
 def test_a_backbone_that_was_trained_and_frozen_comes_back_too(
     frozen: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from memory_bench import worker
+    from memory_bench.running import worker
 
     trained: list[str] = []
     original = worker.train

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memory_bench.backbone.reuse import Pass, Resumed
 from memory_bench.errors import UserError
-from memory_bench.reuse import Pass, Resumed
 from memory_bench.state import State
 
-from .side_network import ParallelLayers, Shape, alibi_mask, empty_linear
+from ..parts.side_network import ParallelLayers, Shape, alibi_mask, empty_linear
 
 RENAMED = (
     (r"^transformer\.h\.(\d+)\.", r"blocks.\1."),

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memory_bench.replaying import Weights
+from memory_bench.parity.replaying import Weights
 
-from . import knn
+from ..memorizing import MemorizingConfig, window_and_memory
+from ..parts import knn
+from ..parts.ring import Ring
 from .decoder_meliad import relative_bucket
-from .memorizing import MemorizingConfig, window_and_memory
-from .ring import Ring
 
 UNIT = 1e-24  # under the root: the length of queries and keys is at least 1e-12
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memory_bench.replaying import Weights
+from memory_bench.parity.replaying import Weights
 
-from . import knn
-from .memorizing import MemorizingConfig, window_and_memory
-from .ring import Ring
+from ..memorizing import MemorizingConfig, window_and_memory
+from ..parts import knn
+from ..parts.ring import Ring
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from memory_bench.errors import UserError
-from memory_bench.parity import Case, load_strictly
-from memory_bench.replaying import (
+from memory_bench.parity.cases import Case, load_strictly
+from memory_bench.parity.replaying import (
     attention_mask,
     check_described,
     cut,
@@ -19,7 +19,7 @@ from memory_bench.replaying import (
     stream,
 )
 
-from .armt import ARMT, EPSILON, ARMTConfig
+from ..armt import ARMT, EPSILON, ARMTConfig
 
 
 def replay(case: Case) -> dict[str, Tensor]:

@@ -10,16 +10,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.errors import UserError
-from memory_bench.parity import Case, Settings, load_strictly
-from memory_bench.replaying import attention_mask, check_described, cut, shifted_loss
+from memory_bench.parity.cases import Case, Settings, load_strictly
+from memory_bench.parity.replaying import attention_mask, check_described, cut, shifted_loss
 
-from .chunk_bank import ChunkBank, Chunks, fold_rows, unfold_rows
+from ..longmem import LongMem, LongMemConfig
+from ..parts.chunk_bank import ChunkBank, Chunks, fold_rows, unfold_rows
+from ..parts.knn import gather, products
+from ..parts.side_network import Shape, causal_bias
 from .decoder_alibi import AlibiDecoder, load_decoder
-from .knn import gather, products
-from .longmem import LongMem, LongMemConfig
-from .side_network import Shape, causal_bias
 
 OFFICIAL = {
     "side_activation": "gelu (exact erf)",

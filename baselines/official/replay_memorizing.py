@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from memory_bench.errors import UserError
-from memory_bench.parity import Case, Settings
-from memory_bench.replaying import Weights
+from memory_bench.parity.cases import Case, Settings
+from memory_bench.parity.replaying import Weights
 
-from . import knn
+from ..memorizing import MemorizingConfig, window_and_memory
+from ..parts import knn
+from ..parts.ring import Ring
 from .decoder_lucidrains import LucidrainsDecoder, LucidrainsSizes, MemoryLayer
 from .decoder_meliad import MeliadDecoder, MeliadSizes
-from .memorizing import MemorizingConfig, window_and_memory
-from .ring import Ring
 
 GATE, JOINT = "per-head sigmoid gate", "softmax over concatenated memory and local logits"
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from memory_bench.errors import UserError
-from memory_bench.parity import Case, Settings, load_strictly
+from memory_bench.parity.cases import Case, Settings, load_strictly
 from memory_bench.protocol import DecodePlan, Segment
 
-from .memoryllm import MemoryLLM
-from .mplus import MPlus, MPlusState
+from ..memoryllm import MemoryLLM
+from ..mplus import MPlus, MPlusState
 
 Model = MemoryLLM | MPlus
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from memory_bench.backbone import Backbone, Past
+from memory_bench.backbone.model import Backbone, Past
 
 
 def empty_cache(backbone: Backbone, rows: int, slots: int) -> Past:

@@ -10,9 +10,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.layers import LinearFn
+from memory_bench.backbone.model import Backbone
 from memory_bench.errors import unknown
-from memory_bench.layers import LinearFn
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
 

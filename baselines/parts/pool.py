@@ -17,9 +17,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.layers import LinearFn, plain
+from memory_bench.backbone.model import Backbone
 from memory_bench.errors import UserError
-from memory_bench.layers import LinearFn, plain
 from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, Traits
 
 from .grouping import group_rows, join_rows, scatter_rows

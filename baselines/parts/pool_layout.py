@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from memory_bench.errors import UserError
-from memory_bench.released import Release, Shape
-from memory_bench.transfer import Layout, Place, backbone_places
+from memory_bench.weights.released import Release, Shape
+from memory_bench.weights.transfer import Layout, Place, backbone_places
 
 ADAPTERS = {"write": "default", "read": "decoder_adapter"}
 RETRIEVER = {"query": "query_proj", "key": "key_proj", "encoder_query": "encoder_query_proj"}

@@ -1,6 +1,6 @@
 """The official side block: attention and feed-forward in parallel behind one layer norm, with ALiBi (as in GPT-J).
 
-The default side network needs none of this: its blocks are copies of the backbone's (`memory_bench.layers`).
+The default side network needs none of this: its blocks are copies of the backbone's (`memory_bench.backbone.layers`).
 Source: Victorwz/LongMem@b7f3c6b, ``sidenet_layer_palm_sidenet_retrieval.py``, ``joint_multihead_attention_sum.py``.
 """
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memory_bench.layers import Layers, LinearFn, plain
+from memory_bench.backbone.layers import Layers, LinearFn, plain
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memory_bench.embedder import Embedder
+from memory_bench.backbone.embedder import Embedder
+from memory_bench.backbone.layers import Layers
+from memory_bench.backbone.reuse import Pass, Passes, Resumed
 from memory_bench.errors import DataError
-from memory_bench.layers import Layers
-from memory_bench.reuse import Pass, Passes, Resumed
 from memory_bench.state import State
 
 

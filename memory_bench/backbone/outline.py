@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.card import BackboneCard
 
 HEAD_WIDTH = 4  # channels of a head, whatever the backbone's: options are about layers, heads and positions

@@ -1,6 +1,6 @@
 """Small backbones that are made here: their sizes, their fresh weights, and what is known of them.
 
-`tiny` is trained on books (`memory_bench.pretrain`). The others belong to a task with a closed vocabulary, have one
+`tiny` is trained on books (`memory_bench.zoo.pretrain`). The others belong to a task with a closed vocabulary, have one
 token per word and no positions, and start untrained in every training.
 """
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.card import BackboneCard
 from memory_bench.data import facts, nouns, studies
 

@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_bench import plugins
-from memory_bench.backbones import Backbones
 from memory_bench.budget import load_budget
 from memory_bench.card import HELPERS, NAMED, BackboneCard
 from memory_bench.cell import Cell, digest, to_json
-from memory_bench.console import Display, error, show
 from memory_bench.data.library import LABELS, Library
 from memory_bench.errors import UserError, unknown
-from memory_bench.executors import Executor, Inline, Local
-from memory_bench.grid import Grid, Request, make_task, plan_grid, split_names
-from memory_bench.options import Options, parse_limits, parse_seeds, parse_settings, with_suite
 from memory_bench.record import Record
+from memory_bench.running.console import Display, error, show
+from memory_bench.running.executors import Executor, Inline, Local
+from memory_bench.running.grid import Grid, Request, make_task, plan_grid, split_names
+from memory_bench.running.options import Options, parse_limits, parse_seeds, parse_settings, with_suite
 from memory_bench.shipped import parity_folder, parity_text, read_certificates
 from memory_bench.store import Store, link_latest, write_json
+from memory_bench.zoo.named import Backbones
 
 if TYPE_CHECKING:
-    from memory_bench.worker import Job
+    from memory_bench.running.worker import Job
 
 RUNS = Path("results/runs")
 SMALL = 5_000_000  # parameters below which a cell gets one thread and cells run side by side
@@ -129,7 +129,7 @@ def run(options: Options) -> int:
     """`memory-bench run`: 0 every cell has a result, 1 some cell failed."""
     prepared = prepare(options)
     if options.mlflow is not None:
-        from memory_bench.mlflow_place import reach
+        from memory_bench.mlflow.place import reach
 
         reach(options.mlflow)
     store = Store.open_or_create(prepared.out)
@@ -139,7 +139,7 @@ def run(options: Options) -> int:
     carry_out(prepared, store, options)
     code = report(prepared.out, quiet=options.quiet, as_json=options.as_json)
     if options.mlflow is not None:
-        from memory_bench.mlflow_sync import after_run
+        from memory_bench.mlflow.sync import after_run
 
         code = code or after_run(prepared.out, options.mlflow, quiet=options.quiet)
     wanted = [store.record(cell.key) for cell in prepared.grid.cells]
@@ -169,7 +169,7 @@ def carry_out(prepared: Prepared, store: Store, options: Options) -> None:
 
 def make_job(cell: Cell, out: Path, options: Options, threads: int) -> "Job":
     """The cell with everything its worker needs."""
-    from memory_bench.worker import Job
+    from memory_bench.running.worker import Job
 
     device = "cuda" if _cuda() else "cpu"
     return Job(cell, out, options.data, options.cache, options.stand_ins, options.hub, device, threads)
@@ -223,7 +223,7 @@ def plan(options: Options) -> int:
 
 def show_plan(grid: Grid, backbones: Backbones, *, as_json: bool) -> int:
     """Print what the cells of a grid would cost."""
-    from memory_bench.planning import estimate, table
+    from memory_bench.running.planning import estimate, table
 
     rows = estimate(grid, backbones)
     if as_json:
@@ -237,7 +237,7 @@ def show_plan(grid: Grid, backbones: Backbones, *, as_json: bool) -> int:
 
 def report(out: Path, *, quiet: bool = False, as_json: bool = False) -> int:
     """`memory-bench report`: tables, plots and page from the records alone."""
-    from memory_bench.report import build
+    from memory_bench.report.build import build
 
     store = Store.open(out)
     tasks = {r.cell.task.name: make_task(r.cell.task) for r in store.records()}
@@ -254,7 +254,7 @@ def report(out: Path, *, quiet: bool = False, as_json: bool = False) -> int:
 
 def compare(names: list[str], out: Path, *, as_json: bool = False) -> int:
     """`memory-bench compare`: paired differences between models, or between runs."""
-    from memory_bench.comparison import compare as compare_models
+    from memory_bench.report.comparison import compare as compare_models
 
     folders = [Path(n) for n in names if (Path(n) / "cells").is_dir()]  # a model may be called like a folder nearby
     stores = [Store.open(f) for f in folders] or [Store.open(out)]
@@ -267,7 +267,7 @@ def compare(names: list[str], out: Path, *, as_json: bool = False) -> int:
 
 def verify(places: list[Path], *, write: bool, as_json: bool) -> int:
     """`memory-bench verify`: 0 all cases agree, 1 some do not."""
-    from memory_bench import parity
+    from memory_bench.parity import cases as parity
 
     cases = list(parity.find_cases(places or [parity_folder()]))
     known = plugins.installed("parity")
@@ -288,7 +288,7 @@ def verify(places: list[Path], *, write: bool, as_json: bool) -> int:
         show(json.dumps([parity.to_json(v) for v in verdicts], indent=1))
     if write:
         sources = {c.name: f"{c.info['source']['repository']}@{c.info['source']['commit'][:7]}" for c in cases}
-        from memory_bench.measured import measure_models
+        from memory_bench.parity.measured import measure_models
 
         found = parity.certificates(verdicts, sources)
         write_json(parity_folder() / "certificates.json", {"schema": 1, "models": found, "measured": measure_models()})
@@ -321,7 +321,7 @@ def fetch(names: list[str], data: Path | None, cache: Path, *, stand_ins: bool, 
 
 def doctor(data: Path | None, cache: Path, *, hub: bool) -> int:
     """`memory-bench doctor`: what this machine can run."""
-    from memory_bench.machine import facts
+    from memory_bench.command.machine import facts
 
     for name, value in facts(data, cache, hub=hub):
         show(f"{name:<16} {value}")

@@ -6,10 +6,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from memory_bench import plugins, reported
+from memory_bench import plugins
 from memory_bench.budget import PRESETS, Budget
 from memory_bench.card import NAMED
 from memory_bench.errors import unknown
+from memory_bench.published import reported
 from memory_bench.shipped import parity_text, read_certificates, read_measured
 
 KINDS = ("models", "tasks", "backbones", "budgets", "suites", "reported")

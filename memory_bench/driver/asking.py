@@ -2,7 +2,7 @@
 
 What the choices of a question share (the unfinished segment and the prompt) is read once, as far as it fills segments;
 only what is left of it runs once for every choice. Where there are no choices the answer is generated
-(`memory_bench.generating`).
+(`memory_bench.driver.generating`).
 
 Without choices, a control into which no memory enters is observed once per question and stands in a row for every place
 where the question is asked: the ceiling, and the wiped memory, which then means that nothing of the stream was read.
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from memory_bench.corpus import Line
-from memory_bench.encoding import Question, Stream
+from memory_bench.driver.encoding import Question, Stream
+from memory_bench.driver.generating import generate
+from memory_bench.driver.stream import Watcher, charged, cut, line_nll, open_lines, segment_length
 from memory_bench.episode import Ask, Decode
-from memory_bench.generating import generate
 from memory_bench.protocol import MemoryModel, State
-from memory_bench.stream import Watcher, charged, cut, line_nll, open_lines, segment_length
 
 Row = dict[str, Any]
 Due = tuple[int, Stream, Question]

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from memory_bench.budget import Usage
 from memory_bench.cell import Training
+from memory_bench.driver.train import Build, Trained
 from memory_bench.recipe import Recipe
-from memory_bench.train import Build, Trained
 
 FROM_TRAINING = ("train_tokens", "train_steps", "train_flops", "train_seconds", "peak_device_bytes", "peak_host_bytes",
                  "training_ended_by")  # fmt: skip

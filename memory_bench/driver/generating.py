@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from memory_bench.corpus import Line
+from memory_bench.driver.stream import Watcher, charged, cut, line_nll, segment_length
 from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, State
-from memory_bench.stream import Watcher, charged, cut, line_nll, segment_length
 
 
 def generate(

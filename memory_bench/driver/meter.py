@@ -12,9 +12,9 @@ import psutil
 import torch
 
 from memory_bench.budget import Budget, Usage
+from memory_bench.driver.stream import Watcher, segment_length
 from memory_bench.errors import BudgetExceeded
 from memory_bench.protocol import MemoryModel, State
-from memory_bench.stream import Watcher, segment_length
 
 Phase = Literal["train", "eval"]
 BACKWARD_PASSES = 2  # what a backward pass costs, in forward passes

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from memory_bench.asking import Row, ask
-from memory_bench.encoding import Stream, encode_episode
+from memory_bench.driver.asking import Row, ask
+from memory_bench.driver.encoding import Stream, encode_episode
+from memory_bench.driver.stream import Memory, Progress, Watcher, charged, segment_length, walk
 from memory_bench.episode import Ask, Decode, Encode, Episode
 from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel
-from memory_bench.stream import Memory, Progress, Watcher, charged, segment_length, walk
 
 BATCH_TOKENS = 8192
 MAX_ROWS = 32

@@ -21,10 +21,10 @@ from torch import nn
 
 from memory_bench.budget import Budget
 from memory_bench.corpus import Corpus, Line
-from memory_bench.meter import TRAIN_PASSES, Meter
+from memory_bench.driver.meter import TRAIN_PASSES, Meter
+from memory_bench.driver.stream import Progress, segment_length, walk
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, Stage, fixed_steps
-from memory_bench.stream import Progress, segment_length, walk
 
 Build = Callable[[Any], MemoryModel[Any]]
 """Makes the model of a config over the one backbone of this training."""

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from memory_bench import gate_report
-from memory_bench.board import grouped
-from memory_bench.console import error, show
 from memory_bench.errors import UserError
-from memory_bench.gate import compare
-from memory_bench.gate_lines import TOLERANCES, Line, Tolerance, lines
+from memory_bench.gate import report as gate_report
+from memory_bench.gate.judge import compare
+from memory_bench.gate.lines import TOLERANCES, Line, Tolerance, lines
+from memory_bench.gate.reference import read_reference, write_reference
 from memory_bench.record import Record
-from memory_bench.reference import read_reference, write_reference
+from memory_bench.report.board import grouped
+from memory_bench.running.console import error, show
 from memory_bench.shipped import parity_text, read_certificates
 from memory_bench.store import Store, write_atomically
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from memory_bench.errors import UserError, unknown
-from memory_bench.gate_lines import FACTS, Line
+from memory_bench.gate.lines import FACTS, Line
 
 SIGMAS = 3.0
 RED = ("worse", "missing")

@@ -24,7 +24,7 @@ from typing import Any
 
 from memory_bench.budget import Budget, Usage
 from memory_bench.record import Record
-from memory_bench.rows import plain
+from memory_bench.report.rows import plain
 
 SEVERITY = {"ok": 0, "over_budget": 1, "failed": 2}
 LIMITS = {f.name for f in fields(Budget)} - {"name", "seeds", "tasks"}
@@ -158,7 +158,8 @@ def lines(
     Where a folder holds the same line twice (a scratch model that was edited and run again), the later one counts.
 
     Args:
-        rows: the records of each model's seeds, as `memory_bench.board.grouped` gives them; skipped ones have no line.
+        rows: the records of each model's seeds, as `memory_bench.report.board.grouped` gives them; skipped ones have
+            no line.
         certified: model name to whether official numbers are met.
         tolerances: by metric.
     """

@@ -1,4 +1,4 @@
-"""Reference files of the regression gate: one JSON line per `memory_bench.gate_lines.Line`, sorted.
+"""Reference files of the regression gate: one JSON line per `memory_bench.gate.lines.Line`, sorted.
 
 They are written from clean working trees only and hold at least three seeds, for a golden number that nobody can make
 again, or whose spread nobody knows, is no reference.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_bench.errors import UserError
-from memory_bench.gate_lines import Line, Setting
+from memory_bench.gate.lines import Line, Setting
 from memory_bench.record import Record, changed_files
 from memory_bench.store import write_atomically
 
@@ -96,7 +96,7 @@ def write_reference(
 
     Args:
         path: of the file.
-        lines: of `memory_bench.gate_lines.lines`.
+        lines: of `memory_bench.gate.lines.lines`.
         records: the lines were made of.
         places: folders whose checkouts must be clean now; the file itself does not count.
 

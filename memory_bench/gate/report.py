@@ -4,10 +4,10 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from typing import Any
 
-from memory_bench.gate import RED, SIGMAS, Comparison, Finding
-from memory_bench.gate_lines import FACTS, SEVERITY, Line
-from memory_bench.layout import NONE, Table, to_markdown
-from memory_bench.tables import PERCENT, number, scaled, short
+from memory_bench.gate.judge import RED, SIGMAS, Comparison, Finding
+from memory_bench.gate.lines import FACTS, SEVERITY, Line
+from memory_bench.report.layout import NONE, Table, to_markdown
+from memory_bench.report.tables import PERCENT, number, scaled, short
 
 COUNTED = ("added_parameters", "state_bytes", "eval_flops_per_token")
 BESIDE = (*FACTS, *COUNTED, "learned")

@@ -12,8 +12,8 @@ from typing import Any
 
 from memory_bench import plugins
 from memory_bench.data.library import Library
-from memory_bench.environment import cache_folder, data_folder, hub_allowed
 from memory_bench.episode import Ask, Episode, Read, Task
+from memory_bench.running.environment import cache_folder, data_folder, hub_allowed
 
 TOKEN_BYTES = 4
 LOG = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from memory_bench.episode import Estimate
-from memory_bench.stats import Interval, mean_interval, ratio_interval, scored_units, statistic_interval
+from memory_bench.statistics.stats import Interval, mean_interval, ratio_interval, scored_units, statistic_interval
 
 DRAWS = 300  # bootstrap samples where a metric is no mean
 UNITS = {"bits_per_byte": "bits/byte", "accuracy": "share", "acc": "share", "acc_norm": "share", "exact_match": "share"}

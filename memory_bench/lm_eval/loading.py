@@ -11,20 +11,20 @@ from typing import Any
 import torch
 
 from memory_bench import plugins
-from memory_bench.backbones import Backbones, Loaded
+from memory_bench.backbone.small import CLOSED
 from memory_bench.budget import Budget, Usage, load_budget
 from memory_bench.cell import Cell, Choice, Training
-from memory_bench.checkpoints import load_checkpoint
+from memory_bench.driver.checkpoints import load_checkpoint
+from memory_bench.driver.train import trained_parameters, untrained
 from memory_bench.errors import UserError, unknown
-from memory_bench.grid import default_recipe, make_recipe
-from memory_bench.pretrained import Pretrained, match, rematch
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import find_recipe
 from memory_bench.record import Record
-from memory_bench.small import CLOSED
+from memory_bench.running.grid import default_recipe, make_recipe
+from memory_bench.running.worker import as_scored
 from memory_bench.store import Store
-from memory_bench.train import trained_parameters, untrained
-from memory_bench.worker import as_scored
+from memory_bench.zoo.named import Backbones, Loaded
+from memory_bench.zoo.pretrained import Pretrained, match, rematch
 
 
 @dataclass(frozen=True, slots=True)

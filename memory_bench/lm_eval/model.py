@@ -22,19 +22,19 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from memory_bench import plugins
-from memory_bench.backbones import Backbones
 from memory_bench.cell import digest
 from memory_bench.data.library import Library
-from memory_bench.environment import cache_folder, data_folder, hub_allowed
+from memory_bench.driver.generating import end_of_text
+from memory_bench.driver.stream import Watcher
 from memory_bench.errors import UserError, unknown
-from memory_bench.generating import end_of_text
 from memory_bench.lm_eval import require
 from memory_bench.lm_eval.loading import Chosen, from_names, from_run
 from memory_bench.lm_eval.reading import Ids, Likelihood, Reader
 from memory_bench.lm_eval.writing import write
 from memory_bench.protocol import MemoryModel, Nothing, State
+from memory_bench.running.environment import cache_folder, data_folder, hub_allowed
 from memory_bench.shipped import parity_text, read_certificates
-from memory_bench.stream import Watcher
+from memory_bench.zoo.named import Backbones
 
 require()
 from lm_eval import utils  # noqa: E402  (after the sentence that says how to install it)

@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 
 from memory_bench.cell import digest
 from memory_bench.corpus import Line
+from memory_bench.driver.stream import Watcher, cut, segment_length
 from memory_bench.protocol import LOGIT_SLICE, MemoryModel, Segment, State
-from memory_bench.stream import Watcher, cut, segment_length
 
 Ids = tuple[int, ...]
 Likelihood = tuple[float, bool]

@@ -30,7 +30,7 @@ from memory_bench.episode import Encode, Episode, Estimate, Task, TrainingPlan
 from memory_bench.errors import DataError, UserError, unknown
 from memory_bench.lm_eval import documents, include_path, judging
 from memory_bench.lm_eval.finding import LOCAL, check_reach, no_data, read_fields, task_file
-from memory_bench.pretrain import encode_documents
+from memory_bench.zoo.pretrain import encode_documents
 
 ACCURATE = ("acc", "exact_match", "accuracy")  # shares of documents that are right
 CONTROLS = ("wiped", "foreign", "ceiling")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from memory_bench.mlflow_view import AXES, View
+from memory_bench.mlflow.view import AXES, View
 
 COMPARED = 12  # runs on one page; more columns fit no screen
 Run = tuple[str, View]

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memory_bench.console import error, show
 from memory_bench.errors import UserError, unknown
-from memory_bench.mlflow_pages import pages
-from memory_bench.mlflow_place import NotSynced, artifacts, check, default_place, serve, shown, site, talking
-from memory_bench.mlflow_view import View, cell_view, run_view
+from memory_bench.mlflow.pages import pages
+from memory_bench.mlflow.place import NotSynced, artifacts, check, default_place, serve, shown, site, talking
+from memory_bench.mlflow.view import View, cell_view, run_view
+from memory_bench.running.console import error, show
 from memory_bench.store import Store
 
 MARK, PARENT = "mb.mark", "mlflow.parentRunId"
@@ -234,8 +234,8 @@ def _report(store: Store) -> None:
     sources = [store.folder / "run.json", *store.cells.glob("*/record.json")]
     if board.is_file() and all(s.stat().st_mtime <= board.stat().st_mtime for s in sources if s.is_file()):
         return
-    from memory_bench.grid import make_task
-    from memory_bench.report import build
+    from memory_bench.report.build import build
+    from memory_bench.running.grid import make_task
     from memory_bench.shipped import parity_text, read_certificates
 
     tasks = {record.cell.task.name: make_task(record.cell.task) for record in store.records()}

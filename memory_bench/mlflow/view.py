@@ -34,7 +34,7 @@ from typing import Any
 from memory_bench.cell import Choice
 from memory_bench.episode import Estimate
 from memory_bench.record import STATUSES, Record
-from memory_bench.rows import PRETRAINED, plain
+from memory_bench.report.rows import PRETRAINED, plain
 from memory_bench.store import Store
 
 VERSION = 1  # of the mapping; another one replaces every run that was written before

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 
 from memory_bench import plugins
+from memory_bench.backbone.outline import outline
+from memory_bench.backbone.small import TINY, small_card, small_model
 from memory_bench.budget import PRESETS
 from memory_bench.card import BackboneCard
-from memory_bench.outline import outline
-from memory_bench.small import TINY, small_card, small_model
 from memory_bench.testing import measure_look_ahead
 
 SMOLLM2 = BackboneCard(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_bench.errors import UserError
-from memory_bench.parity import Case
+from memory_bench.parity.cases import Case
 from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, State
 
 S = TypeVar("S", bound=State)

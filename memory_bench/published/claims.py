@@ -71,7 +71,7 @@ class Claim:
         tier: where it can be tested: ``cpu``, ``gpu`` (one of them) or ``cluster``.
         needs: what it takes where it is not tested here.
         differs: how our test differs from the published set-up.
-        evidence: ids of published numbers, their beginnings or patterns (`memory_bench.reported.find`).
+        evidence: ids of published numbers, their beginnings or patterns (`memory_bench.published.reported.find`).
         test: all must hold; none where it cannot be tested here.
     """
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from memory_bench.reported import Reported
+from memory_bench.published.reported import Reported
 
 Kind = Literal["reproduced", "within interval", "differs", "not comparable"]
 

@@ -2,7 +2,7 @@
 
 The registry is the folder ``results/reported``: one table a paper, and ``registry.toml`` with the sources and cautions
 that rows name. A row is a number with its setting; what a setting leaves empty is not said by the source. Nothing here
-decides whether a run may be compared with a row: that is `memory_bench.beside`.
+decides whether a run may be compared with a row: that is `memory_bench.report.beside`.
 """
 
 import csv

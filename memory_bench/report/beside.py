@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from memory_bench import reported
-from memory_bench.board import Board
-from memory_bench.comparable import METRICS, SHARES, Measured, Verdict, beside, judge, parse_length, rivals_of
-from memory_bench.costs import cost, learned
 from memory_bench.episode import Estimate
-from memory_bench.layout import Table
-from memory_bench.reported import Reported
-from memory_bench.rows import Row
-from memory_bench.tables import interval, short
+from memory_bench.published import reported
+from memory_bench.published.comparable import METRICS, SHARES, Measured, Verdict, beside, judge, parse_length, rivals_of
+from memory_bench.published.reported import Reported
+from memory_bench.report.board import Board
+from memory_bench.report.costs import cost, learned
+from memory_bench.report.layout import Table
+from memory_bench.report.rows import Row
+from memory_bench.report.tables import interval, short
 
 TITLE = "Reported beside reproduced"
 COLUMNS = ("model", "reported for", "metric", "reported", "ours [95 %]", "verdict", "where")

@@ -8,13 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
-from memory_bench import pairing
 from memory_bench.budget import Budget, Usage
 from memory_bench.cell import Cell, Choice, digest
-from memory_bench.pairing import Difference
 from memory_bench.record import Record
-from memory_bench.rows import Row, Scorer, make_row, unanswered
-from memory_bench.stats import letters
+from memory_bench.report.rows import Row, Scorer, make_row, unanswered
+from memory_bench.statistics import pairing
+from memory_bench.statistics.pairing import Difference
+from memory_bench.statistics.stats import letters
 from memory_bench.store import Store
 
 WINDOW = "truncation"

@@ -11,16 +11,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memory_bench import words
-from memory_bench.beside import MEANING, TITLE, Beside, find_beside
-from memory_bench.board import Board, collect
-from memory_bench.layout import to_markdown, to_tex
-from memory_bench.rows import Scorer
+from memory_bench.report import words
+from memory_bench.report.beside import MEANING, TITLE, Beside, find_beside
+from memory_bench.report.board import Board, collect
+from memory_bench.report.layout import to_markdown, to_tex
+from memory_bench.report.rows import Scorer
+from memory_bench.report.tables import long_form, long_rows, look_ahead, pretrained, quality, spend
 from memory_bench.store import Store, write_atomically
-from memory_bench.tables import long_form, long_rows, look_ahead, pretrained, quality, spend
 
 if TYPE_CHECKING:
-    from memory_bench.plots import Drawn
+    from memory_bench.report.plots import Drawn
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Report:
         elif found.refused:
             out.append(f"{TITLE}: {found.refused}")
         if links:
-            from memory_bench.plots import plots
+            from memory_bench.report.plots import plots
 
             out.append("Plots: " + ", ".join(f"[{plot.caption}](plots/{plot.name}.png)" for plot in plots(board)))
         return out
@@ -116,7 +116,7 @@ class Report:
 
     def drawn(self) -> "list[list[Drawn]]":
         """The plots of each board."""
-        from memory_bench.plots import render
+        from memory_bench.report.plots import render
 
         labels = sorted({row.label for board in self.boards for row in (*board.rows, *board.ahead)})
         return [render(board, labels) for board in self.boards]
@@ -127,7 +127,7 @@ class Report:
         Args:
             drawn: of `drawn`, where that has been done before.
         """
-        from memory_bench.page import page
+        from memory_bench.report.page import page
 
         return page(self, self.drawn() if drawn is None else drawn)
 

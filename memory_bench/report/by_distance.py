@@ -4,14 +4,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from memory_bench import retention
-from memory_bench.board import Board
-from memory_bench.halflife import NO_FALL, NO_MEMORY, half_life_of, half_life_text, verdict_of
-from memory_bench.layout import NONE, Table
-from memory_bench.pairing import Difference
-from memory_bench.retention import HALF_LIFE
-from memory_bench.rows import Row, plain
-from memory_bench.tables import delta, interval, number, short
+from memory_bench.report.board import Board
+from memory_bench.report.layout import NONE, Table
+from memory_bench.report.rows import Row, plain
+from memory_bench.report.tables import delta, interval, number, short
+from memory_bench.statistics import retention
+from memory_bench.statistics.halflife import NO_FALL, NO_MEMORY, half_life_of, half_life_text, verdict_of
+from memory_bench.statistics.pairing import Difference
+from memory_bench.statistics.retention import HALF_LIFE
 
 Found = Sequence[tuple[str, Difference]]
 

@@ -4,15 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memory_bench import by_distance, pairing, words
-from memory_bench.board import Board, collect
 from memory_bench.cell import digest
 from memory_bench.errors import UserError, unknown
-from memory_bench.layout import NONE, Table, to_markdown
-from memory_bench.pairing import Difference
-from memory_bench.rows import Row, Scorer
+from memory_bench.report import by_distance, words
+from memory_bench.report.board import Board, collect
+from memory_bench.report.layout import NONE, Table, to_markdown
+from memory_bench.report.rows import Row, Scorer
+from memory_bench.report.tables import delta, interval, number, short
+from memory_bench.statistics import pairing
+from memory_bench.statistics.pairing import Difference
 from memory_bench.store import Store
-from memory_bench.tables import delta, interval, number, short
 
 Entry = tuple[str, Board, Row]
 """Label (with the run where there are several), board, row."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from memory_bench.budget import Usage
-from memory_bench.rows import Row
+from memory_bench.report.rows import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from textwrap import wrap as wrapped
 from typing import TYPE_CHECKING, Any
 
-from memory_bench import words
-from memory_bench.board import WINDOW, Board
 from memory_bench.episode import Estimate
-from memory_bench.pairing import Difference
-from memory_bench.rows import Row
-from memory_bench.tables import PERCENT, short
+from memory_bench.report import words
+from memory_bench.report.board import WINDOW, Board
+from memory_bench.report.rows import Row
+from memory_bench.report.tables import PERCENT, short
+from memory_bench.statistics.pairing import Difference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

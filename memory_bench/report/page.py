@@ -5,15 +5,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from memory_bench import words
-from memory_bench.beside import TITLE, Beside
-from memory_bench.board import Board
-from memory_bench.layout import NONE, Table
-from memory_bench.plots import Drawn
-from memory_bench.tables import look_ahead, pretrained, quality, spend
+from memory_bench.report import words
+from memory_bench.report.beside import TITLE, Beside
+from memory_bench.report.board import Board
+from memory_bench.report.layout import NONE, Table
+from memory_bench.report.plots import Drawn
+from memory_bench.report.tables import look_ahead, pretrained, quality, spend
 
 if TYPE_CHECKING:
-    from memory_bench.report import Report
+    from memory_bench.report.build import Report
 
 STYLE = """
 :root { color-scheme: light; }

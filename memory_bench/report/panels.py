@@ -8,14 +8,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from memory_bench import drawing, pairing
-from memory_bench.board import WINDOW, Board
-from memory_bench.costs import cost
-from memory_bench.drawing import Look
 from memory_bench.episode import Estimate
-from memory_bench.pairing import Difference
-from memory_bench.rows import Row
-from memory_bench.tables import scaled, short
+from memory_bench.report import drawing
+from memory_bench.report.board import WINDOW, Board
+from memory_bench.report.costs import cost
+from memory_bench.report.drawing import Look
+from memory_bench.report.rows import Row
+from memory_bench.report.tables import scaled, short
+from memory_bench.statistics import pairing
+from memory_bench.statistics.pairing import Difference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

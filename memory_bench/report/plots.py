@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from memory_bench.board import Board
 from memory_bench.cell import digest
-from memory_bench.costs import cost
-from memory_bench.drawing import STYLE, looks
-from memory_bench.panels import curves, forest, slices, trade_off
-from memory_bench.retention_panels import by_delay, delays, depth_by_length, depths, half_lives, retention
-from memory_bench.tables import short
-from memory_bench.words import is_retention
+from memory_bench.report.board import Board
+from memory_bench.report.costs import cost
+from memory_bench.report.drawing import STYLE, looks
+from memory_bench.report.panels import curves, forest, slices, trade_off
+from memory_bench.report.retention_panels import by_delay, delays, depth_by_length, depths, half_lives, retention
+from memory_bench.report.tables import short
+from memory_bench.report.words import is_retention
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,15 +9,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from memory_bench import drawing
-from memory_bench.board import Board
-from memory_bench.drawing import Look
 from memory_bench.episode import Estimate
-from memory_bench.halflife import GONE, NO_FALL, half_life_of, half_life_text, verdict_of
-from memory_bench.panels import Point, slices
-from memory_bench.retention import expected_curve
-from memory_bench.rows import Row
-from memory_bench.tables import short
+from memory_bench.report import drawing
+from memory_bench.report.board import Board
+from memory_bench.report.drawing import Look
+from memory_bench.report.panels import Point, slices
+from memory_bench.report.rows import Row
+from memory_bench.report.tables import short
+from memory_bench.statistics.halflife import GONE, NO_FALL, half_life_of, half_life_text, verdict_of
+from memory_bench.statistics.retention import expected_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from memory_bench import pairing, retention
 from memory_bench.episode import Estimate
 from memory_bench.record import STATUSES, Record
+from memory_bench.statistics import pairing, retention
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from memory_bench import pairing
-from memory_bench.board import Board
-from memory_bench.costs import cost, learned
-from memory_bench.halflife import half_life_text
-from memory_bench.layout import NONE, Table
-from memory_bench.pairing import Difference
-from memory_bench.rows import Row
+from memory_bench.report.board import Board
+from memory_bench.report.costs import cost, learned
+from memory_bench.report.layout import NONE, Table
+from memory_bench.report.rows import Row
+from memory_bench.statistics import pairing
+from memory_bench.statistics.halflife import half_life_text
+from memory_bench.statistics.pairing import Difference
 
 COLUMNS = (
     "model", "backbone", "task", "data", "budget", "seeds", "metric", "slice", "value", "ci_low", "ci_high", "n",

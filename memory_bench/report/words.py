@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
-from memory_bench.board import Board
 from memory_bench.budget import PRESETS
-from memory_bench.costs import cost
-from memory_bench.retention import HALF_LIFE, KNOWN, known_without_memory
-from memory_bench.tables import PERCENT, number, short
+from memory_bench.report.board import Board
+from memory_bench.report.costs import cost
+from memory_bench.report.tables import PERCENT, number, short
+from memory_bench.statistics.retention import HALF_LIFE, KNOWN, known_without_memory
 
 KINDS = {
     "train_tokens": "At equal training tokens",

@@ -10,21 +10,30 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from memory_bench import commands, probes
-from memory_bench.backbones import Backbones
 from memory_bench.budget import load_budget
 from memory_bench.cell import Cell, digest
-from memory_bench.claims import Setup, Test, claims_file, read_claims
-from memory_bench.console import error, show
+from memory_bench.command import commands
 from memory_bench.data.library import Library
-from memory_bench.effects import HOLDS, MEASURED, NOT_RUN, decide, mean_effect, perplexity_effect, share_effect
 from memory_bench.episode import Read
-from memory_bench.grid import Grid, Request, make_task, plan_grid
-from memory_bench.options import Options, parse_seeds
+from memory_bench.published.claims import Setup, Test, claims_file, read_claims
 from memory_bench.record import now, provenance
+from memory_bench.reproduce import probes
+from memory_bench.reproduce.verdicts import Finding, Verdict, markdown
+from memory_bench.running.console import error, show
+from memory_bench.running.grid import Grid, Request, make_task, plan_grid
+from memory_bench.running.options import Options, parse_seeds
+from memory_bench.running.worker import load_trained
+from memory_bench.statistics.effects import (
+    HOLDS,
+    MEASURED,
+    NOT_RUN,
+    decide,
+    mean_effect,
+    perplexity_effect,
+    share_effect,
+)
 from memory_bench.store import Store, write_atomically, write_json
-from memory_bench.verdicts import Finding, Verdict, markdown
-from memory_bench.worker import load_trained
+from memory_bench.zoo.named import Backbones
 
 VERSION = 1  # raised when what is counted may change
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from memory_bench import plugins
+from memory_bench.backbone.outline import outline
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.episode import Encode
-from memory_bench.outline import outline
 from memory_bench.protocol import MemoryModel, Segment
 from memory_bench.testing import tiny_backbone
 

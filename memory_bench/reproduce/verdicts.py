@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from memory_bench.claims import Claim, Setup, Test
-from memory_bench.effects import NOT_RUN, Bounds, Effect, together
-from memory_bench.layout import NONE, Table, to_markdown
+from memory_bench.published.claims import Claim, Setup, Test
+from memory_bench.report.layout import NONE, Table, to_markdown
+from memory_bench.statistics.effects import NOT_RUN, Bounds, Effect, together
 
 INTRODUCTION = """\
 Every claim is a list of tests, and holds where all of them do. An effect is the difference in token perplexity, in
@@ -24,7 +24,7 @@ class Finding:
         test: what must hold.
         length: tokens from the beginning that were compared; None: all.
         effect: None where something is missing.
-        verdict: of `memory_bench.effects`.
+        verdict: of `memory_bench.statistics.effects`.
         seeds: of the trainings, or of the draws.
         keys: of the records that the effect was computed from.
         why: what is missing.

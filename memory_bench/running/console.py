@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from memory_bench.executors import Event
 from memory_bench.record import Record
+from memory_bench.running.executors import Event
 
 PHASES = {
     "start": "starting",

@@ -41,7 +41,7 @@ class Executor(Protocol):
     """Runs jobs and tells of them as they go; every job ends with an event that holds its record."""
 
     def run(self, jobs: Sequence[Any]) -> Generator[Event, None, None]:
-        """Run `jobs` (`memory_bench.worker.Job`)."""
+        """Run `jobs` (`memory_bench.running.worker.Job`)."""
         ...
 
 
@@ -50,7 +50,7 @@ class Inline:
 
     def run(self, jobs: Sequence[Any]) -> Generator[Event, None, None]:
         """See `Executor.run`."""
-        from memory_bench.worker import run_cell
+        from memory_bench.running.worker import run_cell
 
         for job in jobs:
             yield Event(job.cell, "start")
@@ -59,7 +59,7 @@ class Inline:
 
 
 # -P: the current folder is not searched, for a checkout there has no memory_bench.hmt, baselines or tasks.
-WORKER = (sys.executable, "-P", "-m", "memory_bench.worker")
+WORKER = (sys.executable, "-P", "-m", "memory_bench.running.worker")
 
 
 class Local:

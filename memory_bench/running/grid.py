@@ -8,16 +8,16 @@ from typing import Any, Literal, cast
 import torch
 
 from memory_bench import plugins
-from memory_bench.backbones import Backbones
+from memory_bench.backbone.outline import outline
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.cell import Cell, Choice, Training, digest
 from memory_bench.data.library import Library
 from memory_bench.episode import Task
 from memory_bench.errors import UserError, unknown
-from memory_bench.outline import outline
-from memory_bench.pretrained import match
 from memory_bench.recipe import Recipe, find_recipe, fixed_steps
+from memory_bench.zoo.named import Backbones
+from memory_bench.zoo.pretrained import match
 
 WINDOW = "truncation"
 # What every comparison needs: the window, and the cheapest memory, trained equally.

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from memory_bench.backbones import Backbones
 from memory_bench.card import BackboneCard
 from memory_bench.cell import Cell
-from memory_bench.grid import Grid, make_recipe
-from memory_bench.meter import TRAIN_PASSES
+from memory_bench.driver.meter import TRAIN_PASSES
 from memory_bench.recipe import Recipe, fixed_steps
+from memory_bench.running.grid import Grid, make_recipe
+from memory_bench.zoo.named import Backbones
 
 ADAM_BYTES = 16  # float32 weight, gradient and two moments
 PYTHON_BYTES = 700_000_000  # a process with torch and transformers loaded

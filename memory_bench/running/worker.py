@@ -1,7 +1,8 @@
 """Runs one cell in a process of its own: the only file that joins model, backbone, task and budget.
 
-`python -m memory_bench.worker JOB.json` reads a job, writes the cell's record into the store, and prints progress as
-JSON lines. Whatever happens is a record: a limit that was passed is ``over_budget``, an exception is ``failed``.
+`python -m memory_bench.running.worker JOB.json` reads a job, writes the cell's record into the store, and prints
+progress as JSON lines. Whatever happens is a record: a limit that was passed is ``over_budget``, an exception is
+``failed``.
 """
 
 import json
@@ -16,28 +17,28 @@ import pandas as pd
 import torch
 
 from memory_bench import plugins
-from memory_bench.asking import Row
-from memory_bench.backbones import Backbones, Loaded
+from memory_bench.backbone.small import CLOSED
 from memory_bench.budget import Budget, Usage
 from memory_bench.cell import Cell, Choice, from_json, to_json
-from memory_bench.checkpoints import load_checkpoint, save_checkpoint
 from memory_bench.data.library import Library
+from memory_bench.driver.asking import Row
+from memory_bench.driver.checkpoints import load_checkpoint, save_checkpoint
+from memory_bench.driver.meter import Meter
+from memory_bench.driver.observe import observe
+from memory_bench.driver.train import Trained, train, trained_parameters, untrained
 from memory_bench.episode import Estimate, Task
 from memory_bench.errors import BudgetExceeded, UserError
-from memory_bench.grid import WINDOW, make_recipe, make_task
-from memory_bench.learned import judge
-from memory_bench.meter import Meter
-from memory_bench.observe import observe
-from memory_bench.pairing import judged
-from memory_bench.pretrained import Pretrained, rematch
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe
 from memory_bench.record import Record, now, provenance
-from memory_bench.retention import expected_shares
-from memory_bench.rows import marked
-from memory_bench.small import CLOSED
+from memory_bench.report.rows import marked
+from memory_bench.running.grid import WINDOW, make_recipe, make_task
+from memory_bench.statistics.learned import judge
+from memory_bench.statistics.pairing import judged
+from memory_bench.statistics.retention import expected_shares
 from memory_bench.store import Store
-from memory_bench.train import Trained, train, trained_parameters, untrained
+from memory_bench.zoo.named import Backbones, Loaded
+from memory_bench.zoo.pretrained import Pretrained, rematch
 
 Say = Callable[[str, int, int], None]
 """Told (phase, done, total)."""

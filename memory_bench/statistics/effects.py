@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import t as student
 
-from memory_bench import pairing, stats
+from memory_bench.statistics import pairing, stats
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from memory_bench.claims import Test
+    from memory_bench.published.claims import Test
 
 LEAST_SEEDS = 5  # a sign test over fewer cannot reach p < 0.05
 HOLDS, FAILS, OPEN, MEASURED, NOT_RUN = "holds", "does not hold", "cannot be told", "measured", "not run"

@@ -20,9 +20,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike
 
-from memory_bench import stats
-from memory_bench.decay import Floats, Floor, Table, fit, grid_of, shortest
 from memory_bench.episode import Estimate
+from memory_bench.statistics import stats
+from memory_bench.statistics.decay import Floats, Floor, Table, fit, grid_of, shortest
 
 MEASURED, NO_FALL, GONE, NO_MEMORY = "measured", "does not fall", "gone at once", "no memory"
 

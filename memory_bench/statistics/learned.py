@@ -4,8 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from memory_bench.pairing import correct
-from memory_bench.stats import mean_interval, ratio_interval, scored_units
+from memory_bench.statistics.pairing import correct
+from memory_bench.statistics.stats import mean_interval, ratio_interval, scored_units
 
 
 def judge(

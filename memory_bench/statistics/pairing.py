@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from memory_bench import stats
+from memory_bench.statistics import stats
 
 if TYPE_CHECKING:
     import pandas as pd

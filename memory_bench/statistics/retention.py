@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_bench import pairing, stats
-from memory_bench.decay import Floor, Table, log_ratio
 from memory_bench.episode import Estimate
-from memory_bench.halflife import half_life
-from memory_bench.pairing import Difference, correct
+from memory_bench.statistics import pairing, stats
+from memory_bench.statistics.decay import Floor, Table, log_ratio
+from memory_bench.statistics.halflife import half_life
+from memory_bench.statistics.pairing import Difference, correct
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.card import BackboneCard
 
 VOCAB, WIDTH, LAYERS, HEADS, KV_HEADS, MLP, POSITIONS = 64, 32, 2, 4, 2, 48, 192

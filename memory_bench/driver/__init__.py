@@ -1,0 +1,1 @@
+"""Reads episodes with a model, asks, trains, and meters all of it."""

@@ -1,0 +1,1 @@
+"""The regression gate: a run as lines, against a reference."""

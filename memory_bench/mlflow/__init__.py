@@ -1,0 +1,1 @@
+"""A view of a run in MLflow; records stay the truth."""

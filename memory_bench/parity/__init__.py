@@ -1,0 +1,1 @@
+"""Reference cases of the official implementations, replayed."""

@@ -1,0 +1,1 @@
+"""What papers report and claim, as data."""

@@ -1,0 +1,1 @@
+"""From records to boards, tables, plots and pages; loads no model."""

@@ -1,0 +1,1 @@
+"""From names to records: the grid, its plan, a process per cell."""

@@ -1,0 +1,1 @@
+"""Intervals, pairs, half-lives, effects, and whether anything was learned."""

@@ -1,0 +1,1 @@
+"""Released weights: files found and hashed, tensors matched strictly."""

@@ -1,0 +1,1 @@
+"""Where backbones come from: named ones, GGUF files, the one that is trained here, released ones."""
