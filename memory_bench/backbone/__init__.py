@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memory_bench.backbone.model.model import Backbone, Past
+    from memory_bench.backbone.model import Backbone, Past
 
 __all__ = ["Backbone", "Past"]
 
