@@ -11,6 +11,6 @@ __all__ = ["Backbone", "Past"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from memory_bench.backbone.model import model
+    from memory_bench.backbone import model
 
     return getattr(model, name)
