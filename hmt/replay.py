@@ -7,18 +7,8 @@ import torch
 from torch import Tensor
 
 from memory_bench.errors import unknown
-from memory_bench.parity.cases import Case, Settings, load_strictly
-from memory_bench.parity.replaying import (
-    attention_mask,
-    check_described,
-    cut,
-    gradients,
-    greedy,
-    last_logits,
-    segment_lengths,
-    stream,
-    tail_loss,
-)
+from memory_bench.parity.cases import Case, Settings
+from memory_bench.parity.replaying import check_described, replay_segments, segment_lengths, tail_loss
 from memory_bench.protocol import Segment
 
 from .model import HMT, HMTConfig, HMTState
@@ -55,11 +45,9 @@ def replay(case: Case) -> dict[str, Tensor]:
     Raises:
         UserError: a setting is unknown or contradicts the others, or the weights do not fit.
     """
-    inputs = case.tensors("inputs")
-    ids, mask = inputs["input_ids"], attention_mask(inputs)
     settings = case.settings()
     config = read_config(case, settings)
-    lengths = segment_lengths(ids.shape[1], config.segment)
+    lengths = segment_lengths(case.tokens, config.segment)
     check_described(case, "segments", settings.take("segments"), len(lengths))
     check_described(case, "last_segment_length", settings.take("last_segment_length"), lengths[-1])
     check_described(case, "summary_tokens", settings.take("summary_tokens"), config.summary_tokens)
@@ -67,27 +55,19 @@ def replay(case: Case) -> dict[str, Tensor]:
     tail, new_tokens = settings.take("scored_tail_tokens") or config.segment, settings.take("max_new_tokens")
     prompt_alignment = settings.take("segment_alignment", "left")  # the official forward ignores it
     settings.finish()
-
-    model = HMT(case.backbone(), config, torch.Generator()).eval()
-    load_strictly(model, case.weights("memory."), case.name)
-    got: dict[str, Tensor] = {}
-    logits = []
-    for s, segment, before, readout, after in stream(model, cut(ids, mask, lengths)):
-        got |= {f"segment.{s}.{name}": tensor for name, tensor in inner_steps(model, before, segment).items()}
-        got[f"segment.{s}.memory_written"] = after.memory
-        logits.append(readout.logits())
-    got["logits"] = torch.cat(logits, dim=1)
-    if "labels" in inputs:
-        got["loss"] = tail_loss(got["logits"], inputs["labels"], tail)
-        got["perplexity"] = got["loss"].exp()
-        got |= gradients(got["loss"], model)
-    changed = inputs.get("input_ids_first_segment_changed")
-    if changed is not None:
-        got["logits_last_segment_first_segment_changed"] = last_logits(model, cut(changed, mask, lengths))
-    if new_tokens:
-        prompt_lengths = segment_lengths(ids.shape[1], config.segment, prompt_alignment)
-        got["generated_ids"] = greedy(model, cut(ids, mask, prompt_lengths, given=True), new_tokens)
-    return got
+    model = HMT(case.backbone(), config, torch.Generator())
+    return replay_segments(
+        case,
+        model,
+        lengths,
+        look=lambda s, segment, before, after: {
+            **inner_steps(model, before, segment),
+            "memory_written": after.memory,
+        },
+        loss=lambda logits, inputs: tail_loss(logits, inputs["labels"], tail),
+        new_tokens=new_tokens,
+        prompt_lengths=segment_lengths(case.tokens, config.segment, prompt_alignment),
+    )
 
 
 def inner_steps(model: HMT, state: HMTState, segment: Segment) -> dict[str, Tensor]:

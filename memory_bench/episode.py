@@ -7,14 +7,20 @@ to metrics, so metrics can be computed again from ``samples.parquet`` without a 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from memory_bench.data.documents import Document
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from memory_bench.corpus import Corpus
     from memory_bench.data import Library, Source
+
+__all__ = [
+    "Ask", "Decode", "Document", "Encode", "Episode", "Estimate", "Read", "Task", "TrainingPlan"
+]  # fmt: skip
 
 Encode = Callable[[str], tuple[list[int], list[int]]]
 """Text to (token ids, UTF-8 bytes each token covers); no special tokens are added."""
@@ -175,12 +181,3 @@ class Task(ABC):
     def levels(self, library: "Library") -> Mapping[str, float]:
         """Reference levels of the headline, for example chance and the majority class."""
         return {}
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A text with its identity."""
-
-    id: str
-    text: str
-    meta: Mapping[str, str] = field(default_factory=dict)

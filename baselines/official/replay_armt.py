@@ -5,21 +5,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from memory_bench.errors import UserError
-from memory_bench.parity.cases import Case, load_strictly
+from memory_bench.parity.cases import Case
 from memory_bench.parity.replaying import (
-    attention_mask,
     check_described,
-    cut,
-    gradients,
-    greedy,
-    last_logits,
+    check_never_detached,
+    label_loss,
+    replay_segments,
     segment_lengths,
-    shifted_loss,
-    stream,
 )
+from memory_bench.protocol import Segment
 
-from ..armt import ARMT, EPSILON, ARMTConfig
+from ..armt import ARMT, EPSILON, ARMTConfig, ARMTState
 
 
 def replay(case: Case) -> dict[str, Tensor]:
@@ -28,8 +24,6 @@ def replay(case: Case) -> dict[str, Tensor]:
     Raises:
         UserError: a setting is unknown or contradicts the others, or the weights do not fit.
     """
-    inputs = case.tensors("inputs")
-    ids, mask = inputs["input_ids"], attention_mask(inputs)
     settings = case.settings()
     config = replace(
         ARMTConfig.official(),
@@ -40,32 +34,20 @@ def replay(case: Case) -> dict[str, Tensor]:
         correction=settings.take("correction", True),
         extended_positions=settings.take("extended_positions"),
     )
-    lengths = segment_lengths(ids.shape[1], config.segment, settings.take("segment_alignment", "left"))
+    lengths = segment_lengths(case.tokens, config.segment, settings.take("segment_alignment", "left"))
     check_described(case, "segment_lengths", settings.take("segment_lengths"), lengths)
     check_described(case, "epsilon", settings.take("epsilon"), EPSILON)
+    check_never_detached(case, settings.take("bptt", "full"))
     new_tokens = settings.take("max_new_tokens")
-    bptt = settings.take("bptt", "full")
     settings.finish()
-    if not str(bptt).startswith("full"):
-        raise UserError(f"Case {case.name}: bptt '{bptt}' is not known; the official code never detaches the state.")
+    model = ARMT(case.backbone(), config, torch.Generator())
+    return replay_segments(case, model, lengths, look=_written, loss=label_loss, new_tokens=new_tokens)
 
-    model = ARMT(case.backbone(), config, torch.Generator()).eval()
-    load_strictly(model, case.weights("memory."), case.name)
-    got: dict[str, Tensor] = {}
-    logits = []
-    for s, _, _, readout, after in stream(model, cut(ids, mask, lengths)):
-        for layer, (matrix, normaliser) in enumerate(zip(after.matrices, after.normalisers, strict=True)):
-            got[f"segment.{s}.layer.{layer}.associative_matrix"] = matrix
-            got[f"segment.{s}.layer.{layer}.normaliser"] = normaliser
-        logits.append(readout.logits())
-    got["logits"] = torch.cat(logits, dim=1)
-    if "labels" in inputs:
-        got["loss"] = shifted_loss(got["logits"], inputs["labels"], inputs.get("labels_mask"))
-        got["perplexity"] = got["loss"].exp()
-        got |= gradients(got["loss"], model)
-    changed = inputs.get("input_ids_first_segment_changed")
-    if changed is not None:
-        got["logits_last_segment_first_segment_changed"] = last_logits(model, cut(changed, mask, lengths))
-    if new_tokens:
-        got["generated_ids"] = greedy(model, cut(ids, mask, lengths, given=True), new_tokens)
-    return got
+
+def _written(index: int, segment: Segment, before: ARMTState, after: ARMTState) -> dict[str, Tensor]:
+    """Every layer's associations after a segment."""
+    return {
+        f"layer.{layer}.{name}": tensor
+        for layer, pair in enumerate(zip(after.matrices, after.normalisers, strict=True))
+        for name, tensor in zip(("associative_matrix", "normaliser"), pair, strict=True)
+    }

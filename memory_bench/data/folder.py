@@ -10,10 +10,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from memory_bench.data.documents import Document
 from memory_bench.data.origins import Study, articles, of_split, reading, some, to_study
 from memory_bench.data.packages import checksum
 from memory_bench.data.passages import Passage, Story, nq_rows, squad, squad_rows, stories
-from memory_bench.episode import Document
 from memory_bench.errors import DataError
 
 BABI = {

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from memory_bench.data.documents import Document
 from memory_bench.data.origins import Study, articles, of_split, reading, some, to_study
 from memory_bench.data.passages import Passage, Story
 from memory_bench.data.pubmedqa_split import TEST_IDS
-from memory_bench.episode import Document
 from memory_bench.errors import DataError
 
 PINS: dict[str, tuple[str, str | None, str]] = {

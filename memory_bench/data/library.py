@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from memory_bench.data import facts, needles, nouns
+from memory_bench.data.documents import Document
 from memory_bench.data.folder import FILES, FolderData
 from memory_bench.data.hub import HubData
 from memory_bench.data.origins import Origin, Study
@@ -19,7 +20,6 @@ from memory_bench.data.packages import Runner, run_pip
 from memory_bench.data.passages import Passage, Story
 from memory_bench.data.standins import LABELS as STAND_IN_LABELS
 from memory_bench.data.standins import StandIns
-from memory_bench.episode import Document
 from memory_bench.errors import DataError, unknown
 
 Where = Literal["folder", "hub", "stand-in", "program"]

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from memory_bench.data.documents import Document
 from memory_bench.data.passages import Passage, Story
-from memory_bench.episode import Document
 from memory_bench.errors import DataError
 
 ANSWERS = ("yes", "no", "maybe")

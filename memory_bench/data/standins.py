@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memory_bench.data import entities, studies, worlds
+from memory_bench.data.documents import Document
 from memory_bench.data.origins import Study, reading, some
 from memory_bench.data.packages import Runner, fetch_package, run_pip
 from memory_bench.data.passages import Passage, Story
-from memory_bench.episode import Document
 from memory_bench.errors import DataError
 
 LABELS = {

@@ -87,6 +87,11 @@ class Case:
         except Exception as error:
             raise UserError(f"Case {self.name}: cannot read {path.name} ({error}).") from error
 
+    @property
+    def tokens(self) -> int:
+        """Of the recorded text, padding included."""
+        return int(self.tensors("inputs")["input_ids"].shape[1])
+
     def weights(self, prefix: str) -> dict[str, Tensor]:
         """The weights below `prefix` (``backbone.`` or ``memory.``), without it."""
         return {k.removeprefix(prefix): t for k, t in self.tensors("weights").items() if k.startswith(prefix)}

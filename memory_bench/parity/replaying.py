@@ -4,7 +4,7 @@ Knows no model. Everything that is compared comes out of `MemoryModel.step` and 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_bench.errors import UserError
-from memory_bench.parity.cases import Case
+from memory_bench.parity.cases import Case, load_strictly
 from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, State
 
 S = TypeVar("S", bound=State)
@@ -84,6 +84,75 @@ def stream(model: MemoryModel[S], segments: Sequence[Segment]) -> Iterator[tuple
         readout, after = model.step(state, segment)
         yield index, segment, state, readout, after
         state = after
+
+
+Look = Callable[[int, Segment, S, S], Mapping[str, Tensor]]
+"""What a case records of a step beside its logits, from (index, segment, state before, state after), named as there."""
+Loss = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+"""The case's loss of logits ``[rows, tokens, vocab]``, given its inputs."""
+
+
+def replay_segments(
+    case: Case,
+    model: MemoryModel[S],
+    lengths: Sequence[int],
+    *,
+    look: Look[S],
+    loss: Loss,
+    new_tokens: int | None,
+    prompt_lengths: Sequence[int] | None = None,
+) -> dict[str, Tensor]:
+    """Every tensor of the case of a model that is read segment by segment, by the names of ``expected.safetensors``.
+
+    Logits and what `look` sees of each step; with recorded labels loss, perplexity and gradients; with a changed first
+    segment the last segment's logits; with `new_tokens` a greedy continuation.
+
+    Args:
+        case: to replay; its memory weights are loaded into `model`, strictly.
+        model: with the case's settings.
+        lengths: of the segments.
+        look: at every step.
+        loss: of the logits.
+        new_tokens: to generate; None or 0: none.
+        prompt_lengths: of the segments of a text that is continued, where they are others.
+
+    Raises:
+        UserError: the weights do not fit.
+    """
+    load_strictly(model.eval(), case.weights("memory."), case.name)
+    inputs = case.tensors("inputs")
+    ids, mask = inputs["input_ids"], attention_mask(inputs)
+    got: dict[str, Tensor] = {}
+    logits = []
+    for s, segment, before, readout, after in stream(model, cut(ids, mask, lengths)):
+        got |= {f"segment.{s}.{name}": tensor for name, tensor in look(s, segment, before, after).items()}
+        logits.append(readout.logits())
+    got["logits"] = torch.cat(logits, dim=1)
+    if "labels" in inputs:
+        got["loss"] = loss(got["logits"], inputs)
+        got["perplexity"] = got["loss"].exp()
+        got |= gradients(got["loss"], model)
+    changed = inputs.get("input_ids_first_segment_changed")
+    if changed is not None:
+        got["logits_last_segment_first_segment_changed"] = last_logits(model, cut(changed, mask, lengths))
+    if new_tokens:
+        got["generated_ids"] = greedy(model, cut(ids, mask, prompt_lengths or lengths, given=True), new_tokens)
+    return got
+
+
+def label_loss(logits: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """`shifted_loss` over a case's labels, those of its mask where it has one."""
+    return shifted_loss(logits, inputs["labels"], inputs.get("labels_mask"))
+
+
+def check_never_detached(case: Case, bptt: Any) -> None:
+    """The official code of a case never cuts gradients between segments; the case may say so.
+
+    Raises:
+        UserError: it says something else.
+    """
+    if not str(bptt).startswith("full"):
+        raise UserError(f"Case {case.name}: bptt '{bptt}' is not known; the official code never detaches.")
 
 
 def last_logits(model: MemoryModel[Any], segments: Sequence[Segment]) -> Tensor:

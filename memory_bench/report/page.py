@@ -3,7 +3,7 @@
 import html
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from memory_bench.report import words
 from memory_bench.report.beside import TITLE, Beside
@@ -11,9 +11,6 @@ from memory_bench.report.board import Board
 from memory_bench.report.layout import NONE, Table
 from memory_bench.report.plots import Drawn
 from memory_bench.report.tables import look_ahead, pretrained, quality, spend
-
-if TYPE_CHECKING:
-    from memory_bench.report.build import Report
 
 STYLE = """
 :root { color-scheme: light; }
@@ -35,7 +32,36 @@ summary { cursor: pointer; color: #0072b2; }
 TEXT = ("checkpoint", "tie", "learned?", "notes", "parity", "reported for", "verdict", "where")
 
 
-def page(report: "Report", drawn: Sequence[Sequence[Drawn]]) -> str:
+class Shown(Protocol):
+    """What a page needs of a report."""
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+
+    @property
+    def boards(self) -> Sequence[Board]:
+        """In the order they are shown."""
+
+    @property
+    def certificates(self) -> Mapping[str, str]:
+        """Model to parity."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Sentences about files that could not be used."""
+
+    def sections(self) -> list[tuple[str, list[Board], str]]:
+        """(heading, boards, sentence where there is none)."""
+
+    def beside(self, board: Board) -> Beside:
+        """Published numbers beside a board's."""
+
+    def legend(self) -> list[tuple[str, str]]:
+        """What the columns mean."""
+
+
+def page(report: Shown, drawn: Sequence[Sequence[Drawn]]) -> str:
     """The whole page.
 
     Args:
