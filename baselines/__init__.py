@@ -1,4 +1,17 @@
-"""Baselines and memory models, installed as `memory_bench.baselines`: one file is one method."""
+"""Baselines and memory models, installed as `memory_bench.baselines`: one file is one method.
+
+- `armt.py`: ARMT
+- `full_context.py`: everything
+- `longmem.py`: LongMem
+- `memorizing.py`: Memorizing Transformer
+- `memoryllm.py`: MemoryLLM
+- `mplus.py`: M+
+- `retrieval.py`: the chunks of earlier text that match best
+- `rmt.py`: RMT
+- `sliding_window.py`: recent tokens and sinks
+- `truncation.py`: the window
+- `xl_cache.py`: the previous segment
+"""
 
 if __name__ != "memory_bench.baselines":  # two names would make two copies of every class
     raise ImportError("Import memory_bench.baselines; baselines is only its folder.")

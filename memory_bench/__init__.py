@@ -1,3 +1,20 @@
-"""memory-bench: memory for language models, compared under identical budgets. Start with `memory_bench.protocol`."""
+"""memory-bench: memory for language models, compared under identical budgets. Start with `memory_bench.protocol`.
+
+- `__main__.py`: `python -m memory_bench`
+- `budget.py`: limits, presets, usage
+- `card.py`: what is known of a backbone without loading it
+- `cell.py`: identity of what was asked
+- `cli.py`: the command line
+- `corpus.py`: lines of tokens and batches of them
+- `episode.py`: what a task gives to the driver
+- `errors.py`: what can go wrong, as types: `UserError`, `DataError`, `BudgetExceeded`
+- `plugins.py`: entry points, scratch files, options checked against their types
+- `protocol.py`: what a memory model is; start here
+- `recipe.py`: how models are trained, as data
+- `record.py`: records and provenance
+- `shipped.py`: where reference cases and certificates are
+- `state.py`: states as values: rows, detach, size
+- `store.py`: the folder of a run; atomic writes, locks
+"""
 
 __version__ = "0.1.0"

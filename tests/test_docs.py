@@ -1,4 +1,4 @@
-"""The documents: the example is a model, commands exist, links lead somewhere, and the map shows every file."""
+"""The documents: the example is a model, commands exist, links lead somewhere."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_architecture import ROOT, SOURCES, imports, name_of
+from test_architecture import ROOT
 from typer.main import get_command
 
 from memory_bench.backbone.model import Backbone
@@ -16,17 +16,6 @@ from memory_bench.cli import app
 from memory_bench.testing import Check, model_checks
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").glob("*.md")])
-MAP = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-
-
-def groups() -> dict[str, int]:
-    """File to its group in the map; a file that stands there twice is an error."""
-    found: dict[str, int] = {}
-    for part in re.split(r"^### ", MAP, flags=re.M)[1:]:
-        for file in re.findall(r"^\| `([^`]+\.py)` \|", part.split("\n## ")[0], flags=re.M):
-            assert file not in found, f"{file} is in the map twice"
-            found[file] = int(part.split(".")[0])
-    return found
 
 
 def code_of(text: str) -> list[str]:
@@ -35,20 +24,6 @@ def code_of(text: str) -> list[str]:
     return re.findall(block, text, flags=re.M | re.S) + re.findall(
         r"`([^`]+)`", re.sub(block, "", text, flags=re.M | re.S)
     )
-
-
-def test_the_map_shows_every_file() -> None:
-    assert set(groups()) == {str(path.relative_to(ROOT)) for path in SOURCES}
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_files_import_groups_above(path: Path) -> None:
-    places = {name_of(ROOT / file): group for file, group in groups().items()}
-    own = places[name_of(path)]
-    for name in imports(path):
-        while name and name not in places:
-            name = name.rpartition(".")[0]
-        assert places.get(name, 0) <= own, f"{name_of(path)} (group {own}) imports {name} (group {places[name]})"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,1 +1,11 @@
-"""Reference cases of the official implementations, replayed through the methods; the decoders some were recorded on."""
+"""Reference cases of the official implementations, replayed through the methods; the decoders some were recorded on.
+
+- `decoder_alibi.py`: the decoder that the official LongMem was built on
+- `decoder_lucidrains.py`: another's, with the product's memory
+- `decoder_meliad.py`: the authors' decoder, with the product's memory
+- `replay_armt.py`: its reference cases
+- `replay_longmem.py`: LongMem's reference cases
+- `replay_memorizing.py`: its reference cases
+- `replay_pool.py`: reference cases of both
+- `replay_rmt.py`: its reference cases
+"""

@@ -1,1 +1,16 @@
-"""What several methods are made of: searches, rings, adapters, pools, banks. Parts import parts, never a method."""
+"""What several methods are made of: searches, rings, adapters, pools, banks. Parts import parts, never a method.
+
+- `bm25.py`: BM25 over token ids
+- `cache.py`: a cache with a fixed number of slots
+- `chunk_bank.py`: LongMem's bank: past keys and values in chunks
+- `chunk_reader.py`: search in it and attention to what is found
+- `grouping.py`: rows of unequal length without padding
+- `knn.py`: search and attention over stored keys and values: what Memorizing Transformer and LongMem share
+- `long_term.py`: M+'s store and retriever
+- `lora.py`: low-rank adapters beside a backbone
+- `pool.py`: passes over a pool: what MemoryLLM and M+ share
+- `pool_layout.py`: official checkpoints of MemoryLLM and M+
+- `pool_state.py`: the pool as data: options, dropping, filling
+- `ring.py`: a ring buffer of keys and values as a value
+- `side_network.py`: its official side block, with ALiBi
+"""

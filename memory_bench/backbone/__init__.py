@@ -1,4 +1,13 @@
-"""What a backbone is. `Backbone` and `Past` are the public names, loaded when they are asked for: they load torch."""
+"""What a backbone is. `Backbone` and `Past` are the public names, loaded when they are asked for: they load torch.
+
+- `embedder.py`: a frozen sentence encoder that reads token ids
+- `layers.py`: one decoder layer at a time: `project`, `attend`, `close`; copies of layers
+- `model.py`: Hugging Face models behind `embed`, `run`, `head` and the verbs of their layers
+- `outline.py`: a backbone's shape without its weights
+- `reuse.py`: passes that begin alike, computed once while a text is continued
+- `small.py`: small backbones made here: sizes, fresh weights
+- `tokenizer.py`: text to ids and bytes; a small BPE
+"""
 
 from typing import TYPE_CHECKING, Any
 

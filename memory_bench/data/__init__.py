@@ -1,4 +1,21 @@
-"""Where data comes from: a folder, the Hugging Face hub, or a stand-in that any machine can get."""
+"""Where data comes from: a folder, the Hugging Face hub, or a stand-in that any machine can get.
+
+- `documents.py`: a text with its identity
+- `entities.py`: passages about invented things
+- `facts.py`: facts to keep over distance
+- `folder.py`: plain files under `--data`
+- `hub.py`: the Hugging Face hub at pinned revisions
+- `library.py`: one door: the first origin that has it
+- `needles.py`: the sentences of passkey
+- `nouns.py`: lists that are read twice
+- `origins.py`: what every origin answers, and shared parsing
+- `packages.py`: pinned files through pip, checked by SHA-256
+- `passages.py`: questions about passages, stories: what they are, and their files
+- `pubmedqa_split.py`: ids of the official test split
+- `standins.py`: what any machine can get or make
+- `studies.py`: invented studies
+- `worlds.py`: a small simulated world
+"""
 
 from memory_bench.data.library import Library, Source
 from memory_bench.data.origins import Study

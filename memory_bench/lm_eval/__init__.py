@@ -1,6 +1,17 @@
 """lm-evaluation-harness, both ways: our models in its command (`model`), its tasks in our grid (`task`).
 
 Nothing outside this package imports lm-eval, and nothing in it does before it is used.
+
+- `command.py`: its command with our models and tasks
+- `data.py`: our tasks as documents for it
+- `documents.py`: its documents as episodes
+- `finding.py`: its task files, by name
+- `judging.py`: its metrics, from our samples
+- `loading.py`: which model lm-eval reads with: named, or trained by a run
+- `model.py`: our models as an lm-eval model
+- `reading.py`: contexts read once, continuations on forks
+- `task.py`: its tasks in our grid
+- `writing.py`: greedy continuations up to a stop sequence
 """
 
 from importlib.util import find_spec

@@ -8,23 +8,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from memory_bench import plugins
-from memory_bench.backbone.small import CLOSED
 from memory_bench.budget import Budget, Usage, load_budget
 from memory_bench.cell import Cell, Choice, Training
-from memory_bench.driver.checkpoints import load_checkpoint
 from memory_bench.driver.train import trained_parameters, untrained
 from memory_bench.errors import UserError, unknown
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import find_recipe
 from memory_bench.record import Record
-from memory_bench.running.grid import default_recipe, make_recipe
-from memory_bench.running.worker import as_scored
+from memory_bench.running.building import Parts, gather
+from memory_bench.running.grid import default_recipe
 from memory_bench.store import Store
 from memory_bench.zoo.named import Backbones, Loaded
-from memory_bench.zoo.pretrained import Pretrained, match, rematch
+from memory_bench.zoo.pretrained import match
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +64,7 @@ def from_names(
     if card.family not in cls.families:
         families = ", ".join(cls.families)
         raise UserError(f"{name} works on {families} backbones; {card.name} is of the {card.family} family.")
-    revision, own = plugins.revision(name), None
+    revision = plugins.revision(name)
     config = cls.fit(card, limits)
     if checkpoint := str(options.get("checkpoint") or ""):
         own = match(name, cls, checkpoint, card.name, backbones)
@@ -85,7 +81,7 @@ def from_names(
         budget=limits,
         seed=seed,
     )
-    return _built(training, backbones, Path(), device, own)
+    return _chosen(gather(training, backbones, device), Path())
 
 
 def from_run(folder: Path, name: str, backbones: Backbones, *, seed: int | None, task: str, device: str) -> Chosen:
@@ -104,15 +100,15 @@ def from_run(folder: Path, name: str, backbones: Backbones, *, seed: int | None,
     """
     store = Store.open(folder)
     cell = one_cell(store.records(), folder, name, seed, task)
-    training = cell.training
-    own = rematch(training, backbones)
-    if own is None and backbones.card(training.backbone.name).revision != training.backbone.revision:
+    training, released = cell.training, cell.training.model.config.get("checkpoint")
+    if not released and backbones.card(training.backbone.name).revision != training.backbone.revision:
         raise UserError(
             f"The backbone {training.backbone.name} here is not that of the run in {folder}: give the same data folder "
             "(data=DIR, or MEMORY_BENCH_DATA), or run it again."
         )
-    chosen = _built(training, backbones, store.checkpoint_folder(training.key), device, own)
-    return replace(chosen, model=as_scored(chosen.model, cell, chosen.loaded), scored_with=cell.scored_with)
+    parts = gather(training, backbones, device)
+    chosen = _chosen(parts, store.checkpoint_folder(training.key))
+    return replace(chosen, model=parts.scored(chosen.model, cell.scored_with), scored_with=cell.scored_with)
 
 
 def _budget(name: str, backbone: str, device: str) -> Budget:
@@ -143,43 +139,23 @@ def one_cell(records: list[Record], folder: Path, name: str, seed: int | None, t
     return next(iter(trainings.values()))
 
 
-def _built(training: Training, backbones: Backbones, folder: Path, device: str, own: Pretrained | None) -> Chosen:
+def _chosen(parts: Parts, folder: Path) -> Chosen:
     """The model of a training: as released, from the checkpoint in `folder`, or as it begins."""
-    loaded = backbones.load(
-        training.backbone.name,
-        seed=training.seed,
-        device=device,
-        dtype=getattr(torch, training.backbone.config["dtype"]),
-        brought=None if own is None else own.own,
-    )
-    name, recipe = training.model.name, make_recipe(training.recipe)
-    cls = plugins.load("models", name)
-    base = plugins.configure(name, cls.fit(loaded.card, training.budget), training.model.config)
-    backbones.equip(loaded, cls.helpers(base))
-
-    def build(config: Any) -> MemoryModel[Any]:
-        model: MemoryModel[Any] = cls(loaded.backbone, config, torch.Generator().manual_seed(training.seed + 1))
-        return model.to(device)
-
-    if own is not None:
-        model = build(base)
-        own.load_into(model, base)
-        return Chosen(_ready(model), loaded, training, "pretrained")
+    training, loaded = parts.training, parts.loaded
+    released = parts.released()
+    if released is not None:
+        return Chosen(released.model, loaded, training, "pretrained")
     if (folder / "training.json").is_file():
-        found = load_checkpoint(folder, build, base, Usage(), whole=loaded.card.name in CLOSED)
+        found = parts.kept(folder, Usage())
         if found is None:
             raise UserError(f"The checkpoint in {folder} cannot be read; run it again with --force.")
         return Chosen(found.model, loaded, training, "trained")
-    model = build(base)
-    if not trained_parameters(model, recipe):
-        return Chosen(_ready(model), loaded, training, "nothing to train")
-    if not untrained(training.budget, recipe):
+    model = parts.begun()
+    if not trained_parameters(model, parts.recipe):
+        return Chosen(model, loaded, training, "nothing to train")
+    if not untrained(training.budget, parts.recipe):
         raise UserError(_refusal(training, folder))
-    return Chosen(_ready(model), loaded, training, "untrained")
-
-
-def _ready(model: MemoryModel[Any]) -> MemoryModel[Any]:
-    return model.eval().requires_grad_(False)
+    return Chosen(model, loaded, training, "untrained")
 
 
 def _refusal(training: Training, folder: Path) -> str:

@@ -1,1 +1,18 @@
-"""From records to boards, tables, plots and pages; loads no model."""
+"""From records to boards, tables, plots and pages; loads no model.
+
+- `beside.py`: a board's numbers beside published ones
+- `board.py`: one table: ranked, paired, complete
+- `build.py`: all of it, from a run's folder alone
+- `by_distance.py`: differences at every distance and of half-lives
+- `comparison.py`: `compare`: differences within and between runs
+- `costs.py`: what a row spent
+- `drawing.py`: colours, markers and axes of all plots
+- `layout.py`: tables of text in Markdown and LaTeX
+- `page.py`: `leaderboard.html`
+- `panels.py`: the plots themselves
+- `plots.py`: which plots a board has, and their files
+- `retention_panels.py`: plots of retention: curves, half-lives, depth by length, delay
+- `rows.py`: one model's seeds and their metrics
+- `tables.py`: boards as tables and as `leaderboard.csv`
+- `words.py`: the sentences around tables
+"""

@@ -1,1 +1,11 @@
-"""From names to records: the grid, its plan, a process per cell."""
+"""From names to records: the grid, its plan, a process per cell.
+
+- `building.py`: what a training is made of, and the one way to a model of it
+- `console.py`: what a person sees meanwhile
+- `environment.py`: what environment variables say
+- `executors.py`: runs jobs here, or in a process each
+- `grid.py`: from names to cells
+- `options.py`: what a user may ask of a run: options, suites
+- `planning.py`: what a run would cost
+- `worker.py`: one cell in one process: joins model, backbone, task and budget
+"""

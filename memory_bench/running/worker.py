@@ -17,12 +17,11 @@ import pandas as pd
 import torch
 
 from memory_bench import plugins
-from memory_bench.backbone.small import CLOSED
 from memory_bench.budget import Budget, Usage
 from memory_bench.cell import Cell, Choice, from_json, to_json
 from memory_bench.data.library import Library
 from memory_bench.driver.asking import Row
-from memory_bench.driver.checkpoints import load_checkpoint, save_checkpoint
+from memory_bench.driver.checkpoints import save_checkpoint
 from memory_bench.driver.meter import Meter
 from memory_bench.driver.observe import observe
 from memory_bench.driver.train import Trained, train, trained_parameters, untrained
@@ -32,13 +31,13 @@ from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe
 from memory_bench.record import Record, now, provenance
 from memory_bench.report.rows import marked
-from memory_bench.running.grid import WINDOW, make_recipe, make_task
+from memory_bench.running.building import Parts, gather, over
+from memory_bench.running.grid import WINDOW, make_task
 from memory_bench.statistics.learned import judge
 from memory_bench.statistics.pairing import judged
 from memory_bench.statistics.retention import expected_shares
 from memory_bench.store import Store
 from memory_bench.zoo.named import Backbones, Loaded
-from memory_bench.zoo.pretrained import Pretrained, rematch
 
 Say = Callable[[str, int, int], None]
 """Told (phase, done, total)."""
@@ -90,7 +89,7 @@ def run_cell(job: Job, say: Say) -> Record:
         cell=cell, status="failed", detail="", metrics=(), usage=meter.usage, provenance={}, learned=None, levels={}
     )
     try:
-        result, samples = _evaluate(job, store, meter, say, result)
+        result, samples = _evaluate(_begin(job, meter, say), result)
     except BudgetExceeded as error:
         result = replace(result, status="over_budget", detail=str(error))
     except (MemoryError, torch.OutOfMemoryError):
@@ -107,27 +106,48 @@ def run_cell(job: Job, say: Say) -> Record:
     return result
 
 
-def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> tuple[Record, pd.DataFrame]:
-    cell, training = job.cell, job.cell.training
-    ready = _make_ready(job, store, meter, say)
-    library, loaded, task, pretrained = ready.library, ready.loaded, ready.task, ready.pretrained
-    trained, model, recipe = ready.trained, ready.model, make_recipe(training.recipe)
-    _count_parameters(model, recipe, meter.usage)
-    episodes = list(task.episodes(library, cell.limit))
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A cell at work: what its model is made of, its task and data, where results go, who counts and who is told."""
+
+    parts: Parts
+    task: Task
+    library: Library
+    backbones: Backbones
+    store: Store
+    meter: Meter
+    say: Say
+
+
+def _begin(job: Job, meter: Meter, say: Say) -> _Work:
+    training = job.cell.training
+    library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub)
+    backbones = Backbones(library, job.cache, hub=job.hub)
+    parts = gather(training, backbones, job.device)
+    return _Work(parts, make_task(job.cell.task), library, backbones, Store(job.out), meter, say)
+
+
+def _evaluate(work: _Work, blank: Record) -> tuple[Record, pd.DataFrame]:
+    cell, parts, meter, task = blank.cell, work.parts, work.meter, work.task
+    trained = _locked(work)
+    model = parts.scored(trained.model, cell.scored_with)
+    _count_parameters(model, parts.recipe, meter.usage)
+    episodes = list(task.episodes(work.library, cell.limit))
     rows: list[Row] = []
     status, detail = "ok", ""
+    encode = parts.loaded.encode
     try:
         with meter.phase("eval"):
             observe(
                 model,
                 episodes,
-                loaded.encode,
-                seed=training.seed,
+                encode,
+                seed=cell.training.seed,
                 controls=cell.controls,
                 watcher=meter,
-                progress=lambda done, total: say("eval", done, total),
+                progress=lambda done, total: work.say("eval", done, total),
                 sink=rows,
-                decode=loaded.encode.decode,
+                decode=encode.decode,
             )
     except BudgetExceeded as error:
         if not rows:
@@ -135,7 +155,7 @@ def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> 
         status, detail = "over_budget", str(error)  # what was observed until then is kept
     samples = pd.DataFrame(rows)
     meter.usage.scored_tokens = int(samples.loc[samples["control"] == "", "tokens"].sum())
-    released = pretrained is not None
+    released = parts.pretrained is not None
     metrics = tuple(_mark_look_ahead(e, model.traits.look_ahead, released) for e in task.metrics(judged(task, samples)))
     learned = judge(
         task.headline_rows(judged(task, samples)),
@@ -150,64 +170,48 @@ def _evaluate(job: Job, store: Store, meter: Meter, say: Say, blank: Record) -> 
         "segment": model.traits.segment,
         "episodes": len(episodes),
         "expected_retention": expected_shares(model.expected_retention, samples),
-        **({} if pretrained is None else {"pretrained": pretrained.release.hashes}),
+        **({} if parts.pretrained is None else {"pretrained": parts.pretrained.release.hashes}),
     }
-    levels = dict(task.levels(library))
+    levels = dict(task.levels(work.library))
     done = replace(
         blank, status=status, detail=detail, metrics=metrics, learned=learned, levels=levels, provenance=facts
     )
     return done, samples
 
 
-def _trained_model(
-    job: Job,
-    store: Store,
-    meter: Meter,
-    say: Say,
-    library: Library,
-    loaded: Loaded,
-    task: Task,
-    pretrained: Pretrained | None,
-) -> Trained:
-    """The cell's model: as released, from its checkpoint if another task has trained it, else trained now."""
-    training, recipe = job.cell.training, make_recipe(job.cell.training.recipe)
-    cls = plugins.load("models", training.model.name)
-    base = plugins.configure(training.model.name, cls.fit(loaded.card, training.budget), training.model.config)
-    Backbones(library, job.cache, hub=job.hub).equip(loaded, cls.helpers(base))
+def _locked(work: _Work) -> Trained:
+    """The trained model; of several cells that need the same training one trains and the others wait."""
+    with work.store.lock(work.parts.training.key):
+        return _trained(work)
 
-    def build(config: Any) -> MemoryModel[Any]:
-        rng = torch.Generator().manual_seed(training.seed + 1)
-        model: MemoryModel[Any] = cls(loaded.backbone, config, rng).to(job.device)
-        return model
 
-    if pretrained is not None:
-        model = build(base)
-        pretrained.load_into(model, base)
-        return Trained(model.eval().requires_grad_(False), [], "pretrained")
-    folder, fresh = store.checkpoint_folder(training.key), loaded.card.name in CLOSED
-    found = load_checkpoint(folder, build, base, meter.usage, whole=fresh)
+def _trained(work: _Work) -> Trained:
+    """The model as released, from its checkpoint if another task has trained it, else trained now."""
+    parts, meter = work.parts, work.meter
+    folder = work.store.checkpoint_folder(parts.training.key)
+    found = parts.released() or parts.kept(folder, meter.usage)
     if found is not None:
         return found
-    if untrained(training.budget, recipe):
-        return Trained(build(base).eval().requires_grad_(False), [], "none")
-    _check_added(build(base), meter.budget)
-    if cls.frozen_backbone and fresh:
-        _train_backbone(job, store, meter, say, library, loaded, task)
-    plan = task.plan(library, pretrained=loaded.card.pretrained)
-    say("data", 0, 1)
-    corpus = task.corpus(library, plan, loaded.encode)
+    if untrained(parts.training.budget, parts.recipe):
+        return Trained(parts.begun(), [], "none")
+    _check_added(parts.build(parts.config), meter.budget)
+    if parts.cls.frozen_backbone and parts.whole:
+        _train_backbone(work)
+    plan = work.task.plan(work.library, pretrained=parts.loaded.card.pretrained)
+    work.say("data", 0, 1)
+    corpus = work.task.corpus(work.library, plan, parts.loaded.encode)
     with meter.phase("train"):
         trained = train(
-            build,
-            base,
-            recipe,
+            parts.build,
+            parts.config,
+            parts.recipe,
             corpus,
             meter,
-            seed=training.seed,
-            progress=lambda done, total: say("train", done, total),
+            seed=parts.training.seed,
+            progress=lambda done, total: work.say("train", done, total),
         )
     if trained.curve:
-        save_checkpoint(folder, trained, recipe, training, meter.usage, whole=fresh)
+        save_checkpoint(folder, trained, parts.recipe, parts.training, meter.usage, whole=parts.whole)
     return trained
 
 
@@ -218,68 +222,22 @@ def load_trained(job: Job) -> tuple[MemoryModel[Any], Loaded]:
         UserError, BudgetExceeded: as a cell's own evaluation would.
     """
     meter = Meter(job.cell.training.budget, torch.device(job.device))
-    ready = _make_ready(job, Store(job.out), meter, lambda *_: None)
-    return ready.model, ready.loaded
+    work = _begin(job, meter, lambda *_: None)
+    return work.parts.scored(_locked(work).model, job.cell.scored_with), work.parts.loaded
 
 
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    """What a cell's evaluation starts from; `trained` is how the training ended, `model` what is scored."""
-
-    library: Library
-    loaded: Loaded
-    task: Task
-    pretrained: Pretrained | None
-    trained: Trained
-    model: MemoryModel[Any]
-
-
-def _make_ready(job: Job, store: Store, meter: Meter, say: Say) -> _Ready:
-    cell, training = job.cell, job.cell.training
-    library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub)
-    backbones = Backbones(library, job.cache, hub=job.hub)
-    pretrained = rematch(training, backbones)
-    loaded = backbones.load(
-        training.backbone.name,
-        seed=training.seed,
-        device=job.device,
-        dtype=getattr(torch, training.backbone.config["dtype"]),
-        brought=None if pretrained is None else pretrained.own,
-    )
-    task = make_task(cell.task)
-    with store.lock(training.key):
-        trained = _trained_model(job, store, meter, say, library, loaded, task, pretrained)
-    return _Ready(library, loaded, task, pretrained, trained, as_scored(trained.model, cell, loaded))
-
-
-def as_scored(model: MemoryModel[Any], cell: Cell, loaded: Loaded) -> MemoryModel[Any]:
-    """The trained model with the options the cell changes after training; the weights are the same."""
-    if not cell.scored_with:
-        return model
-    cls, asked = type(model), cell.training.model
-    base = cls.fit(loaded.card, cell.training.budget)
-    config = plugins.configure(asked.name, base, {**asked.config, **cell.scored_with})
-    scored: MemoryModel[Any] = cls(loaded.backbone, config, torch.Generator().manual_seed(0))
-    scored.to(loaded.backbone.device).load_state_dict(model.state_dict())
-    return scored.eval().requires_grad_(False)
-
-
-def _train_backbone(
-    job: Job, store: Store, meter: Meter, say: Say, library: Library, loaded: Loaded, task: Task
-) -> None:
+def _train_backbone(work: _Work) -> None:
     """Train a backbone that starts untrained before a method freezes it: as the window alone is, on the same data.
 
     It is charged to the method, and shared with the window's own cell where that has been trained already.
     """
-    training = job.cell.training
+    parts = work.parts
     window = plugins.load("models", WINDOW)
-    config = asdict(window.fit(loaded.card, training.budget))
-    first = replace(training, model=Choice(WINDOW, window.version, config, plugins.revision(WINDOW)))
-    spent = Meter(training.budget, torch.device(job.device))
-    window_job = replace(job, cell=replace(job.cell, training=first))
-    with store.lock(first.key):
-        _trained_model(window_job, store, spent, say, library, loaded, task, None)
-    meter.charge_training(spent.usage)
+    config = asdict(window.fit(parts.loaded.card, parts.training.budget))
+    first = replace(parts.training, model=Choice(WINDOW, window.version, config, plugins.revision(WINDOW)))
+    spent = Meter(parts.training.budget, torch.device(parts.device))
+    _locked(replace(work, parts=over(first, parts.loaded, work.backbones, None, parts.device), meter=spent))
+    work.meter.charge_training(spent.usage)
 
 
 def _device_name(device: str) -> str:

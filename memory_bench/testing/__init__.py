@@ -4,6 +4,12 @@
 model, works on short random text, and raises an `AssertionError` with a sentence that names the broken promise.
 `build` takes no arguments, returns the same small model every time (segments of about 8 tokens over a `tiny_backbone`),
 and leaves the global random state alone. ``check_task(task, library)`` does the same for a task.
+
+- `backbones.py`: tiny random backbones
+- `measures.py`: instruments: look-ahead, FLOPs
+- `memory.py`: promises about memory
+- `numbers.py`: promises about numbers
+- `tasks.py`: promises about tasks
 """
 
 from memory_bench.testing import memory, numbers

@@ -1,1 +1,5 @@
-"""Released weights: files found and hashed, tensors matched strictly."""
+"""Released weights: files found and hashed, tensors matched strictly.
+
+- `released.py`: a released checkpoint as files: found, listed, hashed, read
+- `transfer.py`: official weights into our models, strictly
+"""
