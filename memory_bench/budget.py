@@ -80,6 +80,7 @@ PRESETS: dict[str, Budget] = {
         Budget("gpu-80g-hour", device_bytes=80 * GB, train_tokens=100_000_000, train_seconds=3600, seeds=2),
     )
 }
+FRACTIONS = ("train_seconds", "train_flops", "eval_seconds")  # limits that need not be whole numbers
 
 
 def load_budget(name: str) -> Budget:
@@ -101,13 +102,25 @@ def load_budget(name: str) -> Budget:
     for key in values:
         if key not in known:
             raise unknown("limit in the budget file", key, known)
-    for key in known - {"name", "tasks"}:
-        if key in values and (isinstance(values[key], bool) or not isinstance(values[key], int | float)):
-            raise UserError(f"Budget file {path}: {key} must be a number, not {values[key]!r}.")
+    _check(values, path)
+    if math.isfinite(seeds := values.get("seeds", 1)):
+        values["seeds"] = int(seeds)  # 2.0 is two of them
+    return Budget(**{"name": path.stem, **values})
+
+
+def _check(values: dict[str, Any], path: Path) -> None:
+    """Whether known limits have the type that they need."""
+    if not isinstance(values.get("name", ""), str):
+        raise UserError(f"Budget file {path}: name must be a text, not {values['name']!r}.")
+    for key in values.keys() - {"name", "tasks"}:
+        value = values[key]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"Budget file {path}: {key} must be a number, not {value!r}.")
+        if key not in FRACTIONS and math.isfinite(value) and value != int(value):
+            raise UserError(f"Budget file {path}: {key} must be a whole number, not {value!r}.")
     tasks = values.get("tasks", {})
     if not isinstance(tasks, dict) or not all(isinstance(options, dict) for options in tasks.values()):
         raise UserError(f"Budget file {path}: tasks must be tables of options, for example [tasks.pg19].")
-    return Budget(**{"name": path.stem, **values})
 
 
 @dataclass(slots=True)

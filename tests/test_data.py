@@ -248,12 +248,16 @@ def test_the_hub_is_asked_before_a_stand_in_and_once_if_silent(tmp_path: Path, m
 def test_hub_rows_become_the_same_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    books = [{"url": "http://www.gutenberg.org/ebooks/10146", "text": "t", "short_book_title": "S"}] * 30
-    labelled = [
+    books: list[dict[str, Any]] = [
+        {"url": f"http://www.gutenberg.org/ebooks/{10146 + n}", "text": "t", "short_book_title": "S"} for n in range(30)
+    ]
+    labelled: list[dict[str, Any]] = [
         {"pubid": i, "question": "Q", "context": {"contexts": ["c"]}, "final_decision": "yes", "long_answer": "L"}
         for i in (1, 12377809)
     ]
-    wiki = [{"text": line} for line in (" \n", " = A = \n", " \n", " text \n", " \n", " = B = \n", " \n", " more \n")]
+    wiki: list[dict[str, Any]] = [
+        {"text": line} for line in (" \n", " = A = \n", " \n", " text \n", " \n", " = B = \n", " \n", " more \n")
+    ]
     rows: dict[str, list[Any]] = {"emozilla/pg19": books, "qiaojin/PubMedQA": labelled, "Salesforce/wikitext": wiki}
     monkeypatch.setattr(datasets, "load_dataset", lambda name, *_, **__: iter(rows[name]))
     hub = HubData()
@@ -261,6 +265,15 @@ def test_hub_rows_become_the_same_things(tmp_path: Path, monkeypatch: pytest.Mon
     assert [s.id for s in hub.pubmedqa("test")] == ["12377809"]
     assert [s.id for s in hub.pubmedqa("train")] == ["1"]
     assert [d.meta["title"] for d in hub.wikitext("test")] == ["A", "B"]
+    books[1]["text"] = None
+    with pytest.raises(DataError, match=r"^the hub's PG-19, row 2: 'text' must be text, not null\.$"):
+        hub.books("test")
+    labelled[0]["context"] = {"contexts": "c"}
+    with pytest.raises(DataError, match=r"^the hub's PubMedQA, row 1: 'CONTEXTS' must be a list, not \"c\"\.$"):
+        hub.pubmedqa("train")
+    wiki[1]["text"] = None
+    with pytest.raises(DataError, match=r"^the hub's WikiText-103, row 2: 'text' must be text, not null\.$"):
+        hub.wikitext("test")
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: 1 / 0)
     with pytest.raises(DataError, match="emozilla/pg19"):
         hub.books("test")

@@ -1,6 +1,7 @@
 """The regression gate: what is red, what is refused, what a reference must be, and that broken memories are seen."""
 
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -254,8 +255,12 @@ def test_a_reference_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"schema": 2}, "it has schema 2, this version reads 1"),
         ({"mean": 0.5}, "it was edited"),
         ({"sigma": 0.5}, "it was edited"),
-        ({"surprise": 1}, "a field is missing or unknown"),
-        ({"values": {}}, "it was edited|missing"),
+        ({"surprise": 1}, "Unknown field of a line 'surprise'"),
+        ({"values": {}}, "it was edited"),
+        ({"higher_is_better": "false"}, "'higher_is_better' must be true or false, not \"false\""),
+        ({"mean": "0.8"}, "'mean' must be a number, not \"0.8\""),
+        ({"limits": None}, "'limits' must be an object, not null"),
+        ({"tolerance": math.nan}, "NaN is no number in JSON"),
     ],
 )
 def test_a_spoilt_reference_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tasks about retention: texts and places, unrelated passages, hits, an oracle and the blind, numbers by hand."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from test_observe import words
 
 from memory_bench.data import Library, Passage
 from memory_bench.data.entities import passages
-from memory_bench.data.passages import nq_rows, squad, stories
+from memory_bench.data.passages import stories
+from memory_bench.data.rows import nq, squad
 from memory_bench.data.worlds import TASKS
 from memory_bench.data.worlds import stories as made_stories
 from memory_bench.driver.encoding import encode_episode
@@ -251,7 +253,7 @@ def test_passkeys_stand_where_they_should(tmp_path: Path) -> None:
 
 
 def test_facts_are_scattered_in_order_and_distances_are_to_the_last_that_is_needed() -> None:
-    (story,) = stories("1 A b.\n2 C d.\n3 E f.\n4 Q?\td\t2 1\n", 2)
+    (story,) = stories(b"1 A b.\n2 C d.\n3 E f.\n4 Q?\td\t2 1\n", "qa2.txt", 2)
     assert (story.facts, story.support, story.answer) == (("A b.", "C d.", "E f."), (1, 0), "d")
     book = Document("b", "Lorem ipsum dolor sit amet. " * 400)
     for seed in range(5):
@@ -265,8 +267,8 @@ def test_facts_are_scattered_in_order_and_distances_are_to_the_last_that_is_need
         (asked,) = stream.questions
         assert asked.distance_tokens == len(text) - text.index("C d.") - len("C d.\n")
         assert bytes(asked.evidence.tolist()) == b"\nA b.\n\nC d.\n"  # the ceiling has all that is needed
-    with pytest.raises(ValueError, match="bAbI"):
-        list(stories("no number", 1))
+    with pytest.raises(UserError, match="bAbI"):
+        list(stories(b"no number", "qa1.txt", 1))
 
 
 def test_the_simulated_world_is_consistent() -> None:
@@ -304,10 +306,12 @@ def test_invented_passages_answer_their_questions_and_nothing_else_does() -> Non
 def test_files_of_passages() -> None:
     qa = {"id": "1", "question": " Q? ", "answers": [{"text": "b"}, {"text": "b"}, {"text": "c"}]}
     none = {"id": "2", "question": "R?", "answers": [], "is_impossible": True}
-    (found,) = squad({"data": [{"title": "T", "paragraphs": [{"context": "a b c", "qas": [qa, none]}]}]})
+    file = {"data": [{"title": "T", "paragraphs": [{"context": "a b c", "qas": [qa, none]}]}]}
+    (found,) = squad(json.dumps(file).encode(), "x.json")
     assert found == Passage("1", "T", "a b c", "Q?", ("b", "c"))
     row = {"question": "q", "answers": ["no", "here"], "ctxs": [{"title": "T", "text": "it is here"}]}
-    assert [p.answers for p in nq_rows([row, {**row, "answers": ["x"]}])] == [("here", "no")]
+    lines = [json.dumps(r) for r in (row, {**row, "answers": ["x"]})]
+    assert [p.answers for p in nq("\n".join(lines).encode(), "x.jsonl")] == [("here", "no")]
 
 
 # hits and numbers

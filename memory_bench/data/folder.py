@@ -6,15 +6,16 @@ silently another source.
 
 import gzip
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from memory_bench.data.documents import Document
-from memory_bench.data.origins import Study, articles, of_split, reading, some, to_study
+from memory_bench.data.origins import Study, articles, reading, some
 from memory_bench.data.packages import checksum
-from memory_bench.data.passages import Passage, Story, nq_rows, squad, squad_rows, stories
+from memory_bench.data.passages import Passage, Story, stories
+from memory_bench.data.rows import Book, documents, nq, pubmedqa, squad, squad_passages
 from memory_bench.errors import DataError
+from memory_bench.files.inputs import json_lines, text_of
 
 BABI = {
     1: "single-supporting-fact",
@@ -74,44 +75,34 @@ class FolderData:
 
     def books(self, split: str) -> list[Document]:
         """See `Origin.books`."""
-        path = self.folder / FILES["books"][split]
-        found = []
-        with reading(path), gzip.open(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                meta = {"title": str(row["title"]), "author": str(row["author"])}
-                found.append(Document(str(row["pg_id"]), str(row["text"]), meta))
-        return some(found, path)
+        path, data = self._read("books", split)
+        return some(documents(json_lines(data, path, Book)), path)
 
     def wikitext(self, split: str) -> list[Document]:
         """See `Origin.wikitext`."""
-        path = self.folder / FILES["wikitext103"][split]
-        with reading(path):
-            text = gzip.decompress(path.read_bytes()).decode()
-        return some(articles(text), path)
+        path, data = self._read("wikitext103", split)
+        return some(articles(text_of(data, path), path), path)
 
     def pubmedqa(self, split: str) -> list[Study]:
         """See `Origin.pubmedqa`."""
-        truth, path = (self.folder / FILES["pubmedqa"][part] for part in ("test ids", "studies"))
-        with reading(truth):
-            test = frozenset(json.loads(truth.read_text(encoding="utf-8")).keys())
-        with reading(path):
-            rows = json.loads(gzip.decompress(path.read_bytes())).items()
-            found = [to_study(k, {n.lower(): v for n, v in row.items()}, row["CONTEXTS"]) for k, row in rows]
-        return some(of_split(found, split, test), path)
+        truth, answers = self._read("pubmedqa", "test ids")
+        path, data = self._read("pubmedqa", "studies")
+        return some(pubmedqa(data, path, answers, truth, split), path)
 
     def passages(self, need: str, split: str) -> list[Passage]:
         """See `Origin.passages`. Those of NQ are in one file: a reader leaves out what concerns its question."""
-        path = self.folder / FILES[need]["test" if need == "nq" else split]
-        with reading(path):
-            text = gzip.decompress(path.read_bytes()).decode()
-            if need == "squad" and split == "test":
-                return some(list(squad(json.loads(text))), path)
-            read = nq_rows if need == "nq" else squad_rows
-            return some(list(read(json.loads(line) for line in text.splitlines() if line)), path)
+        path, data = self._read(need, "test" if need == "nq" else split)
+        read = nq if need == "nq" else squad if split == "test" else squad_passages
+        return some(list(read(data, path)), path)
 
     def babi(self, task: int) -> list[Story]:
         """See `Origin.babi`."""
-        path = self.folder / FILES["babi"][str(task)]
+        path, data = self._read("babi", str(task))
+        return some(list(stories(data, path, task)), path)
+
+    def _read(self, need: str, part: str) -> tuple[Path, bytes]:
+        """A file's path, and what is in it."""
+        path = self.folder / FILES[need][part]
         with reading(path):
-            return some(list(stories(gzip.decompress(path.read_bytes()).decode(), task)), path)
+            data = path.read_bytes()
+            return path, gzip.decompress(data) if path.suffix == ".gz" else data

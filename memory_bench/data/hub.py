@@ -4,15 +4,18 @@ PG-19's training split has 11 GB, so only its first books are streamed. The offi
 its ids are in `memory_bench.data.pubmedqa_split`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from memory_bench.data.documents import Document
-from memory_bench.data.origins import Study, articles, of_split, reading, some, to_study
+from memory_bench.data.origins import Study, articles, some
 from memory_bench.data.passages import Passage, Story
 from memory_bench.data.pubmedqa_split import TEST_IDS
+from memory_bench.data.rows import Book, WikiLine, documents, of_split, renamed, studies
 from memory_bench.errors import DataError
+from memory_bench.files.inputs import Place, checked
 
 PINS: dict[str, tuple[str, str | None, str]] = {
     "books": ("emozilla/pg19", None, "c021754c8e01c5b1cc83a1f549c1f97fbbb756b8"),
@@ -20,6 +23,7 @@ PINS: dict[str, tuple[str, str | None, str]] = {
     "pubmedqa": ("qiaojin/PubMedQA", "pqa_labeled", "9001f2853fb87cab8d220904e0de81ac6973b318"),
 }
 """Need to (repository, configuration, revision)."""
+NAMES = {"books": "the hub's PG-19", "wikitext103": "the hub's WikiText-103", "pubmedqa": "the hub's PubMedQA"}
 TRAINING_BOOKS = 20
 PATIENCE = 5.0  # seconds
 
@@ -50,28 +54,18 @@ class HubData:
     def books(self, split: str) -> list[Document]:
         """See `Origin.books`."""
         rows = _rows("books", split, TRAINING_BOOKS if split == "train" else None)
-        with reading("the hub's PG-19"):
-            return some(
-                [
-                    Document(str(r["url"]).rstrip("/").rsplit("/", 1)[-1], r["text"], {"title": r["short_book_title"]})
-                    for r in rows
-                ],
-                "the hub's PG-19",
-            )
+        found = [(place, checked(Book, _book(row), place)) for place, row in rows]
+        return some(documents(found), NAMES["books"])
 
     def wikitext(self, split: str) -> list[Document]:
         """See `Origin.wikitext`."""
-        rows = _rows("wikitext103", split)
-        with reading("the hub's WikiText-103"):
-            text = "\n".join(r["text"].removesuffix("\n") for r in rows)
-        return some(articles(text), "the hub's WikiText-103")
+        lines = [checked(WikiLine, row, place).text.removesuffix("\n") for place, row in _rows("wikitext103", split)]
+        return some(articles("\n".join(lines), NAMES["wikitext103"]), NAMES["wikitext103"])
 
     def pubmedqa(self, split: str) -> list[Study]:
         """See `Origin.pubmedqa`."""
-        rows = _rows("pubmedqa", "train")
-        with reading("the hub's PubMedQA"):
-            found = [to_study(str(r["pubid"]), r, r["context"]["contexts"]) for r in rows]
-        return some(of_split(found, split, TEST_IDS), "the hub's PubMedQA")
+        found = studies((place, row.get("pubid"), _study(row)) for place, row in _rows("pubmedqa", "train"))
+        return some(of_split(found, split, TEST_IDS), NAMES["pubmedqa"])
 
     def passages(self, need: str, split: str) -> list[Passage]:
         """Never there."""
@@ -82,13 +76,29 @@ class HubData:
         raise DataError(f"The hub is not asked for bAbI ({task}).")
 
 
-def _rows(need: str, split: str, limit: int | None = None) -> list[dict[str, Any]]:
-    """The first `limit` rows of a split, streamed."""
+def _book(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the hub's PG-19 under our names: the id is the end of its address, authors are not told."""
+    found = {"author": "", **renamed(row, {"short_book_title": "title", "text": "text", "url": "pg_id"})}
+    url = found.get("pg_id")
+    return {**found, "pg_id": url.rstrip("/").rsplit("/", 1)[-1]} if isinstance(url, str) else found
+
+
+def _study(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the hub's PubMedQA under the names of the official file."""
+    names = {"question": "QUESTION", "long_answer": "LONG_ANSWER", "final_decision": "final_decision"}
+    inner = row.get("context")
+    contexts = renamed(inner, {"contexts": "CONTEXTS"}) if isinstance(inner, Mapping) else {}
+    return {**renamed(row, names), **contexts}
+
+
+def _rows(need: str, split: str, limit: int | None = None) -> list[tuple[Place, dict[str, Any]]]:
+    """The first `limit` rows of a split, streamed, each with its place."""
     repository, config, revision = PINS[need]
     try:
         from datasets import load_dataset
 
-        return list(islice(load_dataset(repository, config, split=split, revision=revision, streaming=True), limit))
+        rows = load_dataset(repository, config, split=split, revision=revision, streaming=True)
+        return [(Place(NAMES[need], f"row {number}"), row) for number, row in enumerate(islice(rows, limit), 1)]
     except Exception as error:
         raise DataError(
             f"The hub's {repository} ({split}) could not be read ({type(error).__name__}); try again, or give --data."

@@ -7,16 +7,17 @@ Origins are `memory_bench.data.folder` (plain files), `memory_bench.data.hub` (p
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from itertools import pairwise
+from typing import Protocol, TypeVar
 
 from memory_bench.data.documents import Document
 from memory_bench.data.passages import Passage, Story
 from memory_bench.errors import DataError
+from memory_bench.files.inputs import Place
 
-ANSWERS = ("yes", "no", "maybe")
 HEADING = re.compile(r" = (?!=).*(?<!=) = ?")
 T = TypeVar("T")
 
@@ -80,7 +81,7 @@ def reading(what: object) -> Iterator[None]:
     """Turn whatever goes wrong while `what` is read into one sentence.
 
     Raises:
-        DataError: the file is missing, cannot be read, or holds something else.
+        DataError: the file is missing, or cannot be read or unpacked.
     """
     try:
         yield
@@ -88,8 +89,6 @@ def reading(what: object) -> Iterator[None]:
         raise DataError(
             f"There is no file {what}: complete the data folder, or remove the files beside it to use another source."
         ) from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{what} does not have the expected content ({type(error).__name__}: {error}).") from error
     except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"Cannot read {what}: {error}.") from error
 
@@ -105,37 +104,26 @@ def some(found: list[T], what: object) -> list[T]:
     return found
 
 
-def articles(text: str) -> list[Document]:
+def articles(text: str, what: object = "WikiText") -> list[Document]:
     """WikiText as one document per article: one starts at a line `` = Title = `` between blank lines.
 
     Lines of that form in tables and formulas have no blank neighbours and stay text. Ids start with the article's
     place, for titles repeat (``<unk>``).
+
+    Raises:
+        DataError: there is text before the first title, so `what` is not whole, or no WikiText.
     """
     lines = text.split("\n")
     blank = [not line.strip() for line in lines] + [True]
     starts = [
         i for i, line in enumerate(lines) if HEADING.fullmatch(line) and (i == 0 or blank[i - 1]) and blank[i + 1]
     ]
-    documents = []
-    for number, (start, stop) in enumerate(zip(starts, [*starts[1:], len(lines)], strict=True)):
+    head = next((i for i, empty in enumerate(blank[:-1]) if not empty), None)
+    if head is not None and (not starts or head < starts[0]):
+        raise Place(str(what), f"line {head + 1}").fault("text before the first title (' = Title = ')")
+    documents = list[Document]()
+    for number, (start, stop) in enumerate(pairwise([*starts, len(lines)])):
         title = lines[start].strip(" =")
         body = "\n".join(lines[start:stop]).strip()
         documents.append(Document(f"{number:04d} {title}", f" {body} \n", {"title": title}))
     return documents
-
-
-def to_study(key: str, row: Mapping[str, Any], contexts: Sequence[str]) -> Study:
-    """A row of PubMedQA (field names in lower case) as a `Study`.
-
-    Raises:
-        ValueError, KeyError: the row is not one.
-    """
-    answer = str(row["final_decision"])
-    if answer not in ANSWERS:
-        raise ValueError(f"study {key} has the answer {answer!r} instead of yes, no or maybe")
-    return Study(key, str(row["question"]), tuple(contexts), answer, str(row["long_answer"]))
-
-
-def of_split(found: Sequence[Study], split: str, test: frozenset[str]) -> list[Study]:
-    """The studies of ``test`` (the official ids) or of ``train`` (all others)."""
-    return [s for s in found if (s.id in test) == (split == "test")]

@@ -1,9 +1,10 @@
-"""Questions about passages (SQuAD, Natural Questions) and bAbI's stories: what they are, and their files' formats."""
+"""Questions about passages (SQuAD, Natural Questions) and bAbI's stories: what they are, and the format of bAbI."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from memory_bench.files.inputs import lines_of, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,57 +47,51 @@ class Story:
     support: tuple[int, ...]
 
 
-def squad(data: Mapping[str, Any]) -> Iterator[Passage]:
-    """The answerable questions of a file of SQuAD 1.1 or 2.0, in its order."""
-    for article in data["data"]:
-        for paragraph in article["paragraphs"]:
-            text = str(paragraph["context"])
-            for qa in paragraph["qas"]:
-                answers = tuple(dict.fromkeys(str(a["text"]).strip() for a in qa["answers"]))
-                if answers and not qa.get("is_impossible", False):
-                    yield Passage(str(qa["id"]), str(article["title"]), text, str(qa["question"]).strip(), answers)
+LINE = re.compile(r"(?P<number>[0-9]+) (?P<text>[^\t\r]*)(?:\t(?P<answer>[^\t\r]*)\t(?P<support>[0-9 ]*))?")
 
 
-def squad_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[Passage]:
-    """Flattened SQuAD rows (context, question, answer), each passage once; titles are unknown."""
-    contexts = dict.fromkeys(str(row["context"]) for row in rows)
-    return (Passage(f"squad-{number:05d}", "", text) for number, text in enumerate(contexts))
-
-
-def nq_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[Passage]:
-    """NQ-open questions with the passage that answers them; the answer that stands in the passage comes first."""
-    for number, row in enumerate(rows):
-        passage = row["ctxs"][0]
-        text = str(passage["text"]).strip()
-        answers = sorted(dict.fromkeys(str(a).strip() for a in row["answers"]), key=lambda a: a not in text)
-        if answers and answers[0] in text:
-            yield Passage(f"nq-{number:05d}", str(passage["title"]), text, str(row["question"]).strip(), tuple(answers))
-
-
-LINE = re.compile(r"(?P<number>\d+) (?P<text>[^\t]*)(?:\t(?P<answer>[^\t]*)\t(?P<support>[\d ]*))?")
-
-
-def stories(text: str, task: int) -> Iterator[Story]:
+def stories(data: bytes, file: object, task: int) -> Iterator[Story]:
     """The questions of a bAbI file, each with all sentences of its story that come before it.
 
     Raises:
-        ValueError: a line is none of bAbI's.
+        DataError: a line is none of bAbI's, or does not follow the one before it.
     """
     facts: list[str] = []
-    lines: dict[int, int] = {}
-    story, asked = -1, 0
-    for line in text.splitlines():
+    seen: dict[int, int] = {}
+    story, asked, last = -1, 0, 0
+    for place, line in lines_of(data, file):
         match = LINE.fullmatch(line.rstrip())
         if match is None:
-            raise ValueError(f"'{line}' is no line of bAbI")
-        number = int(match["number"])
+            raise place.fault(f"no line of bAbI ({shown(line)})")
+        number, text = int(match["number"]), match["text"].strip()
         if number == 1:
-            facts, lines, story, asked = [], {}, story + 1, 0
+            facts, seen, story, asked = [], {}, story + 1, 0
+        elif number != last + 1 or story < 0:
+            raise place.fault(f"it has the number {number} and follows {last or 'no other line of a story'}")
+        last = number
+        if problem := _no_fact(text) if match["answer"] is None else _no_question(match, seen):
+            raise place.fault(problem)
         if match["answer"] is None:
-            lines[number] = len(facts)
-            facts.append(match["text"].strip())
+            seen[number] = len(facts)
+            facts.append(text)
             continue
-        support = tuple(lines[int(n)] for n in match["support"].split())
-        name = f"qa{task}-{story:04d}-{asked}"
-        yield Story(name, task, tuple(facts), match["text"].strip(), match["answer"].strip(), support)
+        support = tuple(seen[int(n)] for n in match["support"].split())
+        yield Story(f"qa{task}-{story:04d}-{asked}", task, tuple(facts), text, match["answer"].strip(), support)
         asked += 1
+
+
+def _no_fact(text: str) -> str:
+    if not text:
+        return "it says nothing"
+    asks = text.endswith("?") or "? " in text
+    return "it is a question without an answer and its support behind tabs" if asks else ""
+
+
+def _no_question(match: re.Match[str], seen: Mapping[int, int]) -> str:
+    if not match["text"].strip() or not match["answer"].strip():
+        return "its question or its answer is empty"
+    support = [int(n) for n in match["support"].split()]
+    if not support:
+        return "it names no line that gives the answer"
+    wrong = [n for n in support if n not in seen]
+    return f"it names line {wrong[0]}, which is no fact of its story before it" if wrong else ""

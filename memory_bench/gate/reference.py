@@ -6,19 +6,19 @@ again, or whose spread nobody knows, is no reference.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from memory_bench.errors import UserError
+from memory_bench.files.inputs import Place, as_dataclass, lines_of, parse
 from memory_bench.gate.lines import Line, Setting
 from memory_bench.record import Record, changed_files
 from memory_bench.store import write_atomically
 
 SCHEMA = 1
 SEEDS = 3
-SETTING = [f.name for f in fields(Setting)]
 
 
 def to_json(line: Line) -> dict[str, Any]:
@@ -44,27 +44,35 @@ def to_json(line: Line) -> dict[str, Any]:
     }
 
 
-def from_json(data: Mapping[str, Any]) -> Line:
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a line says of its own values."""
+
+    mean: float
+    sigma: float
+    seeds: int
+
+
+def from_json(data: object, place: Place) -> Line:
     """The line that `to_json` wrote.
 
     Raises:
-        ValueError: another schema, fields missing or unknown, or a mean or sigma that are not those of the values.
+        UserError: another schema, fields missing, unknown or of another type, or a mean or sigma that are not those of
+            the values.
     """
-    if not isinstance(data, Mapping):
-        raise ValueError("it is no table")
+    if not isinstance(data, dict):
+        raise place.fault("it is no table")
     if data.get("schema") != SCHEMA:
-        raise ValueError(f"it has schema {data.get('schema')}, this version reads {SCHEMA}")
-    given = dict(data)
-    try:
-        del given["schema"]
-        mean, sigma, seeds = (float(given.pop(name)) for name in ("mean", "sigma", "seeds"))
-        values = {int(seed): float(value) for seed, value in given.pop("values").items()}
-        setting = Setting(**{name: given.pop(name) for name in SETTING})
-        line = Line(values=values, setting=setting, **given)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"a field is missing or unknown ({error})") from error
-    if seeds != len(values) or not values or not _near(line.mean, mean, mean) or not _near(line.sigma, sigma, mean):
-        raise ValueError("its mean and sigma are not those of its values; it was edited")
+        raise place.fault(f"it has schema {data.get('schema')}, this version reads {SCHEMA}")
+    parts = {cls: {f.name: data[f.name] for f in fields(cls) if f.name in data} for cls in (Summary, Setting)}
+    rest = {name: value for name, value in data.items() if not any(name in part for part in parts.values())}
+    del rest["schema"]
+    said = as_dataclass(Summary, parts[Summary], place)
+    setting = as_dataclass(Setting, parts[Setting], place)
+    line = as_dataclass(Line, {**rest, "setting": asdict(setting)}, place)
+    same = said.seeds == len(line.values) > 0
+    if not same or not _near(line.mean, said.mean, said.mean) or not _near(line.sigma, said.sigma, said.mean):
+        raise place.fault("its mean and sigma are not those of its values; it was edited")
     return line
 
 
@@ -72,21 +80,22 @@ def read_reference(path: Path) -> list[Line]:
     """The lines of a reference file.
 
     Raises:
-        UserError: it cannot be read, is empty, or is of another schema.
+        UserError: it cannot be read, is empty, is of another schema, or has a line twice.
     """
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the reference {path}: {getattr(error, 'strerror', None) or error}.") from error
-    found = []
-    for number, text in enumerate(texts, 1):
-        try:
-            found.append(from_json(json.loads(text)))
-        except ValueError as error:
-            raise UserError(f"Cannot use line {number} of the reference {path}: {error}.") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot read the reference {path}: {error.strerror or error}.") from error
+    found: dict[tuple[str, ...], Line] = {}
+    for place, text in lines_of(data, path):
+        here = Place(f"Cannot use {place.spot} of the reference {path}")
+        line = from_json(parse(text, here), here)
+        if line.identity in found:
+            raise here.fault(f"{line.metric} of {line.model} on {line.task} is there twice")
+        found[line.identity] = line
     if not found:
         raise UserError(f"The reference {path} is empty.")
-    return found
+    return list(found.values())
 
 
 def write_reference(

@@ -247,7 +247,7 @@ def _long_form(board: Path, scratch: Path) -> Path | None:
     """``leaderboard.csv`` as Parquet."""
     import pandas as pd
 
-    table = pd.read_csv(board)
+    table = pd.read_csv(board, keep_default_na=False, na_values=[""])  # a model may be called "null"
     if table.empty:
         return None
     path = scratch / "leaderboard.parquet"

@@ -5,12 +5,13 @@ on a model itself (`counted`); nothing here runs anything.
 """
 
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from memory_bench.errors import UserError, unknown
+from memory_bench.files.inputs import Place, as_dataclass, once, shown
 from memory_bench.shipped import results_folder
 
 COMPARED = ("lower", "no worse", "equal", "measure", "share")
@@ -126,26 +127,39 @@ def read_claims(path: Path) -> Claims:
     """The claims in a TOML file: a table ``setup`` and tables ``claim`` with tables ``claim.test``.
 
     Raises:
-        UserError: the file cannot be read, or has a name or a value that means nothing.
+        UserError: the file cannot be read, or has a name or a value that means nothing, or of another type.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-        claims = tuple(
-            _make(Claim, {**c, "test": tuple(_make(Test, t) for t in c.get("test", ()))}) for c in data["claim"]
-        )
-        return Claims(_make(Setup, data["setup"]), claims)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"Cannot read the claims in {path}: {error}.") from error
+    whole = Place(str(path))
+    for name in ("setup", "claim"):
+        if name not in data:
+            raise whole.fault(f"there is no table '{name}'")
+    claims = [
+        _claim(c, Place(str(path), f"claim {number}")) for number, c in enumerate(_tables(data, "claim", whole), 1)
+    ]
+    once((Place.of(path, "claim", claim.id), claim.id) for claim in claims)
+    return Claims(as_dataclass(Setup, data["setup"], Place(str(path), "setup")), tuple(claims))
 
 
-def _make(cls: type[Any], values: dict[str, Any]) -> Any:
-    names = {f.name for f in fields(cls)}
-    for name in values:
-        if name not in names:
-            raise unknown(f"field of a {cls.__name__.lower()}", name, names)
-    made = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    if isinstance(made, Test) and made.kind not in COMPARED + COUNTED:
-        raise unknown("kind of test", made.kind, COMPARED + COUNTED)
-    if isinstance(made, Claim) and made.tier not in TIERS:
+def _tables(data: Mapping[str, Any], name: str, place: Place) -> list[Any]:
+    found = data.get(name, [])
+    if not isinstance(found, list):
+        raise place.fault(f"'{name}' must be tables [[…]], not {shown(found)}")
+    return found
+
+
+def _claim(values: Any, place: Place) -> Claim:
+    tests = _tables(values, "test", place) if isinstance(values, dict) else []
+    made = replace(
+        as_dataclass(Claim, {**values, "test": []} if tests else values, place),
+        test=tuple(as_dataclass(Test, test, place) for test in tests),
+    )
+    for test in made.test:
+        if test.kind not in COMPARED + COUNTED:
+            raise unknown("kind of test", test.kind, COMPARED + COUNTED)
+    if made.tier not in TIERS:
         raise unknown("tier", made.tier, TIERS)
     return made

@@ -6,14 +6,19 @@ decides whether a run may be compared with a row: that is `memory_bench.report.b
 """
 
 import csv
+import io
+import math
 import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from memory_bench.errors import UserError
+from memory_bench.files.inputs import Place, text_of
 from memory_bench.shipped import results_folder
 
 CONFIDENCES = ("verified", "secondary", "from memory")
@@ -119,22 +124,51 @@ def load() -> tuple[Reported, ...]:
     folder = results_folder() / "reported"
     if not (folder / "registry.toml").is_file():
         raise UserError(f"There are no published numbers in {folder}: the installation is incomplete.")
-    names = tomllib.loads((folder / "registry.toml").read_text(encoding="utf-8"))
-    found = []
+    try:
+        names = tomllib.loads((folder / "registry.toml").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"Cannot read {folder / 'registry.toml'}: {error}.") from error
+    found: dict[str, Reported] = {}
     for path in sorted(folder.glob("*.csv")):
-        with path.open(encoding="utf-8", newline="") as lines:
-            found += [_reported(row, names) for row in csv.DictReader(lines)]
-    return tuple(found)
+        for place, row in _rows(path):
+            try:
+                made = _reported(row, names)
+            except (KeyError, ValueError) as error:
+                raise place.fault(f"no published number ({type(error).__name__}: {error})") from error
+            if made.id in found:
+                raise place.fault(f"the id '{made.id}' is there twice")
+            found[made.id] = made
+    return tuple(found.values())
+
+
+def _rows(path: Path) -> Iterator[tuple[Place, dict[str, str]]]:
+    """The rows of a table, each with the line that it ends at."""
+    reader = csv.DictReader(io.StringIO(text_of(path.read_bytes(), path), newline=""), strict=True)
+    try:
+        for row in reader:
+            place = Place(str(path), f"line {reader.line_num}")
+            if None in row or None in row.values():
+                raise place.fault(f"it has not the {len(reader.fieldnames or ())} columns of the first line")
+            yield place, row
+    except csv.Error as error:
+        raise Place(str(path), f"line {reader.line_num}").fault(str(error)) from error
 
 
 def _reported(row: dict[str, str], names: dict[str, Any]) -> Reported:
     plain: dict[str, Any] = dict(row)
+    columns = {f.name for f in fields(Reported)} - {"shown", "cautions", "void"} | {"caution"}
+    if strange := row.keys() ^ columns:
+        raise ValueError(f"the columns differ by {', '.join(sorted(strange))}")
+    if row["confidence"] not in CONFIDENCES or row["read"] not in READINGS:
+        raise ValueError(f"{row['confidence']}, {row['read']}")
     plain["shown"] = row["value"]
     for name in ("value", "error", "sd"):
         plain[name] = float(row[name]) if row[name] else None
+        if not math.isfinite(plain[name] or 0.0):
+            raise ValueError(f"{name} = {row[name]} is not finite")
     for name in ("segment", "train_tokens"):
         plain[name] = int(row[name]) if row[name] else None
-    plain["look_ahead"] = {"yes": True, "no": False}.get(row["look_ahead"])
+    plain["look_ahead"] = {"yes": True, "no": False, "": None}[row["look_ahead"]]
     plain["source"] = names["sources"][row["source"]]
     cautions = plain.pop("caution").split()
     plain["cautions"] = tuple(names["cautions"][name] for name in cautions)

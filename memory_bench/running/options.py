@@ -46,10 +46,33 @@ def with_suite(options: Options) -> Options:
     for key in values:
         if key not in known:
             raise unknown(f"entry in the suite {options.suite}", key, known)
-    settings = tuple(f"{k}={json.dumps(v)}" for k, v in values.pop("set", {}).items())
-    listed = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in values.items()}
-    filled: dict[str, Any] = {k: str(v) for k, v in listed.items() if not getattr(options, k)}
+    changes = values.pop("set", {})
+    if not isinstance(changes, dict):
+        raise UserError(f"Suite {options.suite}: set must be a table of options, for example [set].")
+    settings = tuple(f"{k}={_value(k, v, options.suite)}" for k, v in changes.items())
+    listed = {k: _entry(k, v, options.suite) for k, v in values.items()}
+    filled: dict[str, Any] = {k: v for k, v in listed.items() if not getattr(options, k)}
     return replace(options, **filled, settings=settings + options.settings)
+
+
+def _entry(key: str, value: object, suite: str) -> str:
+    """A suite's entry as the command line has it: names are texts, counts whole numbers or texts, or lists of those."""
+    kinds = (str, int) if key in ("seeds", "limit") else (str,)
+    parts = value if isinstance(value, list) and key in ("models", "tasks", "seeds") else [value]
+    for part in parts:
+        if isinstance(part, bool) or not isinstance(part, kinds):
+            wanted = "a text" if kinds == (str,) else "a whole number or a text"
+            raise UserError(f"Suite {suite}: {key} must be {wanted}, not {part!r}.")
+    # One seed in a list is that seed, as "7," is on the command line; 7 alone would be seven of them.
+    return ",".join(map(str, parts)) + ("," if key == "seeds" and isinstance(value, list) else "")
+
+
+def _value(key: str, value: object, suite: str) -> str:
+    """An option's value as ``--set`` reads it."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as problem:
+        raise UserError(f"Suite {suite}: {key} = {value} is no value of an option.") from problem
 
 
 def read_suite(name: str) -> dict[str, Any]:
