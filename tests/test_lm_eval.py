@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -350,6 +351,32 @@ def make_yaml(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "said"),
+    [
+        ("multiple_choice", "options", "a whale", 'its choices must be a list, not "a whale"'),
+        ("multiple_choice", "options", ["a", None], "a choice is null, which would be read as the word None"),
+        ("multiple_choice", "story", None, "'story' is null, which would be read as the word None"),
+        ("loglikelihood_rolling", "story", None, "'story' is null, which would be read as the word None"),
+        ("generate_until", "story", None, "'story' is null, which would be read as the word None"),
+        ("generate_until", "story", ["a", None], "'story' is null, which would be read as the word None"),
+    ],
+)
+def test_nothing_of_a_document_is_read_as_something_else(
+    kind: str, field: str, value: Any, said: str, make_yaml: Callable[..., Path], library: Library
+) -> None:
+    path = make_yaml(kind)
+    file = path.parent / "docs.jsonl"
+    rows = [json.loads(line) for line in file.read_text().split("\n") if line]
+    many = value is not None and not (field == "options" and isinstance(value, list))
+    for row in rows if many else rows[4:5]:  # a column has one type
+        row[field] = value
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=re.escape(said)) as refused:
+        list(lm_eval_task(path).episodes(library, None))
+    assert str(refused.value).startswith(f"lm-eval task local_{kind}, document {0 if many else 4}: ")
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@
 """
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from memory_bench.episode import Ask, Episode, Read
 from memory_bench.errors import UserError
+from memory_bench.files.inputs import Place, shown
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
 CONTEXT = "context"
@@ -33,6 +35,7 @@ def episodes(task: Any, *, limit: int | None, question: str = "", max_tokens: in
 
     Raises:
         UserError: a kind of task that cannot be asked here.
+        DataError: a document holds what lm-eval would read as something else.
     """
     if task.OUTPUT_TYPE not in KINDS or getattr(task, "MULTIMODAL", False) or getattr(task, "UNSAFE_CODE", False):
         raise UserError(
@@ -41,6 +44,8 @@ def episodes(task: Any, *, limit: int | None, question: str = "", max_tokens: in
     task.set_fewshot_seed(FEWSHOT_SEED)
     shots = task.config.num_fewshot or 0
     for number, doc in task.doc_iterator(limit=limit):
+        if problem := _misread(task, doc):
+            raise Place(f"lm-eval task {task.task_name}", f"document {number}").fault(problem)
         context = task.fewshot_context(doc, num_fewshot=shots, gen_prefix=task.doc_to_prefix(doc))
         made = task.construct_requests(doc=doc, ctx=context, metadata=(task.task_name, number, 1))
         requests = made if isinstance(made, list) else [made]
@@ -48,6 +53,26 @@ def episodes(task: Any, *, limit: int | None, question: str = "", max_tokens: in
             yield _text(task, number, doc, requests[0].args[0])
         else:
             yield from _questions(task, number, doc, requests, question, max_tokens)
+
+
+FIELD = re.compile(r"{{-?\s*(\w+)\s*-?}}")
+
+
+def _misread(task: Any, doc: Any) -> str:
+    """What lm-eval would read as something else: null as the word None, a text as the list of its letters."""
+    for template in (task.config.doc_to_text, task.config.doc_to_target):
+        plain = isinstance(template, str) and "{%" not in template  # others may ask whether a field is null
+        for name in [template, *FIELD.findall(template)] if plain and isinstance(doc, dict) else ():
+            value = doc.get(name, "")
+            if value is None or (isinstance(value, list) and None in value):
+                return f"'{name}' is null, which would be read as the word None"
+    if task.OUTPUT_TYPE == "multiple_choice":
+        choices = task.doc_to_choice(doc)
+        if choices is None or isinstance(choices, str):
+            return f"its choices must be a list, not {shown(choices)}"
+        if any(choice is None for choice in choices):
+            return "a choice is null, which would be read as the word None"
+    return ""
 
 
 def _text(task: Any, number: int, doc: Any, text: str) -> Episode:
