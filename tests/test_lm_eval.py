@@ -361,6 +361,12 @@ def make_yaml(tmp_path: Path) -> Callable[..., Path]:
         ("multiple_choice", "story", None, "'story' is null, which would be read as the word None"),
         ("loglikelihood_rolling", "story", None, "'story' is null, which would be read as the word None"),
         ("generate_until", "story", None, "'story' is null, which would be read as the word None"),
+        (
+            "generate_until",
+            "story",
+            "1969-07-20",
+            "'story' is no text but a time, which would be read as '1969-07-20 00:",
+        ),
         ("generate_until", "story", ["a", None], "'story' is null, which would be read as the word None"),
     ],
 )

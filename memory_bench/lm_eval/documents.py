@@ -8,6 +8,7 @@
   metrics can be computed again from the samples alone.
 """
 
+import datetime
 import json
 import re
 from collections.abc import Iterator
@@ -59,13 +60,15 @@ FIELD = re.compile(r"{{-?\s*(\w+)\s*-?}}")
 
 
 def _misread(task: Any, doc: Any) -> str:
-    """What lm-eval would read as something else: null as the word None, a text as the list of its letters."""
+    """What lm-eval would read as something else: null as the word None, a text as its letters, a date with a time."""
     for template in (task.config.doc_to_text, task.config.doc_to_target):
         plain = isinstance(template, str) and "{%" not in template  # others may ask whether a field is null
         for name in [template, *FIELD.findall(template)] if plain and isinstance(doc, dict) else ():
             value = doc.get(name, "")
             if value is None or (isinstance(value, list) and None in value):
                 return f"'{name}' is null, which would be read as the word None"
+            if isinstance(value, datetime.datetime):  # `datasets` makes them of texts like 1969-07-20
+                return f"'{name}' is no text but a time, which would be read as '{value}'"
     if task.OUTPUT_TYPE == "multiple_choice":
         choices = task.doc_to_choice(doc)
         if choices is None or isinstance(choices, str):
