@@ -15,6 +15,7 @@ from memory_bench.data import Library, Passage
 from memory_bench.data.folder import FILES, FolderData
 from memory_bench.errors import UserError
 from memory_bench.gate.reference import read_reference
+from memory_bench.parity.cases import Case
 from memory_bench.published import reported
 from memory_bench.published.claims import claims_file, read_claims
 from memory_bench.running.options import Options, with_suite
@@ -438,3 +439,10 @@ def test_a_budget_counts_in_whole_numbers(tmp_path: Path) -> None:
     found = load_budget(str(path))
     assert list(range(found.seeds)) == [0, 1]
     assert (found.train_tokens, found.train_seconds, found.name) == (1e6, 0.5, "b")
+
+
+def test_a_reference_case_says_each_thing_once(tmp_path: Path) -> None:
+    for content, said in (('{"a": 1, "a": 2}', "twice"), ("[]", "must be an object"), ('{"a": NaN}', "NaN is")):
+        (tmp_path / "case.json").write_text(content)
+        with pytest.raises(UserError, match=f"is no reference case: cannot read case.json .*{said}"):
+            _ = Case(tmp_path).info

@@ -6,20 +6,20 @@ memory model publishes a replay (entry point group ``memory_bench.parity``): a f
 as in ``expected``. This file knows no model; it builds the backbone, compares, and says where the first divergence is.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from memory_bench.backbone.model import Backbone
-from memory_bench.errors import UserError
+from memory_bench.errors import DataError, UserError
+from memory_bench.files.inputs import json_table
 from memory_bench.plugins import replayed_model
 
 NEEDED = ("model", "source", "backbone", "memory", "tolerance")  # entries of every case.json
@@ -61,13 +61,13 @@ class Case:
     def info(self) -> dict[str, Any]:
         """``case.json``."""
         try:
-            read = json.loads((self.folder / "case.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            read = json_table((self.folder / "case.json").read_bytes(), "case.json")
+        except (OSError, DataError) as error:
             raise UserError(f"{self.folder} is no reference case: cannot read case.json ({error}).") from error
-        absent = [name for name in NEEDED if not isinstance(read, dict) or name not in read]
+        absent = [name for name in NEEDED if name not in read]
         if absent:
             raise UserError(f"{self.folder} is no reference case: case.json lacks {', '.join(absent)}.")
-        return cast(dict[str, Any], read)
+        return read
 
     @property
     def model(self) -> str:
