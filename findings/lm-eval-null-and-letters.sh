@@ -1,8 +1,8 @@
 #!/bin/sh
 # lm-evaluation-harness scores the word "None" for a null, and the letters of a text that stands where choices belong.
 #
-# Both are valid JSON lines that `datasets` loads as they are. A null text of a perplexity task is measured as the four
-# characters "None" (a strongly predictable text that lowers the number); "options": "Ada" becomes the choices A, d, a.
+# Both are valid JSON lines that `datasets` loads as they are. A null text of a perplexity task is scored as the four
+# characters "None", and counts as a document; "options": "Ada" becomes the choices A, d, a.
 # Neither is said by a warning or an error.
 #
 # Needs a network for pip. Exit code 0: as described; 1: another behaviour; 2: pip failed.
