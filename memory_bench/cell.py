@@ -95,9 +95,12 @@ def to_json(cell: Cell) -> dict[str, Any]:
 
 def from_json(data: dict[str, Any]) -> Cell:
     """The cell that `to_json` wrote."""
-    t = data["training"]
-    parts = {name: Choice(**t[name]) for name in ("model", "backbone", "corpus", "recipe")}
-    training = Training(**parts, budget=Budget(**t["budget"]), seed=t["seed"])
     rest = {k: data[k] for k in ("limit", "controls", "role", "label")}
     rest["scored_with"] = data.get("scored_with", {})
-    return Cell(training=training, task=Choice(**data["task"]), **rest)
+    return Cell(training=training_from_json(data["training"]), task=Choice(**data["task"]), **rest)
+
+
+def training_from_json(data: dict[str, Any]) -> Training:
+    """The training in a cell that `to_json` wrote."""
+    parts = {name: Choice(**data[name]) for name in ("model", "backbone", "corpus", "recipe")}
+    return Training(**parts, budget=Budget(**data["budget"]), seed=data["seed"])

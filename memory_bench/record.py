@@ -18,6 +18,7 @@ from memory_bench import cell as cells
 from memory_bench.budget import Usage
 from memory_bench.cell import Cell
 from memory_bench.episode import Estimate
+from memory_bench.files.shapes import HappenedShape, LearnedShape, conform
 
 SCHEMA = 1
 STATUSES = ("ok", "over_budget", "failed", "skipped")
@@ -92,7 +93,7 @@ class Record:
         """The record that `to_json` wrote.
 
         Raises:
-            ValueError: another schema, another way of identifying cells, or fields missing or unknown.
+            ValueError: another schema, another way of identifying cells, or fields missing, unknown or of another type.
         """
         if data.get("schema") != SCHEMA:
             raise ValueError(f"it has schema {data.get('schema')}, this version reads {SCHEMA}")
@@ -110,7 +111,10 @@ class Record:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"a field is missing or unknown ({error})") from error
-        if record.key != data["key"]:
+        conform(cls, asdict(record))
+        conform(LearnedShape | None, record.learned)
+        conform(HappenedShape, record.provenance)
+        if record.key != data.get("key"):
             raise ValueError("its key is not that of its cell; another version wrote it, or it was edited")
         return record
 

@@ -8,81 +8,38 @@
 
 Every file is written to a temporary name in its own folder and renamed, samples before the record; no file is appended
 to by two processes. An interrupted run therefore leaves cells that are done and cells that are not, nothing between.
+Checksums (`memory_bench.files.artefacts`) are checked whenever a file is read: a record that was altered, that has lost its
+samples or has others' counts as not done.
 """
 
-import errno
-import io
-import json
+import hashlib
 import os
 import shutil
 import tempfile
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from memory_bench.errors import UserError
+from memory_bench.files.artefacts import (
+    CHECKSUM,
+    Damaged,
+    Notice,
+    explained,
+    read_json,
+    sha256,
+    write_atomically,
+    write_json,
+)
+from memory_bench.files.shapes import RunShape, conform
 from memory_bench.record import SCHEMA, Record, versions
+from memory_bench.samples import check_unsummed, read_parquet, to_parquet
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_REASONS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EACCES: "writing there is not permitted",
-    errno.EPERM: "writing there is not permitted",
-    errno.EROFS: "it is on a read-only file system",
-    errno.ENOTDIR: "part of the path is a file",
-    errno.EEXIST: "a file of that name is in the way",
-    errno.EISDIR: "a folder of that name is in the way",
-    errno.ENAMETOOLONG: "the path is too long",
-}
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write at `path` into a sentence.
-
-    Raises:
-        UserError: full disk, no permission, read-only file system, or a file where a folder should be.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = _REASONS.get(error.errno or 0)
-        if reason is None:
-            raise
-        raise UserError(f"Cannot write to {path}: {reason}. Choose another folder with --out.") from error
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part; makes its folder.
-
-    Raises:
-        UserError: as of `explained`.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    with explained(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Indented JSON, written atomically; NaN is an error."""
-    write_atomically(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+SAMPLES = "samples.parquet"
 
 
 class Store:
@@ -91,11 +48,16 @@ class Store:
     Attributes:
         folder: of the run.
         warnings: sentences about files that could not be used.
+
+    Args:
+        folder: of the run.
+        notice: told of each warning at once.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, notice: Notice = lambda sentence: None) -> None:
         self.folder = folder
         self.warnings: list[str] = []
+        self._notice = notice
 
     @classmethod
     def open_or_create(cls, folder: Path) -> "Store":
@@ -156,16 +118,19 @@ class Store:
     def run(self) -> dict[str, Any]:
         """``run.json``; empty where it is missing or (with a warning) broken."""
         try:
-            value = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            found = read_json(self.folder / "run.json")
+            conform(RunShape, found)
+            return found
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
-            self._warn(f"run.json cannot be read ({error.__class__.__name__}).")
+        except ValueError as error:
+            self.warn(f"run.json is not used: {error}. The same `memory-bench run` writes it again.")
             return {}
-        return value if isinstance(value, dict) else {}
 
     def write_record(self, record: Record, samples: "pd.DataFrame | None") -> None:
         """File a result. The samples are in place before the record is, and an older record is gone before they are.
+
+        The record holds the checksum of the samples and of itself.
 
         Raises:
             UserError: as of `explained`.
@@ -175,50 +140,71 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "record.json").unlink(missing_ok=True)
             if samples is None:
-                (folder / "samples.parquet").unlink(missing_ok=True)
+                (folder / SAMPLES).unlink(missing_ok=True)
+        vouched = None
         if samples is not None:
-            # Through memory: the parquet writer's own errors do not tell a full disk from a bug.
-            buffer = io.BytesIO()
-            samples.to_parquet(buffer, index=False)
-            write_atomically(folder / "samples.parquet", buffer.getvalue())
-        write_json(folder / "record.json", record.to_json())
+            content = to_parquet(samples, record.key)
+            write_atomically(folder / SAMPLES, content)
+            vouched = {"rows": len(samples), CHECKSUM: hashlib.sha256(content).hexdigest()}
+        write_json(folder / "record.json", {**record.to_json(), "samples": vouched})
 
     def record(self, key: str) -> Record | None:
-        """The result of a cell; None where there is none, or (with a warning) where it is broken."""
-        path = self.cell_folder(key) / "record.json"
-        try:
-            record = Record.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, AttributeError) as error:
-            self._warn(f"cells/{key}/record.json is not used and the cell counts as not done: {error}.")
-            return None
-        if record.key != key:
-            self._warn(f"cells/{key}/record.json is not used: it belongs to cell {record.key}.")
-            return None
-        return record
+        """The result of a cell; None where there is none, or (with a warning) where it or its samples are broken."""
+        found = self._read(key)
+        return None if found is None else found[0]
 
     def records(self) -> list[Record]:
         """All results, in the order of their keys."""
         keys = sorted(p.name for p in self.cells.iterdir() if p.is_dir()) if self.cells.is_dir() else []
-        return [record for key in keys if (record := self.record(key)) is not None]
+        found = [read for key in keys if (read := self._read(key)) is not None]
+        if older := sum(CHECKSUM not in data for _, data in found):
+            self.warn(f"{older} of {len(found)} results have no checksums, as an older version wrote them; they are "
+                      "used as they are.")  # fmt: skip
+        return [record for record, _ in found]
 
     def samples(self, key: str) -> "pd.DataFrame | None":
-        """A cell's scored events; None where there are none, or (with a warning) where the file is broken."""
-        import pandas as pd
-
-        path = self.cell_folder(key) / "samples.parquet"
-        if not path.is_file():
+        """A cell's scored events; None where there are none, or (with a warning) where its files are broken."""
+        found = self._read(key)
+        path = self.cell_folder(key) / SAMPLES
+        if found is None or found[1].get("samples", {}) is None or not path.is_file():
             return None
         try:
-            samples = pd.read_parquet(path)
-        except Exception as error:  # pyarrow raises many types for broken files
-            self._warn(f"cells/{key}/samples.parquet cannot be read ({error.__class__.__name__}).")
+            return read_parquet(path, key)
+        except Damaged as error:
+            self.warn(f"cells/{key}/{SAMPLES} is not used: {error}.")
             return None
-        if "choice_nll" in samples:
-            lists = [None if v is None else [float(x) for x in v] for v in samples["choice_nll"]]
-            samples["choice_nll"] = pd.Series(lists, index=samples.index, dtype=object)
-        return samples
+
+    def _read(self, key: str) -> tuple[Record, dict[str, Any]] | None:
+        """A cell's record and all that its file holds, if it and the samples are those that were written together."""
+        place = f"cells/{key}/record.json"
+        try:
+            data = read_json(self.folder / place)
+            record = Record.from_json(data)
+            if record.key != key:
+                raise Damaged(f"it belongs to cell {record.key}")
+            place = f"cells/{key}/{SAMPLES}"
+            self._check_samples(record, data)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            self.warn(f"{place} is not used and the cell counts as not done: {error}.")
+            return None
+        return record, data
+
+    def _check_samples(self, record: Record, data: dict[str, Any]) -> None:
+        path = self.cell_folder(record.key) / SAMPLES
+        vouched = data.get("samples", {})  # {}: an older version wrote it
+        if vouched is None:
+            return
+        if not isinstance(vouched, dict):
+            raise Damaged("the record does not say what it must hold")
+        if not path.is_file():
+            if vouched:
+                raise Damaged("it is missing")
+        elif not vouched:
+            check_unsummed(path, record)
+        elif sha256(path) != vouched.get(CHECKSUM):
+            raise Damaged("it is not what was written with the record (its checksum differs)")
 
     def remove(self, key: str) -> None:
         """Forget a cell (``--force``); its log goes too."""
@@ -226,9 +212,11 @@ class Store:
             if self.cell_folder(key).exists():
                 shutil.rmtree(self.cell_folder(key))
 
-    def _warn(self, sentence: str) -> None:
+    def warn(self, sentence: str) -> None:
+        """Add to the warnings what was not yet among them."""
         if sentence not in self.warnings:
             self.warnings.append(sentence)
+            self._notice(sentence)
 
 
 def link_latest(runs_folder: Path, out: Path) -> bool:

@@ -373,7 +373,7 @@ def test_training_lowers_the_loss_and_leaves_the_backbone_as_it_was(tmp_path: Pa
 
     save_checkpoint(tmp_path / "kept", done, RECIPE, make_cell("longmem").training, meter.usage)
     assert load_file(tmp_path / "kept" / "weights.safetensors").keys() == trained.keys()
-    again = load_checkpoint(tmp_path / "kept", make, config, Usage())
+    again = load_checkpoint(tmp_path / "kept", make_cell("longmem").training, make, config, Usage())
     assert again is not None
     with torch.no_grad():
         assert torch.equal(read(again.model, ids_of(3 * T))[0], read(done.model, ids_of(3 * T))[0])

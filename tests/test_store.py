@@ -16,8 +16,9 @@ import pytest
 
 from memory_bench.episode import Estimate
 from memory_bench.errors import UserError
+from memory_bench.files.artefacts import write_atomically
 from memory_bench.record import Record, checkout, provenance
-from memory_bench.store import Store, link_latest, write_atomically
+from memory_bench.store import Store, link_latest
 from synthetic import make_cell, make_record, question_samples
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from memory_bench.errors import DataError
+from memory_bench.files.artefacts import Notice, kept
 
 
 class Tokens:
@@ -21,13 +21,15 @@ class Tokens:
     Args:
         tokenizer: of the backbone.
         cache: folder where `documents` keeps encoded corpora; None: nothing is kept.
+        notice: told of damaged files there, which are made again.
     """
 
-    def __init__(self, tokenizer: Tokenizer, cache: Path | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, cache: Path | None = None, notice: Notice = lambda sentence: None) -> None:
         self.tokenizer = tokenizer
         self.tokenizer.no_truncation()  # a tokenizer.json may carry a training run's settings
         self.tokenizer.no_padding()
         self.cache = cache
+        self.notice = notice
 
     def documents(self, texts: Sequence[str]) -> list[Tensor]:
         """Token ids ``[tokens]`` of each text, from the cache where these texts were encoded before.
@@ -39,15 +41,12 @@ class Tokens:
         key = hashlib.sha256(self.tokenizer.to_str().encode())
         for text in texts:
             key.update(hashlib.sha256(text.encode()).digest())
-        path = self.cache / f"{key.hexdigest()[:16]}.safetensors"
-        self.cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.is_file():
-                ids = {str(i): torch.tensor(self(text)[0], dtype=torch.int32) for i, text in enumerate(texts)}
-                part = path.with_suffix(".part")
-                save_file(ids, part)
-                part.rename(path)
-            found = load_file(path)
+
+        def encode(path: Path) -> None:
+            save_file({str(i): torch.tensor(self(text)[0], dtype=torch.int32) for i, text in enumerate(texts)}, path)
+
+        name = key.hexdigest()
+        found = load_file(kept(self.cache / f"{name[:16]}.safetensors", name, encode, self.notice))
         return [found[str(i)].long() for i in range(len(texts))]
 
     def __call__(self, text: str) -> tuple[list[int], list[int]]:
@@ -88,17 +87,17 @@ def word_level(words: Sequence[str]) -> Tokens:
     return Tokens(tokenizer)
 
 
-def load_tokens(folder: Path, cache: Path | None = None) -> Tokens:
-    """The tokenizer of a model folder; `cache` as in `Tokens`.
+def load_tokens(folder: Path, cache: Path | None = None, notice: Notice = lambda sentence: None) -> Tokens:
+    """The tokenizer of a model folder; `cache` and `notice` as in `Tokens`.
 
     Raises:
         DataError: there is none.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        return Tokens(_convert(folder), cache)
+        return Tokens(_convert(folder), cache, notice)
     try:
-        return Tokens(Tokenizer.from_file(str(path)), cache)
+        return Tokens(Tokenizer.from_file(str(path)), cache, notice)
     except Exception as error:  # the binding raises bare Exception
         raise DataError(f"Cannot read {path.name} of {folder.name}: {error}.") from error
 

@@ -17,13 +17,14 @@ from memory_bench.card import HELPERS, NAMED, BackboneCard
 from memory_bench.cell import Cell, digest, to_json
 from memory_bench.data.library import LABELS, Library
 from memory_bench.errors import UserError, unknown
+from memory_bench.files.artefacts import write_json
 from memory_bench.record import Record
 from memory_bench.running.console import Display, error, show
 from memory_bench.running.executors import Executor, Inline, Local
 from memory_bench.running.grid import Grid, Request, make_task, plan_grid, split_names
 from memory_bench.running.options import Options, parse_limits, parse_seeds, parse_settings, with_suite
 from memory_bench.shipped import parity_folder, parity_text, read_certificates
-from memory_bench.store import Store, link_latest, write_json
+from memory_bench.store import Store, link_latest
 from memory_bench.zoo.named import Backbones
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 RUNS = Path("results/runs")
 SMALL = 5_000_000  # parameters below which a cell gets one thread and cells run side by side
+
+
+def _note(sentence: str) -> None:
+    error(f"Note: {sentence}")
 
 
 def _cuda() -> bool:
@@ -78,9 +83,9 @@ def prepare(options: Options) -> Prepared:
         settings=parse_settings(options.settings),
         controls=options.controls,
     )
-    library = Library(options.data, options.cache, stand_ins=options.stand_ins, hub=options.hub)
+    library = Library(options.data, options.cache, stand_ins=options.stand_ins, hub=options.hub, notice=_note)
     say = (lambda sentence: None) if options.quiet else error
-    backbones = Backbones(library, options.cache, hub=options.hub, report=say)
+    backbones = Backbones(library, options.cache, hub=options.hub, report=say, notice=_note)
     grid = plan_grid(request, library, backbones)
     if not options.quiet:
         for need in _needs(grid):
@@ -149,6 +154,8 @@ def run(options: Options) -> int:
 def carry_out(prepared: Prepared, store: Store, options: Options) -> None:
     """Run the cells that have no result yet."""
     todo = _todo(prepared.grid.cells, store, options)
+    for warning in store.warnings:
+        _note(warning)
     for need in _needs(prepared.grid) if todo else ():
         prepared.library.prepare(need)
     if options.force:
@@ -260,6 +267,8 @@ def compare(names: list[str], out: Path, *, as_json: bool = False) -> int:
     stores = [Store.open(f) for f in folders] or [Store.open(out)]
     models = [n for n in names if Path(n) not in folders]
     tasks = {r.cell.task.name: make_task(r.cell.task) for s in stores for r in s.records()}
+    for warning in (f"{s.folder}: {w}" if len(stores) > 1 else w for s in stores for w in s.warnings):
+        error(f"Warning: {warning}")
     found = compare_models(stores if len(stores) > 1 else stores[0], models, tasks)
     show(json.dumps([c.rows() for c in found], indent=1) if as_json else "\n\n".join(c.markdown() for c in found))
     return 0
@@ -297,8 +306,8 @@ def verify(places: list[Path], *, write: bool, as_json: bool) -> int:
 
 def fetch(names: list[str], data: Path | None, cache: Path, *, stand_ins: bool, hub: bool) -> int:
     """`memory-bench fetch`: 0 everything is here, 1 something could not be had."""
-    library = Library(data, cache, stand_ins=stand_ins, hub=hub)
-    backbones = Backbones(library, cache, hub=hub, report=error)
+    library = Library(data, cache, stand_ins=stand_ins, hub=hub, notice=_note)
+    backbones = Backbones(library, cache, hub=hub, report=error, notice=_note)
     needs = tuple(LABELS)
     failed = 0
     for name in names or ["books", "pubmedqa", "tiny"]:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from memory_bench.data.documents import Document
 from memory_bench.data.origins import Study, articles, reading, some
-from memory_bench.data.packages import checksum
-from memory_bench.data.passages import Passage, Story, stories
+from memory_bench.data.passages import Passage, Story, squad, stories
 from memory_bench.data.rows import Book, documents, nq, pubmedqa, squad, squad_passages
 from memory_bench.errors import DataError
+from memory_bench.files.artefacts import sha256
 from memory_bench.files.inputs import json_lines, text_of
 
 BABI = {
@@ -70,7 +70,7 @@ class FolderData:
             path = self.folder / name
             if path.exists():
                 with reading(path):
-                    total.update(f"{name} {checksum(path)}\n".encode())
+                    total.update(f"{name} {sha256(path)}\n".encode())
         return total.hexdigest()[:16]
 
     def books(self, split: str) -> list[Document]:

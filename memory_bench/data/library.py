@@ -21,6 +21,7 @@ from memory_bench.data.passages import Passage, Story
 from memory_bench.data.standins import LABELS as STAND_IN_LABELS
 from memory_bench.data.standins import StandIns
 from memory_bench.errors import DataError, unknown
+from memory_bench.files.artefacts import Notice
 
 Where = Literal["folder", "hub", "stand-in", "program"]
 LABELS = {
@@ -71,6 +72,7 @@ class Library:
         stand_ins: whether stand-ins may be used.
         hub: whether the Hugging Face hub may be asked.
         runner: runs pip.
+        notice: told of downloads that were altered and are fetched again.
     """
 
     folder: Path | None
@@ -78,6 +80,7 @@ class Library:
     stand_ins: bool = field(default=True, kw_only=True)
     hub: bool = field(default=True, kw_only=True)
     runner: Runner = field(default=run_pip, kw_only=True)
+    notice: Notice = field(default=lambda sentence: None, kw_only=True, repr=False, compare=False)
     _chosen: dict[str, tuple[Where, Origin]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _sources: dict[str, Source] = field(default_factory=dict, init=False, repr=False, compare=False)
     _online: HubData = field(default_factory=HubData, init=False, repr=False, compare=False)
@@ -162,7 +165,7 @@ class Library:
             return "folder", files
         if self.hub and self._online.has(need):
             return "hub", self._online
-        stand_ins = StandIns(self.cache, self.runner)
+        stand_ins = StandIns(self.cache, self.runner, notice=self.notice)
         if self.stand_ins and stand_ins.has(need):
             return "stand-in", stand_ins
         ways = [f"give a folder with {next(reversed(FILES[need].values()))} (--data)"]

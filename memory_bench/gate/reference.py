@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from memory_bench.errors import UserError
+from memory_bench.files.artefacts import write_atomically
 from memory_bench.files.inputs import Place, as_dataclass, lines_of, parse
 from memory_bench.gate.lines import Line, Setting
 from memory_bench.record import Record, changed_files
-from memory_bench.store import write_atomically
 
 SCHEMA = 1
 SEEDS = 3

@@ -50,7 +50,7 @@ def documents(
     cls = plugins.load("tasks", source)
     task: Task = cls(plugins.configure(source, cls.Config(), {**(settings or {}), **(options or {})}))
     folder = data_folder(Path(data) if data else None)
-    library = library or Library(folder, cache_folder(), hub=hub_allowed())
+    library = library or Library(folder, cache_folder(), hub=hub_allowed(), notice=LOG.warning)
     where = task.data(library)
     if where.stand_in:
         LOG.warning("No real data for %s: using %s. Its numbers are not those of the real data.", source, where.label)

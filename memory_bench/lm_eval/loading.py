@@ -13,6 +13,7 @@ from memory_bench.budget import Budget, Usage, load_budget
 from memory_bench.cell import Cell, Choice, Training
 from memory_bench.driver.train import trained_parameters, untrained
 from memory_bench.errors import UserError, unknown
+from memory_bench.files.artefacts import Notice
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import find_recipe
 from memory_bench.record import Record
@@ -81,7 +82,7 @@ def from_names(
         budget=limits,
         seed=seed,
     )
-    return _chosen(gather(training, backbones, device), Path())
+    return _chosen(gather(training, backbones, device), Path(), backbones.notice)
 
 
 def from_run(folder: Path, name: str, backbones: Backbones, *, seed: int | None, task: str, device: str) -> Chosen:
@@ -107,7 +108,7 @@ def from_run(folder: Path, name: str, backbones: Backbones, *, seed: int | None,
             "(data=DIR, or MEMORY_BENCH_DATA), or run it again."
         )
     parts = gather(training, backbones, device)
-    chosen = _chosen(parts, store.checkpoint_folder(training.key))
+    chosen = _chosen(parts, store.checkpoint_folder(training.key), backbones.notice)
     return replace(chosen, model=parts.scored(chosen.model, cell.scored_with), scored_with=cell.scored_with)
 
 
@@ -139,16 +140,19 @@ def one_cell(records: list[Record], folder: Path, name: str, seed: int | None, t
     return next(iter(trainings.values()))
 
 
-def _chosen(parts: Parts, folder: Path) -> Chosen:
+def _chosen(parts: Parts, folder: Path, notice: Notice) -> Chosen:
     """The model of a training: as released, from the checkpoint in `folder`, or as it begins."""
     training, loaded = parts.training, parts.loaded
     released = parts.released()
     if released is not None:
         return Chosen(released.model, loaded, training, "pretrained")
     if (folder / "training.json").is_file():
-        found = parts.kept(folder, Usage())
+        why: list[str] = []
+        found = parts.kept(folder, Usage(), why.append)
         if found is None:
-            raise UserError(f"The checkpoint in {folder} cannot be read; run it again with --force.")
+            raise UserError(f"In {folder.parent.parent}: {why[0]} Run it again with --force.")
+        for sentence in why:
+            notice(sentence)
         return Chosen(found.model, loaded, training, "trained")
     model = parts.begun()
     if not trained_parameters(model, parts.recipe):

@@ -375,7 +375,9 @@ def _choose(
     if names["dtype"] not in ("float32", "bfloat16"):
         raise unknown("dtype", names["dtype"], ("float32", "bfloat16"))
     cache, hub = cache_folder(), hub_allowed()
-    backbones = Backbones(Library(data, cache, hub=hub), cache, hub=hub, report=LOG.warning)
+    backbones = Backbones(
+        Library(data, cache, hub=hub, notice=LOG.warning), cache, hub=hub, report=LOG.warning, notice=LOG.warning
+    )
     if names["run"]:
         if names["backbone"] or names["budget"]:
             raise UserError("A run has its own backbone and budget: leave out backbone= and budget= beside run=.")

@@ -33,6 +33,7 @@ from typing import Any
 
 from memory_bench.cell import Choice
 from memory_bench.episode import Estimate
+from memory_bench.files.artefacts import sha256
 from memory_bench.record import STATUSES, Record
 from memory_bench.report.rows import PRETRAINED, plain
 from memory_bench.store import Store
@@ -91,12 +92,6 @@ class View:
         seen = asdict(replace(self, files=()))
         seen["files"] = [(path.name, folder, sha256(path)) for path, folder in self.files]
         return hashlib.sha256(json.dumps([VERSION, seen], sort_keys=True).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """64 hexadecimal digits of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cell_view(record: Record, store: Store, run: str) -> View:

@@ -11,13 +11,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memory_bench.files.artefacts import write_atomically
 from memory_bench.report import words
 from memory_bench.report.beside import MEANING, TITLE, Beside, find_beside
 from memory_bench.report.board import Board, collect
 from memory_bench.report.layout import to_markdown, to_tex
 from memory_bench.report.rows import Scorer
 from memory_bench.report.tables import long_form, long_rows, look_ahead, pretrained, quality, spend
-from memory_bench.store import Store, write_atomically
+from memory_bench.store import Store
 
 if TYPE_CHECKING:
     from memory_bench.report.plots import Drawn

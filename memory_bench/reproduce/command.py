@@ -7,6 +7,7 @@ continues, and the folder can be reported. What is counted on a model itself is 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from memory_bench.cell import Cell, digest
 from memory_bench.command import commands
 from memory_bench.data.library import Library
 from memory_bench.episode import Read
+from memory_bench.files.artefacts import Damaged, read_json, write_atomically, write_json
+from memory_bench.files.shapes import conform
 from memory_bench.published.claims import Setup, Test, claims_file, read_claims
 from memory_bench.record import now, provenance
 from memory_bench.reproduce import probes
@@ -32,10 +35,18 @@ from memory_bench.statistics.effects import (
     perplexity_effect,
     share_effect,
 )
-from memory_bench.store import Store, write_atomically, write_json
+from memory_bench.store import Store
 from memory_bench.zoo.named import Backbones
 
 VERSION = 1  # raised when what is counted may change
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a file of ``counted`` must hold."""
+
+    key: str
+    values: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -61,9 +72,9 @@ def reproduce(names: Sequence[str], options: Options, *, dry_run: bool = False) 
     """
     known = read_claims(claims_file())
     chosen, seeds = known.select(names), parse_seeds(options.seeds, known.setup.seeds)
-    library = Library(options.data, options.cache, stand_ins=False, hub=options.hub)
+    library = Library(options.data, options.cache, stand_ins=False, hub=options.hub, notice=error)
     say = (lambda sentence: None) if options.quiet else error
-    backbones = Backbones(library, options.cache, hub=options.hub, report=say)
+    backbones = Backbones(library, options.cache, hub=options.hub, report=say, notice=error)
     requests = make_requests([test for claim in chosen for test in claim.test], known.setup, seeds)
     cells = {cell.key: cell for request in requests for cell in plan_grid(request, library, backbones).cells}
     out = options.out or commands.RUNS / "claims"
@@ -154,9 +165,8 @@ def _counted(test: Test, bench: _Bench) -> Finding:
     identity = {"test": asdict(test), "seeds": bench.seeds, "cells": [c.key for c in row.values()], "version": VERSION}
     key = digest(identity)
     path = bench.store.folder / "counted" / f"{key}.json"
-    if path.is_file():
-        values = np.array(json.loads(path.read_text(encoding="utf-8"))["values"])
-    else:
+    values = _read_counted(path, key)
+    if values is None:
         started = now()
         values = _count(test, bench, row)
         facts = provenance(device="cpu", threads=1, started=started)
@@ -164,6 +174,21 @@ def _counted(test: Test, bench: _Bench) -> Finding:
     effect = mean_effect(values, UNITS[test.kind])
     seeds = bench.seeds[: effect.count]
     return Finding(test, None, effect, decide(test, effect), seeds, (key, *(c.key for c in row.values())))
+
+
+def _read_counted(path: Path, key: str) -> "np.ndarray | None":
+    """The numbers in a file of ``counted``; None where there are none, or (with a notice) others than were written."""
+    try:
+        found = read_json(path)
+        conform(Counted, found)
+        if found["key"] != key:
+            raise Damaged("it is of another test")
+        return np.array(found["values"], dtype=float)
+    except FileNotFoundError:
+        return None
+    except ValueError as problem:
+        error(f"Note: counted/{path.name} is not used, and is counted again: {problem}.")
+        return None
 
 
 UNITS = {"parameters": "the backbone", "pool": "a block's rows", "recall": "recall's weight"}
@@ -176,7 +201,7 @@ def _count(test: Test, bench: _Bench, row: dict[int, Cell]) -> "np.ndarray":
         return probes.beyond_law(test.left, bench.seeds)
     found = []
     for seed, cell in row.items():
-        model, loaded = load_trained(commands.make_job(cell, bench.store.folder, bench.options, 1))
+        model, loaded = load_trained(commands.make_job(cell, bench.store.folder, bench.options, 1), error)
         episodes = make_task(cell.task).episodes(bench.library, cell.limit)
         texts = ["".join(e.text for e in episode.events if isinstance(e, Read)) for episode in episodes]
         found.append(probes.filler_preference(model, loaded.encode, texts, seed))

@@ -17,6 +17,7 @@ from memory_bench.budget import Usage
 from memory_bench.cell import Training
 from memory_bench.driver.checkpoints import load_checkpoint
 from memory_bench.driver.train import Trained
+from memory_bench.files.artefacts import Notice
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe
 from memory_bench.running.grid import make_recipe
@@ -73,9 +74,13 @@ class Parts:
         self.pretrained.load_into(model, self.config)
         return Trained(model.eval().requires_grad_(False), [], "pretrained")
 
-    def kept(self, folder: Path, usage: Usage) -> Trained | None:
-        """The model from the checkpoint in `folder`, with its training's spending in `usage`; None: there is none."""
-        return load_checkpoint(folder, self.build, self.config, usage, whole=self.whole)
+    def kept(self, folder: Path, usage: Usage, notice: Notice) -> Trained | None:
+        """The model from the checkpoint in `folder`, with its training's spending in `usage`; None: there is none.
+
+        `notice` is told where one is there that does not fit.
+        """
+        training = self.training
+        return load_checkpoint(folder, training, self.build, self.config, usage, whole=self.whole, notice=notice)
 
     def scored(self, model: MemoryModel[Any], changes: Mapping[str, Any]) -> MemoryModel[Any]:
         """A trained `model` of these parts with the options that a cell changes after training; the same weights."""

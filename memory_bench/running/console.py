@@ -59,6 +59,9 @@ class Display:
         return records
 
     def _show(self, event: Event) -> None:
+        if event.notice:  # also where all is quiet: something is not as it was
+            self._line(f"Note: {event.notice}")
+            return
         if self.quiet:
             return
         if event.record is not None:

@@ -28,13 +28,14 @@ SLACK_SECONDS = 600.0  # start-up, encoding and controls, which the budget does 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something happened to a cell: ``start``, progress (`phase` done of total), or its `record`."""
+    """Something happened to a cell: ``start``, progress (`phase` done of total), a ``notice``, or its `record`."""
 
     cell: Cell
     phase: str
     done: int = 0
     total: int = 1
     record: Record | None = None
+    notice: str = ""
 
 
 class Executor(Protocol):
@@ -54,7 +55,9 @@ class Inline:
 
         for job in jobs:
             yield Event(job.cell, "start")
-            record = run_cell(job, lambda phase, done, total: None)
+            notices: list[str] = []
+            record = run_cell(job, lambda phase, done, total: None, notices.append)
+            yield from (Event(job.cell, "notice", notice=sentence) for sentence in notices)
             yield Event(job.cell, "record", record=record)
 
 
@@ -142,8 +145,11 @@ class Local:
             errors="replace", start_new_session=True,
         )  # fmt: skip
         self._running[name] = process
-        _, errors = process.communicate()
+        told, errors = process.communicate()
         self._running.pop(name, None)
+        for event in filter(None, (_told(job.cell, line) for line in told.splitlines())):
+            if event.notice:
+                events.put(event)
         if process.returncode:
             last = (errors.strip().splitlines() or ["no message"])[-1]
             events.put(UserError(f"The backbone {name} could not be prepared: {last}"))
@@ -188,9 +194,8 @@ class Local:
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                told = _progress(line)
-                if told is not None:
-                    events.put(Event(job.cell, *told))
+                if (event := _told(job.cell, line)) is not None:
+                    events.put(event)
             return process.wait(), late.is_set()
         finally:
             timer.cancel()
@@ -214,10 +219,13 @@ def _deadline(cell: Cell) -> float:
     return 2 * ((budget.train_seconds or 86_400) + (budget.eval_seconds or 86_400)) + SLACK_SECONDS
 
 
-def _progress(line: str) -> tuple[str, int, int] | None:
+def _told(cell: Cell, line: str) -> Event | None:
+    """What a line of a worker's output says; None for what libraries print."""
     try:
         told = json.loads(line)
-        return str(told["phase"]), int(told["done"]), int(told["total"])
+        if "notice" in told:
+            return Event(cell, "notice", notice=str(told["notice"]))
+        return Event(cell, str(told["phase"]), int(told["done"]), int(told["total"]))
     except (ValueError, KeyError, TypeError):
         return None
 

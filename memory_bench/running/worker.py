@@ -27,6 +27,7 @@ from memory_bench.driver.observe import observe
 from memory_bench.driver.train import Trained, train, trained_parameters, untrained
 from memory_bench.episode import Estimate, Task
 from memory_bench.errors import BudgetExceeded, UserError
+from memory_bench.files.artefacts import Notice
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe
 from memory_bench.record import Record, now, provenance
@@ -79,9 +80,15 @@ class Job:
         return cls(**{**data, **paths, "cell": from_json(data["cell"])})
 
 
-def run_cell(job: Job, say: Say) -> Record:
-    """Train (or load) the cell's model, evaluate it, write the record. Never raises for what a cell can do wrong."""
-    cell, store = job.cell, Store(job.out)
+def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None) -> Record:
+    """Train (or load) the cell's model, evaluate it, write the record. Never raises for what a cell can do wrong.
+
+    Args:
+        job: the cell with its things.
+        say: told how far it is.
+        notice: told of files that did not fit and were made again; the record's provenance names them too.
+    """
+    cell, store = job.cell, Store(job.out, notice)
     started = now()
     meter = Meter(cell.training.budget, torch.device(job.device))
     samples: pd.DataFrame | None = None
@@ -89,7 +96,7 @@ def run_cell(job: Job, say: Say) -> Record:
         cell=cell, status="failed", detail="", metrics=(), usage=meter.usage, provenance={}, learned=None, levels={}
     )
     try:
-        result, samples = _evaluate(_begin(job, meter, say), result)
+        result, samples = _evaluate(_begin(job, store, meter, say), result)
     except BudgetExceeded as error:
         result = replace(result, status="over_budget", detail=str(error))
     except (MemoryError, torch.OutOfMemoryError):
@@ -101,7 +108,8 @@ def run_cell(job: Job, say: Say) -> Record:
         traceback.print_exc()
         result = replace(result, detail=f"{type(error).__name__}: {error}")
     facts = provenance(device=_device_name(job.device), threads=job.threads, started=started)
-    result = replace(result, usage=meter.usage, provenance={**facts, **result.provenance})
+    notices = {"notices": list(store.warnings)} if store.warnings else {}
+    result = replace(result, usage=meter.usage, provenance={**facts, **result.provenance, **notices})
     store.write_record(result, samples)
     return result
 
@@ -119,12 +127,11 @@ class _Work:
     say: Say
 
 
-def _begin(job: Job, meter: Meter, say: Say) -> _Work:
-    training = job.cell.training
-    library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub)
-    backbones = Backbones(library, job.cache, hub=job.hub)
-    parts = gather(training, backbones, job.device)
-    return _Work(parts, make_task(job.cell.task), library, backbones, Store(job.out), meter, say)
+def _begin(job: Job, store: Store, meter: Meter, say: Say) -> _Work:
+    library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub, notice=store.warn)
+    backbones = Backbones(library, job.cache, hub=job.hub, notice=store.warn)
+    parts = gather(job.cell.training, backbones, job.device)
+    return _Work(parts, make_task(job.cell.task), library, backbones, store, meter, say)
 
 
 def _evaluate(work: _Work, blank: Record) -> tuple[Record, pd.DataFrame]:
@@ -189,7 +196,7 @@ def _trained(work: _Work) -> Trained:
     """The model as released, from its checkpoint if another task has trained it, else trained now."""
     parts, meter = work.parts, work.meter
     folder = work.store.checkpoint_folder(parts.training.key)
-    found = parts.released() or parts.kept(folder, meter.usage)
+    found = parts.released() or parts.kept(folder, meter.usage, work.store.warn)
     if found is not None:
         return found
     if untrained(parts.training.budget, parts.recipe):
@@ -215,14 +222,14 @@ def _trained(work: _Work) -> Trained:
     return trained
 
 
-def load_trained(job: Job) -> tuple[MemoryModel[Any], Loaded]:
-    """The model of a cell as it is scored, from its checkpoint or trained now, with its backbone.
+def load_trained(job: Job, notice: Notice) -> tuple[MemoryModel[Any], Loaded]:
+    """The model of a cell as it is scored, from its checkpoint or trained now (`notice` as of `run_cell`).
 
     Raises:
         UserError, BudgetExceeded: as a cell's own evaluation would.
     """
     meter = Meter(job.cell.training.budget, torch.device(job.device))
-    work = _begin(job, meter, lambda *_: None)
+    work = _begin(job, Store(job.out, notice), meter, lambda *_: None)
     return work.parts.scored(_locked(work).model, job.cell.scored_with), work.parts.loaded
 
 
@@ -263,11 +270,11 @@ def _mark_look_ahead(estimate: Estimate, look_ahead: int, pretrained: bool = Fal
     return replace(estimate, slice=marked(estimate.slice, look_ahead, pretrained))
 
 
-def prepare(job: Job, say: Say) -> None:
+def prepare(job: Job, say: Say, notice: Notice) -> None:
     """Train or convert the cell's backbone so that the cells themselves find it ready."""
-    library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub)
+    library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub, notice=notice)
     say("backbone", 0, 1)
-    Backbones(library, job.cache, hub=job.hub).prepare(job.cell.training.backbone.name)
+    Backbones(library, job.cache, hub=job.hub, notice=notice).prepare(job.cell.training.backbone.name)
     say("backbone", 1, 1)
 
 
@@ -277,18 +284,24 @@ def main(arguments: list[str]) -> int:
     job = Job.from_json(json.loads(path.read_text(encoding="utf-8")))
     torch.set_num_threads(job.threads)
 
-    def say(phase: str, done: int, total: int) -> None:
-        sys.stdout.write(json.dumps({"phase": phase, "done": done, "total": total}) + "\n")
+    def write(**told: str | int) -> None:
+        sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
+
+    def say(phase: str, done: int, total: int) -> None:
+        write(phase=phase, done=done, total=total)
+
+    def notice(sentence: str) -> None:
+        write(notice=sentence)
 
     if only_prepare:
         try:
-            prepare(job, say)
+            prepare(job, say, notice)
         except UserError as error:  # its last line is shown to the user
             sys.stderr.write(f"{error}\n")
             return 1
         return 0
-    return 0 if run_cell(job, say).status in ("ok", "over_budget") else 1
+    return 0 if run_cell(job, say, notice).status in ("ok", "over_budget") else 1
 
 
 if __name__ == "__main__":

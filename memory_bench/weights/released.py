@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from memory_bench.errors import DataError
+from memory_bench.files.artefacts import sha256
 
 Shape = tuple[int, ...]
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "I64": "int64", "U8": "uint8"}
@@ -67,9 +68,7 @@ class Release:
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file that counts, by name."""
         config = self.files[0].parent / "config.json"
-        files = [*self.files, *([config] if self.about else [])]
-        stats = [(file, file.stat()) for file in files]
-        return {file.name: _sha256(file.resolve(), s.st_size, s.st_mtime_ns) for file, s in stats}
+        return {file.name: sha256(file) for file in (*self.files, *([config] if self.about else []))}
 
     @property
     def revision(self) -> str:
@@ -192,14 +191,6 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     if not isinstance(inner, Mapping) or not all(isinstance(t, Tensor) for t in inner.values()):
         raise DataError(f"{file.name} holds no state dict of tensors.")
     return {name: tensor for name, tensor in inner.items() if isinstance(name, str)}
-
-
-@lru_cache
-def _sha256(file: Path, size: int, changed: int) -> str:
-    """Of a file's content; size and time of its last change are there so that an edited file is read again."""
-    del size, changed
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def few(names: Sequence[str]) -> str:

