@@ -1,8 +1,11 @@
 """Data that travels with the package: reference cases and certificates under ``results/parity``."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from memory_bench.errors import DataError
+from memory_bench.files.artefacts import read_json
+from memory_bench.files.shapes import CertificatesShape, conform
 
 
 def results_folder() -> Path:
@@ -18,19 +21,31 @@ def parity_folder() -> Path:
 
 def read_certificates() -> dict[str, dict[str, Any]]:
     """Certificate of each model, as ``verify --write`` left them; empty where there are none."""
-    path = parity_folder() / "certificates.json"
-    if not path.is_file():
-        return {}
-    found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["models"]
-    return found
+    return _certificates_file()["models"]
 
 
 def read_measured() -> dict[str, dict[str, Any]]:
     """Measured look-ahead and added parameters of each model, as ``verify --write`` left them."""
+    return _certificates_file()["measured"]
+
+
+def _certificates_file() -> dict[str, dict[str, dict[str, Any]]]:
+    """``certificates.json``, without entries where there is none.
+
+    Raises:
+        DataError: it is not what was written; nothing may then be said of any model's parity.
+    """
     path = parity_folder() / "certificates.json"
-    found: dict[str, dict[str, Any]] = (
-        json.loads(path.read_text(encoding="utf-8"))["measured"] if path.is_file() else {}
-    )
+    try:
+        found = read_json(path)
+        conform(CertificatesShape, found)
+    except FileNotFoundError:
+        return {"models": {}, "measured": {}}
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not used: {error}. `memory-bench verify --write` makes it again; an installed package is to be "
+            "installed again."
+        ) from error
     return found
 
 

@@ -8,8 +8,8 @@
 
 Every file is written to a temporary name in its own folder and renamed, samples before the record; no file is appended
 to by two processes. An interrupted run therefore leaves cells that are done and cells that are not, nothing between.
-Checksums (`memory_bench.files.artefacts`) are checked whenever a file is read: a record that was altered, that has lost its
-samples or has others' counts as not done.
+Checksums (`memory_bench.files.artefacts`) are checked whenever a file is read: a record that was altered, that has
+lost its samples or has others' counts as not done.
 """
 
 import hashlib

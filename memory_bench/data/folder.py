@@ -11,7 +11,7 @@ from pathlib import Path
 
 from memory_bench.data.documents import Document
 from memory_bench.data.origins import Study, articles, reading, some
-from memory_bench.data.passages import Passage, Story, squad, stories
+from memory_bench.data.passages import Passage, Story, stories
 from memory_bench.data.rows import Book, documents, nq, pubmedqa, squad, squad_passages
 from memory_bench.errors import DataError
 from memory_bench.files.artefacts import sha256

@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -93,7 +93,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 def checked_json(value: dict[str, Any]) -> str:
     """Indented JSON of `value` with its checksum; NaN is an error."""
     plain = json.loads(json.dumps(value, allow_nan=False))  # keys that are numbers become text before they are summed
-    return json.dumps({**plain, CHECKSUM: _sum_of(plain)}, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps({**plain, CHECKSUM: checksum_of(plain)}, indent=1, ensure_ascii=False) + "\n"
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -121,12 +121,13 @@ def read_json(path: Path) -> dict[str, Any]:
         raise Damaged(f"it cannot be read ({reason})") from error
     if not isinstance(value, dict):
         raise Damaged("it holds no JSON object")
-    if CHECKSUM in value and value[CHECKSUM] != _sum_of({k: v for k, v in value.items() if k != CHECKSUM}):
+    if CHECKSUM in value and value[CHECKSUM] != checksum_of({k: v for k, v in value.items() if k != CHECKSUM}):
         raise Damaged("it is not what was written there (its checksum differs)")
     return value
 
 
-def _sum_of(value: dict[str, Any]) -> str:
+def checksum_of(value: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON data, however they are laid out in a file."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -157,23 +158,36 @@ def damage(path: Path, of: str) -> str:
         path: of the folder or file.
         of: what is to be kept there, in one line; another's content does not fit.
     """
-    if not path.exists():
-        return "is missing"
+    return unfit(_sums_path(path), of, _files(path)) if path.exists() else "is missing"
+
+
+def unfit(sums: Path, of: str, files: Mapping[str, Path] | None = None) -> str:
+    """Why files are not those of the checksums that `vouch` wrote to `sums`, as the end of a sentence; empty if so.
+
+    Without `files`, those that it lists, beside it.
+    """
     try:
-        told, listed = _read_sums(_sums_path(path))
+        told, listed = _read_sums(sums)
+        files = {name: sums.parent / name for name in listed} if files is None else files
         if told != of:
             return f"belongs to another ({told[:80]})"
-        there = _files(path)
-        if strange := sorted(set(there) ^ set(listed)):
+        if strange := sorted(set(files) ^ set(listed)):
             return f"lacks {strange[0]}" if strange[0] in listed else f"holds {strange[0]}, which was not written there"
         for name, expected in listed.items():
-            if sha256(there[name]) != expected:
+            if sha256(files[name]) != expected:
                 return f"holds a {name} that is not what was written there (its checksum differs)"
     except FileNotFoundError:
         return "has no checksums"
     except (OSError, ValueError) as error:
         return f"cannot be checked ({getattr(error, 'strerror', None) or error})"
     return ""
+
+
+def vouch(sums: Path, of: str, files: Mapping[str, Path]) -> None:
+    """Write the checksums of files, by name, to `sums`; `of` is what they are, in one line."""
+    found = {name: _synced_sum(file) for name, file in files.items()}
+    lines = [f"# {of}\n", *(f"{digits}  {name}\n" for name, digits in sorted(found.items()))]
+    sums.write_text("".join(lines), encoding="utf-8")
 
 
 @contextmanager
@@ -191,9 +205,7 @@ def replacing(path: Path, of: str) -> Iterator[Path]:
     _remove(part)
     try:
         yield part
-        sums = {name: _synced_sum(file) for name, file in _files(part, path.name).items()}
-        text = "".join([f"# {of}\n", *(f"{found}  {name}\n" for name, found in sorted(sums.items()))])
-        (part / SUMS if part.is_dir() else _sums_path(path, single=True)).write_text(text, encoding="utf-8")
+        vouch(part / SUMS if part.is_dir() else _beside(path), of, _files(part, path.name))
         if part.is_dir() or path.is_dir():
             _remove(path)
         os.replace(part, path)
@@ -222,8 +234,12 @@ def kept(path: Path, of: str, make: Callable[[Path], None], notice: Notice) -> P
     return path
 
 
-def _sums_path(path: Path, *, single: bool = False) -> Path:
-    return path.with_name(f"{path.name}.sha256") if single or not path.is_dir() else path / SUMS
+def _sums_path(path: Path) -> Path:
+    return path / SUMS if path.is_dir() else _beside(path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _read_sums(path: Path) -> tuple[str, dict[str, str]]:

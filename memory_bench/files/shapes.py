@@ -65,6 +65,23 @@ class HappenedShape:
     expected_retention: list[tuple[float, float]] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CertificateShape:
+    """What readers look at of a certificate."""
+
+    agree: int
+    cases: int
+    max_abs: float
+
+
+@dataclass(frozen=True, slots=True)
+class CertificatesShape:
+    """``certificates.json``."""
+
+    models: dict[str, CertificateShape]
+    measured: dict[str, dict[str, Any]]
+
+
 def conform(kind: Any, plain: Any) -> None:
     """Refuse JSON data that are not of a type; entries that the type does not name are free.
 

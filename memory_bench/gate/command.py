@@ -71,8 +71,15 @@ def check(
 
 
 def _absent(store: Store) -> list[str]:
-    """Labels of the cells that the folder's last command asked for and that have no result."""
-    grid = store.run().get("grid", {})
+    """Labels of the cells that the folder's last command asked for and that have no result.
+
+    Raises:
+        UserError: ``run.json`` is damaged.
+    """
+    run = store.run()
+    if not run and (store.folder / "run.json").exists():
+        raise UserError(f"Cannot tell which cells are missing in {store.folder}: {store.warnings[-1]}")
+    grid = run.get("grid", {})
     roles = grid.get("roles", {})
     return sorted(roles.get(key, ("", key))[1] for key in grid.get("cells", []) if store.record(key) is None)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_bench.errors import UserError
-from memory_bench.files.artefacts import write_atomically
+from memory_bench.files.artefacts import CHECKSUM, checksum_of, write_atomically
 from memory_bench.files.inputs import Place, as_dataclass, lines_of, parse
 from memory_bench.gate.lines import Line, Setting
 from memory_bench.record import Record, changed_files
@@ -23,7 +23,7 @@ SEEDS = 3
 
 def to_json(line: Line) -> dict[str, Any]:
     """The line as plain data: mean, sigma and number of seeds beside the values they come from."""
-    return {
+    plain = {
         "schema": SCHEMA,
         "task": line.task,
         "backbone": line.backbone,
@@ -42,6 +42,7 @@ def to_json(line: Line) -> dict[str, Any]:
         "commit": line.commit,
         "versions": dict(line.versions),
     }
+    return {**plain, CHECKSUM: checksum_of(plain)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +58,16 @@ def from_json(data: object, place: Place) -> Line:
     """The line that `to_json` wrote.
 
     Raises:
-        UserError: another schema, fields missing, unknown or of another type, or a mean or sigma that are not those of
-            the values.
+        UserError: another schema, fields missing, unknown or of another type, a mean or sigma that are not those of
+            the values, or a checksum that is not the line's.
     """
     if not isinstance(data, dict):
         raise place.fault("it is no table")
     if data.get("schema") != SCHEMA:
         raise place.fault(f"it has schema {data.get('schema')}, this version reads {SCHEMA}")
-    parts = {cls: {f.name: data[f.name] for f in fields(cls) if f.name in data} for cls in (Summary, Setting)}
-    rest = {name: value for name, value in data.items() if not any(name in part for part in parts.values())}
+    given = {name: value for name, value in data.items() if name != CHECKSUM}
+    parts = {cls: {f.name: given[f.name] for f in fields(cls) if f.name in given} for cls in (Summary, Setting)}
+    rest = {name: value for name, value in given.items() if not any(name in part for part in parts.values())}
     del rest["schema"]
     said = as_dataclass(Summary, parts[Summary], place)
     setting = as_dataclass(Setting, parts[Setting], place)
@@ -73,6 +75,8 @@ def from_json(data: object, place: Place) -> Line:
     same = said.seeds == len(line.values) > 0
     if not same or not _near(line.mean, said.mean, said.mean) or not _near(line.sigma, said.sigma, said.mean):
         raise place.fault("its mean and sigma are not those of its values; it was edited")
+    if data.get(CHECKSUM, checksum := checksum_of(given)) != checksum:  # an older version wrote none
+        raise place.fault("it is not what was written there (its checksum differs)")
     return line
 
 

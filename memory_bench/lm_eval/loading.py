@@ -146,7 +146,7 @@ def _chosen(parts: Parts, folder: Path, notice: Notice) -> Chosen:
     released = parts.released()
     if released is not None:
         return Chosen(released.model, loaded, training, "pretrained")
-    if (folder / "training.json").is_file():
+    if folder.name and folder.exists():
         why: list[str] = []
         found = parts.kept(folder, Usage(), why.append)
         if found is None:

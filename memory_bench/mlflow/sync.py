@@ -229,16 +229,17 @@ def _experiment(client: Any, name: str, artifacts: str | None, *, own: bool) -> 
 
 
 def _report(store: Store) -> None:
-    """Build the tables and plots where they are missing or older than a record."""
-    board = store.folder / "leaderboard.csv"
-    sources = [store.folder / "run.json", *store.cells.glob("*/record.json")]
-    if board.is_file() and all(s.stat().st_mtime <= board.stat().st_mtime for s in sources if s.is_file()):
-        return
-    from memory_bench.report.build import build
+    """Build the tables and plots where they are missing, changed, or older than a result, or results are damaged."""
+    from memory_bench.report.build import build, is_as_written
     from memory_bench.running.grid import make_task
     from memory_bench.shipped import parity_text, read_certificates
 
-    tasks = {record.cell.task.name: make_task(record.cell.task) for record in store.records()}
+    records, board = store.records(), store.folder / "leaderboard.csv"
+    sources = [s for s in (store.folder / "run.json", *store.cells.glob("*/*")) if s.suffix in (".json", ".parquet")]
+    fresh = board.is_file() and all(s.stat().st_mtime <= board.stat().st_mtime for s in sources if s.is_file())
+    if fresh and not store.warnings and is_as_written(store.folder):
+        return
+    tasks = {record.cell.task.name: make_task(record.cell.task) for record in records}
     certificates = {name: parity_text(certificate) for name, certificate in read_certificates().items()}
     build(store, tasks, certificates=certificates).write(store.folder)
 

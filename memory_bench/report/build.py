@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memory_bench.files.artefacts import write_atomically
+from memory_bench.files.artefacts import explained, unfit, vouch, write_atomically
 from memory_bench.report import words
 from memory_bench.report.beside import MEANING, TITLE, Beside, find_beside
 from memory_bench.report.board import Board, collect
@@ -22,6 +22,9 @@ from memory_bench.store import Store
 
 if TYPE_CHECKING:
     from memory_bench.report.plots import Drawn
+
+
+SUMS, PAGES = "leaderboard.sha256", "tables, page and plots of a run"
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,14 @@ class Report:
             files[f"plots/{plot.plot.name}.svg"] = plot.svg
         for name, content in files.items():
             write_atomically(folder / name, content)
+        with explained(folder):
+            vouch(folder / SUMS, PAGES, {name: folder / name for name in files})
         return [folder / name for name in files]
+
+
+def is_as_written(folder: Path) -> bool:
+    """Whether the files that `Report.write` left in a folder are all there, unchanged; older ones have no checksums."""
+    return not (folder / SUMS).is_file() or not unfit(folder / SUMS, PAGES)
 
 
 def build(
@@ -172,4 +182,7 @@ def build(
         keys: cells to show; None: all.
     """
     boards = collect(store, tasks, keys)
+    asked = store.run().get("grid", {}).get("cells", []) if keys is None else []
+    if absent := sum(store.record(key) is None for key in asked):
+        store.warn(f"{absent} of {len(asked)} cells that were asked for have no result (yet).")
     return Report(tuple(boards), dict(certificates or {}), tuple(store.warnings), store.folder.resolve().name)
