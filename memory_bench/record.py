@@ -18,6 +18,7 @@ from memory_bench import cell as cells
 from memory_bench.budget import Usage
 from memory_bench.cell import Cell
 from memory_bench.episode import Estimate
+from memory_bench.errors import UserError
 from memory_bench.files.shapes import HappenedShape, LearnedShape, conform
 
 SCHEMA = 1
@@ -109,7 +110,7 @@ class Record:
                 learned=data["learned"],
                 levels={name: math.nan if value is None else value for name, value in data["levels"].items()},
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, UserError) as error:  # a budget refuses limits below zero
             raise ValueError(f"a field is missing or unknown ({error})") from error
         conform(cls, asdict(record))
         conform(LearnedShape | None, record.learned)

@@ -4,20 +4,29 @@ import errno
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from damage import KINDS, mutate, resealed
 
 from memory_bench.episode import Estimate
 from memory_bench.errors import UserError
 from memory_bench.files.artefacts import write_atomically
+from memory_bench.gate.command import check
+from memory_bench.gate.lines import lines
+from memory_bench.mlflow.view import cell_view, run_view
 from memory_bench.record import Record, checkout, provenance
+from memory_bench.report.board import collect, grouped
+from memory_bench.samples import to_parquet
 from memory_bench.store import Store, link_latest
 from synthetic import make_cell, make_record, question_samples
 
@@ -233,3 +242,204 @@ def test_records_open_without_torch() -> None:
     modules = "memory_bench.record, memory_bench.store, memory_bench.statistics.stats"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+# Damage
+
+
+def other(seed: int) -> pd.DataFrame:
+    """The samples of another cell: as many rows, of the same columns."""
+    return question_samples(seed, {16: 0.9}, questions=6)
+
+
+def swap(store: Store, record: Record) -> None:
+    """Another cell's samples."""
+    foreign, samples = make_cell("rmt", "pubmedqa", record.cell.training.seed), other(record.cell.training.seed)
+    store.write_record(make_record(foreign, samples), samples)
+    shutil.copy(store.cell_folder(foreign.key) / "samples.parquet", store.cell_folder(record.key))
+    store.remove(foreign.key)
+
+
+@pytest.mark.parametrize("spoil", [*KINDS, swap], ids=lambda spoil: spoil.__name__)
+def test_a_record_whose_samples_do_not_fit_counts_as_not_done(store: Store, spoil: Callable[..., None]) -> None:
+    record, samples = result()
+    store.write_record(record, samples)
+    if spoil is swap:
+        swap(store, record)
+    else:
+        spoil(store.cell_folder(record.key) / "samples.parquet")
+    assert store.record(record.key) is None
+    assert store.records() == []
+    assert store.samples(record.key) is None
+    assert len(store.warnings) == 1
+    assert f"cells/{record.key}/samples.parquet is not used" in store.warnings[0]
+
+
+def test_any_flipped_bit_is_noticed(store: Store) -> None:
+    record, samples = result()
+    store.write_record(record, samples)
+    path, rng = store.cell_folder(record.key) / "samples.parquet", Random(0)
+    raw = path.read_bytes()
+    for place in rng.sample(range(len(raw)), 100):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 1 << rng.randrange(8)]) + raw[place + 1 :])
+        assert store.record(record.key) is None
+    path.write_bytes(raw)
+    assert store.record(record.key) == record
+
+
+def test_samples_beside_a_record_that_has_none_are_not_its(store: Store) -> None:
+    record, samples = result()
+    failed = replace(record, status="failed", metrics=(), learned=None)
+    store.write_record(failed, None)
+    (store.cell_folder(record.key) / "samples.parquet").write_bytes(to_parquet(samples, record.key))
+    assert store.record(record.key) == failed
+    assert store.samples(record.key) is None
+
+
+def test_a_record_is_mutated_in_a_hundred_ways(store: Store, tmp_path: Path) -> None:
+    """Noticed by its checksum; and by its types, where a program with a fault had summed them."""
+    record, samples = result()
+    store.write_record(record, samples)
+    path, rng = store.cell_folder(record.key) / "record.json", Random(5)
+    whole = json.loads(path.read_text())
+    for _ in range(150):
+        changed = mutate(whole, rng)
+        path.write_text(json.dumps(changed))
+        found = Store(store.folder).record(record.key)
+        assert found is None or changed == whole or "sha256" not in changed
+        path.write_text(resealed(changed))
+        broken = Store(store.folder)
+        for read in broken.records():
+            cell_view(read, broken, "run")
+            lines([[read]], {})
+            read.cell.title, read.look_ahead, read.to_json()
+        assert broken.records() or broken.warnings or not changed
+    path.write_text(json.dumps(whole))
+    assert store.record(record.key) == record
+
+
+def test_the_run_file_is_mutated_in_a_hundred_ways(store: Store) -> None:
+    record, samples = result()
+    store.write_record(record, samples)
+    request = {"models": ["hmt"], "tasks": ["pubmedqa"], "budget": {"name": "cpu-minutes"}}
+    roles, skipped = {record.key: ["control", "mine"]}, [{"model": "longmem", "task": "pubmedqa", "reason": "no"}]
+    store.write_run({"request": request, "cells": [record.key], "roles": roles, "skipped": skipped,
+                     "data": {"pubmedqa": {"label": "x", "revision": "1", "origin": "hub"}}})  # fmt: skip
+    path, rng = store.folder / "run.json", Random(6)
+    whole = json.loads(path.read_text())
+    assert grouped(store)[0][0][0].cell.role == "control"
+    for _ in range(150):
+        changed = mutate(whole, rng)
+        path.write_text(json.dumps(changed))
+        broken = Store(store.folder)
+        assert broken.run() == {} or changed == whole or "sha256" not in changed
+        path.write_text(resealed(changed))
+        broken = Store(store.folder)
+        view = cell_view(broken.records()[0], broken, "run")
+        run_view(broken, "run", [view], None)
+        collect(broken, {})
+        assert broken.run() or broken.warnings
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"Cannot tell which cells are missing.*run.json is not used"):
+        check(store.folder, against=None, write=tmp_file(store))
+
+
+def tmp_file(store: Store) -> Path:
+    return store.folder / "reference.jsonl"
+
+
+def as_an_older_version(store: Store, key: str) -> None:
+    """Takes away what tells files from others."""
+    path = store.cell_folder(key) / "record.json"
+    data = json.loads(path.read_text())
+    del data["sha256"], data["samples"]
+    path.write_text(json.dumps(data))
+    samples = store.cell_folder(key) / "samples.parquet"
+    pd.read_parquet(samples).to_parquet(samples, index=False)
+
+
+def test_results_of_an_older_version_are_read_and_said(store: Store) -> None:
+    records = []
+    for seed in (0, 1):
+        record, samples = result(seed)
+        scored = int(samples.loc[samples.control == "", "tokens"].sum())
+        records.append(replace(record, usage=replace(record.usage, scored_tokens=scored)))
+        store.write_record(records[-1], samples)
+        as_an_older_version(store, record.key)
+    assert sorted(store.records(), key=lambda r: r.cell.training.seed) == records
+    assert store.warnings == [
+        "2 of 2 results have no checksums, as an older version wrote them; they are used as they are."
+    ]
+    found = store.samples(records[0].key)
+    assert found is not None
+    pd.testing.assert_frame_equal(found, result()[1])
+    one, two = (store.cell_folder(r.key) / "samples.parquet" for r in records)
+    shutil.copy(two, one)
+    assert [r.cell.training.seed for r in store.records()] == [1]
+    assert any("another cell" in warning for warning in store.warnings)
+    one.write_bytes(one.read_bytes()[:1000])
+    assert store.record(records[0].key) is None
+    one.unlink()
+    assert store.record(records[0].key) == records[0], "somebody needed the space"
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import pandas as pd
+import memory_bench.store as module
+from memory_bench.store import Store
+from synthetic import make_cell, make_record, question_samples
+
+folder = Path(sys.argv[1])
+CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
+
+def hook(event, arguments):
+    global left
+    changes = event in CHANGES or event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+    if changes and str(folder) in str(arguments[0]):
+        left -= 1
+        if left < 0:
+            os._exit(9)
+
+cell = make_cell("hmt", "pubmedqa", 0)
+old, new = (question_samples(0, {16: share}, questions=6) for share in (0.2, 0.9))
+both = [(make_record(cell, samples), samples) for samples in (old, new)]
+contents = {id(s): module.to_parquet(s, cell.key) for _, s in both}
+module.to_parquet = lambda samples, key: contents[id(samples)]  # pyarrow's threads do not live on in a fork
+for n in range(100):
+    pid = os.fork()
+    if pid == 0:
+        folder = folder / str(n)
+        store = Store.open_or_create(folder)
+        store.write_record(*both[0])
+        left = n
+        sys.addaudithook(hook)
+        store.write_record(*both[1])
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
+        print(n)
+        break
+"""
+
+
+def test_a_kill_before_any_change_leaves_a_cell_done_or_not_done(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True, check=True, env=environment
+    )
+    assert int(done.stdout) >= 5, "each change was tried"
+    cell, states = make_cell("hmt", "pubmedqa", 0), []
+    for n in range(int(done.stdout) + 1):
+        store = Store.open(tmp_path / str(n))
+        record, samples = store.record(cell.key), store.samples(cell.key)
+        states.append(None if record is None else record.metrics[0].value)
+        if record is not None:
+            assert samples is not None
+            assert make_record(cell, samples).metrics == record.metrics
+        assert not store.warnings
+        store.write_record(*result())
+        assert store.record(cell.key) is not None
+    assert states[0] is not None
+    assert states[-1] not in (None, states[0])
+    assert None in states[1:-1]

@@ -18,6 +18,7 @@ from torch import Tensor
 from memory_bench.budget import Usage
 from memory_bench.cell import Training, training_from_json
 from memory_bench.driver.train import Build, Trained
+from memory_bench.errors import UserError
 from memory_bench.files.artefacts import SUMS, Damaged, Notice, damage, read_json, replacing, write_json
 from memory_bench.files.shapes import conform
 from memory_bench.protocol import MemoryModel
@@ -141,7 +142,7 @@ def _read_facts(folder: Path, training: Training) -> dict[str, Any]:
         raise Damaged(f"{FACTS} has schema {facts['schema']}, this version reads {SCHEMA}")
     try:
         of = training_from_json(facts["training"]).key
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, UserError) as error:  # a budget refuses limits below zero
         raise Damaged(f"{FACTS} names no training ({error})") from error
     if of != training.key:
         raise Damaged(f"it is of another training ({of})")

@@ -187,6 +187,8 @@ def vouch(sums: Path, of: str, files: Mapping[str, Path]) -> None:
     """Write the checksums of files, by name, to `sums`; `of` is what they are, in one line."""
     found = {name: _synced_sum(file) for name, file in files.items()}
     lines = [f"# {of}\n", *(f"{digits}  {name}\n" for name, digits in sorted(found.items()))]
+    if sums.is_dir():
+        _remove(sums)
     sums.write_text("".join(lines), encoding="utf-8")
 
 

@@ -20,13 +20,26 @@ class RequestShape:
 
 
 @dataclass(frozen=True, slots=True)
+class SkippedShape:
+    """A pair that was left out, in ``run.json``."""
+
+    model: str
+    task: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not self.model.strip():
+            raise ValueError("it names no model")
+
+
+@dataclass(frozen=True, slots=True)
 class GridShape:
     """The grid in ``run.json``: what readers look at; the rest is what was asked, as it was."""
 
     request: RequestShape = field(default_factory=RequestShape)
     cells: list[str] = field(default_factory=list)
     roles: dict[str, tuple[str, str]] = field(default_factory=dict)
-    skipped: list[dict[str, str]] = field(default_factory=list)
+    skipped: list[SkippedShape] = field(default_factory=list)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
