@@ -70,8 +70,11 @@ def test_a_corrupted_cache_is_fetched_again_once(tmp_path: Path) -> None:
     pip = FakePip("thing-1.0.tar.gz", b"good", b"good")
     path = fetch_package("thing", "1.0", sha(b"good"), "sdist", tmp_path, pip)
     path.write_bytes(b"bad")
-    assert fetch_package("thing", "1.0", sha(b"good"), "sdist", tmp_path, pip).read_bytes() == b"good"
+    said: list[str] = []
+    again = fetch_package("thing", "1.0", sha(b"good"), "sdist", tmp_path, pip, said.append)
+    assert again.read_bytes() == b"good"
     assert len(pip.commands) == 2
+    assert said == ["thing-1.0.tar.gz in the cache is not the pinned file (its checksum differs): it is fetched again."]
 
 
 def test_a_wrong_download_is_refused_and_not_kept(tmp_path: Path) -> None:

@@ -16,16 +16,19 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from damage import flip
 
 from memory_bench.cell import Cell
 from memory_bench.cli import main
 from memory_bench.command import commands
 from memory_bench.episode import Estimate
 from memory_bench.errors import UserError
+from memory_bench.files.artefacts import vouch
 from memory_bench.mlflow import sync as mlflow_sync
 from memory_bench.mlflow.place import NotSynced, check, reach, shown
 from memory_bench.mlflow.sync import Synced, sync
 from memory_bench.mlflow.view import POINTS, Point, View, cell_view
+from memory_bench.report.build import PAGES
 from memory_bench.store import Store
 from synthetic import TEXT_DATA, make_cell, make_record, question_samples, text_samples
 
@@ -506,3 +509,31 @@ def test_a_server(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert len(runs_of(server)) == 6
     parent = runs_of(server, "run")["smoke-0a1b2c"].info.run_id
     assert {run.data.tags["mlflow.parentRunId"] for run in runs_of(server).values()} == {parent}
+
+
+def test_damaged_results_are_said_and_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, built = fill(tmp_path / "run"), []
+
+    class Built:
+        def write(self, folder: Path) -> None:
+            built.append(folder)
+
+    monkeypatch.setattr("memory_bench.report.build.build", lambda *_, **__: Built())
+    monkeypatch.setattr("memory_bench.running.grid.make_task", lambda choice: choice)
+    pages = ["leaderboard.md", "leaderboard.csv"]
+    vouch(store.folder / "leaderboard.sha256", PAGES, {name: store.folder / name for name in pages})
+    mlflow_sync._report(store)
+    assert not built
+    flip(store.folder / "leaderboard.csv")
+    mlflow_sync._report(store)
+    assert len(built) == 1
+    flip(store.folder / "leaderboard.csv")
+    samples = store.cell_folder(store.records()[0].key) / "samples.parquet"
+    before = samples.stat()
+    flip(samples)
+    os.utime(samples, ns=(before.st_atime_ns, before.st_mtime_ns))
+    later = Store(store.folder)
+    mlflow_sync._report(later)
+    assert len(built) == 2
+    assert len(later.records()) == len(list(later.cells.iterdir())) - 1
+    assert "samples.parquet is not used" in later.warnings[0]

@@ -302,7 +302,7 @@ def test_a_record_is_mutated_in_a_hundred_ways(store: Store, tmp_path: Path) -> 
     store.write_record(record, samples)
     path, rng = store.cell_folder(record.key) / "record.json", Random(5)
     whole = json.loads(path.read_text())
-    for _ in range(150):
+    for _ in range(80):
         changed = mutate(whole, rng)
         path.write_text(json.dumps(changed))
         found = Store(store.folder).record(record.key)
@@ -328,7 +328,7 @@ def test_the_run_file_is_mutated_in_a_hundred_ways(store: Store) -> None:
     path, rng = store.folder / "run.json", Random(6)
     whole = json.loads(path.read_text())
     assert grouped(store)[0][0][0].cell.role == "control"
-    for _ in range(150):
+    for _ in range(50):
         changed = mutate(whole, rng)
         path.write_text(json.dumps(changed))
         broken = Store(store.folder)

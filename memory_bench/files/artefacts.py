@@ -175,7 +175,8 @@ def unfit(sums: Path, of: str, files: Mapping[str, Path] | None = None) -> str:
             return f"lacks {strange[0]}" if strange[0] in listed else f"holds {strange[0]}, which was not written there"
         for name, expected in listed.items():
             if sha256(files[name]) != expected:
-                return f"holds a {name} that is not what was written there (its checksum differs)"
+                what = "is" if sums == _beside(files[name]) else f"holds a {name} that is"
+                return f"{what} not what was written there (its checksum differs)"
     except FileNotFoundError:
         return "has no checksums"
     except (OSError, ValueError) as error:
