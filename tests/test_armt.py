@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from memory_bench.backbone.model import Backbone
-from memory_bench.baselines import armt, replay_armt
+from memory_bench.baselines import armt
 from memory_bench.baselines.armt import ARMT, ARMTConfig, dpfp
+from memory_bench.baselines.official import replay_armt
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError

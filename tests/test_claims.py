@@ -11,7 +11,8 @@ import torch
 from test_benchmarks import SCRIPTS
 from torch import Tensor
 
-from memory_bench.baselines import armt, memoryllm, mplus, pool
+from memory_bench.baselines import armt, memoryllm, mplus
+from memory_bench.baselines.parts import pool
 from memory_bench.baselines.parts.long_term import Store
 from memory_bench.baselines.parts.ring import Ring
 

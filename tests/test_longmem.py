@@ -15,8 +15,9 @@ from torch import Tensor
 
 from memory_bench import plugins
 from memory_bench.backbone.model import Backbone
-from memory_bench.baselines import chunk_bank, longmem
+from memory_bench.baselines import longmem
 from memory_bench.baselines.longmem import LongMem, LongMemConfig
+from memory_bench.baselines.parts import chunk_bank
 from memory_bench.baselines.parts.chunk_bank import ChunkBank, Chunks
 from memory_bench.baselines.parts.chunk_reader import ChunkReader
 from memory_bench.baselines.parts.side_network import alibi_slopes

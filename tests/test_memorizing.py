@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memory_bench import plugins
-from memory_bench.baselines import knn, memorizing
+from memory_bench.baselines import memorizing
 from memory_bench.baselines.memorizing import Memorizing, MemorizingConfig
+from memory_bench.baselines.parts import knn
 from memory_bench.baselines.parts.ring import Ring
 from memory_bench.baselines.xl_cache import XLCache, XLCacheConfig
 from memory_bench.budget import PRESETS, Budget
