@@ -17,12 +17,25 @@ class Choice:
         version: of its numbers.
         config: its options as plain data.
         revision: a content hash or pinned revision, where there is one.
+        package: distribution, with its version, of a plug-in that is not ours.
+        code: content hash of the sources of a plug-in that is not ours.
     """
 
     name: str
     version: int = 1
     config: dict[str, Any] = field(default_factory=dict)
     revision: str = ""
+    package: str = ""
+    code: str = ""
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What the code of a plug-in is, as `memory_bench.plugins.identity` says it."""
+        return self.package, self.code
+
+
+CHOICES = ("model", "backbone", "corpus", "recipe")
+CONTENT = ("revision", "package", "code")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +55,7 @@ class Training:
         plain = asdict(self)
         for name in ("eval_seconds", "seeds", "tasks", "added_parameters"):
             plain["budget"].pop(name)
-        return digest(plain)
+        return digest(_without_empty(plain))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +83,42 @@ class Cell:
     @property
     def key(self) -> str:
         """16 hexadecimal digits of what determines the numbers."""
+        return digest(self._plain())
+
+    @property
+    def asked(self) -> str:
+        """As `key`, whatever the content of the things named: equal for cells of one command before and after a change
+        of a weight, a source or a text.
+        """
+        plain = self._plain()
+        for choice in (plain["task"], *(plain["training"][name] for name in CHOICES)):
+            for name in CONTENT:
+                choice.pop(name, None)
+        return digest(plain)
+
+    def _plain(self) -> dict[str, Any]:
         plain = asdict(self)
         del plain["role"], plain["label"], plain["training"]["budget"]["seeds"], plain["training"]["budget"]["tasks"]
         if not self.scored_with:  # keys of cells from before there was such a thing stay what they are
             del plain["scored_with"]
-        return digest(plain)
+        _without_empty(plain["training"], plain["task"])
+        return plain
 
     @property
     def title(self) -> str:
         """For a person: model, task, seed."""
         return f"{self.label or self.training.model.name} · {self.task.name} · seed {self.training.seed}"
+
+
+def _without_empty(training: dict[str, Any], *more: dict[str, Any]) -> dict[str, Any]:
+    """`training`, where neither it nor `more` say that a plug-in is ours: keys from before there was such a thing stay
+    what they are.
+    """
+    for choice in (*more, *(training[name] for name in CHOICES)):
+        for name in ("package", "code"):
+            if not choice[name]:
+                del choice[name]
+    return training
 
 
 def digest(value: Any) -> str:
@@ -102,5 +141,5 @@ def from_json(data: dict[str, Any]) -> Cell:
 
 def training_from_json(data: dict[str, Any]) -> Training:
     """The training in a cell that `to_json` wrote."""
-    parts = {name: Choice(**data[name]) for name in ("model", "backbone", "corpus", "recipe")}
+    parts = {name: Choice(**data[name]) for name in CHOICES}
     return Training(**parts, budget=Budget(**data["budget"]), seed=data["seed"])

@@ -1,12 +1,12 @@
 """Finds models, tasks and replays: entry points of installed packages, and scratch files named outright.
 
-Nothing registers itself. An entry point's value is ``module:Class``; listing reads the class's docstring and constant
+Nothing registers itself, and no plug-in silently takes another's name: what a second package calls by a name that is
+taken is ``name@package``. What is not ours is known by its sources too (`identity`). An entry point's value is ``module:Class``; listing reads the class's docstring and constant
 attributes from the source file without importing it (importing a model means importing torch: seconds), so a broken
 third-party package costs one line of a list and nothing else.
 """
 
 import ast
-import hashlib
 import importlib.util
 import math
 import sys
@@ -14,14 +14,20 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import CodeType, ModuleType
+from typing import Any, NamedTuple, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from memory_bench.errors import UserError, unknown
+from memory_bench.files.content import digest_of
+from memory_bench.sources import Sources, of_file, of_module
+
+DISTRIBUTION = "memory-bench"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +49,38 @@ class Summary:
     broken: str = ""
 
 
+class Identity(NamedTuple):
+    """What the code of a plug-in is; both empty for those of this package, which have a version.
+
+    Attributes:
+        package: distribution that installed it, with its version.
+        code: 16 hexadecimal digits of its sources (`memory_bench.sources`).
+    """
+
+    package: str = ""
+    code: str = ""
+
+
 def installed(kind: str) -> dict[str, EntryPoint]:
-    """Entry points of ``memory_bench.<kind>`` (``models``, ``tasks``, ``parity``) by name."""
-    return {e.name: e for e in sorted(entry_points(group=f"memory_bench.{kind}"), key=lambda e: e.name)}
+    """Entry points of ``memory_bench.<kind>`` (``models``, ``tasks``, ``parity``) by name.
+
+    Where several packages use a name, it stands for ours; the others', or all of them without one of ours, are called
+    ``name@package``.
+    """
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=f"memory_bench.{kind}"):
+        found.setdefault(entry.name, []).append(entry)
+    named: dict[str, EntryPoint] = {}
+    for name, entries in found.items():
+        for entry in entries:
+            plain = len(entries) == 1 or _ours(entry)
+            named[name if plain else f"{name}@{entry.dist.name if entry.dist else entry.module}"] = entry
+    return dict(sorted(named.items()))
+
+
+def _ours(entry: EntryPoint) -> bool:
+    """It is one of this package's own plug-ins."""
+    return entry.dist is not None and entry.dist.name.lower().replace("_", "-") == DISTRIBUTION
 
 
 def replayed_model(name: str) -> str:
@@ -69,37 +104,59 @@ def load(kind: str, name: str) -> Any:
         return _from_file(*name.rsplit(":", 1))
     family, _, member = name.partition(":")
     if family in (families := installed(f"{kind}.families")):
-        return families[family].load().named(member)
+        return _loaded(families[family], kind, family).named(member)
     known = installed(kind)
     if name not in known:
         singular = kind.removesuffix("s")
         raise unknown(singular, name, known, f"`memory-bench list {kind}` shows all." if kind != "parity" else "")
+    return _loaded(known[name], kind, name)
+
+
+def _loaded(entry: EntryPoint, kind: str, name: str) -> Any:
+    """What an entry point names, from its sources as they are now."""
     try:
-        return known[name].load()
+        sources = _sources(entry)
+        sources.forget_changed()
+        found = entry.load()
+        sources.mark()
     except Exception as error:  # a plug-in may fail in any way; it must not take the others down
-        dist = known[name].dist
-        origin = dist.name if dist else "unknown"
+        origin = entry.dist.name if entry.dist else "unknown"
         raise UserError(
             f"The {kind.removesuffix('s')} '{name}' of package {origin} cannot be loaded: {error}"
         ) from error
+    return found
 
 
 def _from_file(path: str, attribute: str) -> Any:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"There is no file {path} to load '{attribute}' from.")
-    name = f"memory_bench_file_{revision(f'{path}:')}"  # of the content: an edited file is another module
-    module = sys.modules.get(name) or _import_file(file, name)
+    sources = of_file(file)
+    # Of path and content, with what is imported from beside it: an edited file is another module.
+    name = f"memory_bench_file_{digest_of([str(file.resolve()), sources.revision])[:16]}"
+    module = sys.modules.get(name)
+    if module is None:
+        sources.forget_changed()
+        module = _import_file(file, name)
+        sources.mark()
     if not hasattr(module, attribute):
         raise unknown(f"name in {path}", attribute, [n for n in vars(module) if not n.startswith("_")])
     return getattr(module, attribute)
 
 
+class _FromSource(SourceFileLoader):
+    """Never takes bytecode, which is told from an edited source by whole seconds and size alone."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return cast(CodeType, self.source_to_code(self.get_data(path), path))
+
+
 def _import_file(file: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = spec_from_file_location(name, file, loader=_FromSource(name, str(file)))
     if spec is None or spec.loader is None:
         raise UserError(f"{file} is no Python file that can be imported.")
-    module = importlib.util.module_from_spec(spec)
+    module = module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up while it is being made
     try:
         spec.loader.exec_module(module)
@@ -109,29 +166,44 @@ def _import_file(file: Path, name: str) -> ModuleType:
     return module
 
 
-def revision(name: str) -> str:
-    """16 hexadecimal digits of the content of ``path/to/file.py:Class``; empty for installed plug-ins."""
-    if ".py:" not in name:
-        return ""
-    file = Path(name.rsplit(":", 1)[0])
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+def identity(kind: str, name: str) -> Identity:
+    """What the code of a plug-in that can be loaded is.
+
+    Raises:
+        UserError: as of `load`.
+    """
+    load(kind, name)  # where its imports are found may be its own doing
+    if ".py:" in name:
+        return Identity(code=of_file(Path(name.rsplit(":", 1)[0])).revision)
+    family, _, _ = name.partition(":")
+    entry = installed(f"{kind}.families").get(family) or installed(kind)[name]
+    if _ours(entry):
+        return Identity()
+    package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else ""
+    return Identity(package, _sources(entry).revision)
 
 
-def summarise(entry: EntryPoint) -> Summary:
-    """What can be known of a plug-in without importing it."""
+def _sources(entry: EntryPoint) -> Sources:
+    """Of an entry point; of ours none are looked at."""
+    return Sources() if _ours(entry) else of_module(entry.module)
+
+
+def summarise(entry: EntryPoint, name: str = "") -> Summary:
+    """What can be known of a plug-in without importing it; `name` as of `installed`, or the entry point's own."""
+    name = name or entry.name
     origin = entry.dist.name if entry.dist else ""
     try:
         tree = _source(entry.module)
         node = _classes(tree).get(entry.attr)
         if node is None:
-            return Summary(entry.name, "", {}, origin, f"{entry.module} has no class {entry.attr}")
+            return Summary(name, "", {}, origin, f"{entry.module} has no class {entry.attr}")
         constants = _all_constants(entry.module, entry.attr)
     except (ImportError, OSError, SyntaxError, ValueError) as error:
-        return Summary(entry.name, "", {}, origin, str(error))
+        return Summary(name, "", {}, origin, str(error))
     text = ast.get_docstring(node) or ""
     if not text or text.startswith("See the module"):
         text = ast.get_docstring(tree) or ""
-    return Summary(entry.name, text.split("\n\n")[0].replace("\n", " "), constants, origin)
+    return Summary(name, text.split("\n\n")[0].replace("\n", " "), constants, origin)
 
 
 @lru_cache

@@ -23,6 +23,8 @@ from memory_bench.running.console import Display, error, show
 from memory_bench.running.executors import Executor, Inline, Local
 from memory_bench.running.grid import Grid, Request, make_task, plan_grid, split_names
 from memory_bench.running.options import Options, parse_limits, parse_seeds, parse_settings, with_suite
+from memory_bench.running.superseded import FOLDER as ASIDE
+from memory_bench.running.superseded import set_aside
 from memory_bench.shipped import parity_folder, parity_text, read_certificates
 from memory_bench.store import Store, link_latest
 from memory_bench.zoo.named import Backbones
@@ -153,6 +155,8 @@ def run(options: Options) -> int:
 
 def carry_out(prepared: Prepared, store: Store, options: Options) -> None:
     """Run the cells that have no result yet."""
+    if (old := set_aside(store, prepared.grid.cells)) and not options.quiet:
+        error(f"{old} results are set aside ({prepared.out}/{ASIDE}): backbone, data or sources have changed since.")
     todo = _todo(prepared.grid.cells, store, options)
     for warning in store.warnings:
         _note(warning)

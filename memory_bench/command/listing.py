@@ -45,8 +45,8 @@ def rows(what: str, data: Path | None, cache: Path) -> list[dict[str, Any]]:
 def _models() -> list[dict[str, Any]]:
     certificates, measured = read_certificates(), read_measured()
     found: list[dict[str, Any]] = []
-    for entry in plugins.installed("models").values():
-        s = plugins.summarise(entry)
+    for name, entry in plugins.installed("models").items():
+        s = plugins.summarise(entry, name)
         certificate, facts = certificates.get(s.name), measured.get(s.name, {})
         found.append(
             {
@@ -70,8 +70,8 @@ def _tasks(data: Path | None) -> list[dict[str, Any]]:
     from memory_bench.data.library import MADE
 
     found: list[dict[str, Any]] = []
-    for entry in plugins.installed("tasks").values():
-        s = plugins.summarise(entry)
+    for name, entry in plugins.installed("tasks").items():
+        s = plugins.summarise(entry, name)
         need = str(s.constants.get("needs", ""))
         files = [f for f in _files(FILES, need) if data is not None and (data / f).is_file()]
         where = (
@@ -99,8 +99,8 @@ def _tasks(data: Path | None) -> list[dict[str, Any]]:
 def _families() -> list[dict[str, Any]]:
     """Tasks that are named behind a colon; their docstring describes them all."""
     found = []
-    for entry in plugins.installed("tasks.families").values():
-        s = plugins.summarise(entry)
+    for name, entry in plugins.installed("tasks.families").items():
+        s = plugins.summarise(entry, name)
         status = f"broken: {s.broken}" if s.broken else "each has its own data"
         origin = {"headline": "", "package": s.origin}
         found.append({"name": f"{s.name}:<task>", "status": status, "summary": s.text, **origin})

@@ -65,17 +65,17 @@ def from_names(
     if card.family not in cls.families:
         families = ", ".join(cls.families)
         raise UserError(f"{name} works on {families} backbones; {card.name} is of the {card.family} family.")
-    revision = plugins.revision(name)
+    revision = ""
     config = cls.fit(card, limits)
     if checkpoint := str(options.get("checkpoint") or ""):
         own = match(name, cls, checkpoint, card.name, backbones)
         config = own.config(name, config, options, dtype)
-        revision += own.release.revision
+        revision = own.release.revision
     else:
         config = plugins.configure(name, config, options)
     recipe = find_recipe(default_recipe(card))
     training = Training(
-        model=Choice(name, cls.version, asdict(config), revision),
+        model=Choice(name, cls.version, asdict(config), revision, *plugins.identity("models", name)),
         backbone=Choice(card.name, config={"dtype": dtype}, revision=card.revision),
         corpus=Choice("none"),
         recipe=Choice(recipe.name, recipe.version),
@@ -107,6 +107,8 @@ def from_run(folder: Path, name: str, backbones: Backbones, *, seed: int | None,
             f"The backbone {training.backbone.name} here is not that of the run in {folder}: give the same data folder "
             "(data=DIR, or MEMORY_BENCH_DATA), or run it again."
         )
+    if plugins.identity("models", training.model.name) != training.model.identity:
+        raise UserError(f"The source of {training.model.name} is not that of the run in {folder}: run it again.")
     parts = gather(training, backbones, device)
     chosen = _chosen(parts, store.checkpoint_folder(training.key), backbones.notice)
     return replace(chosen, model=parts.scored(chosen.model, cell.scored_with), scored_with=cell.scored_with)

@@ -107,6 +107,7 @@ def gather(training: Training, backbones: Backbones, device: str) -> Parts:
         device=device,
         dtype=getattr(torch, training.backbone.config["dtype"]),
         brought=None if pretrained is None else pretrained.own,
+        filled=pretrained is None,
     )
     return over(training, loaded, backbones, pretrained, device)
 

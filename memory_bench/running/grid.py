@@ -1,8 +1,9 @@
 """From names to cells: what is to be run, what is skipped and why. Every mistake is found before anything trains."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -20,6 +21,7 @@ from memory_bench.zoo.named import Backbones
 from memory_bench.zoo.pretrained import match
 
 WINDOW = "truncation"
+BACKBONE = "backbone"  # whose settings are the backbone's
 # What every comparison needs: the window, and the cheapest memory, trained equally.
 CONTROLS = (WINDOW, "xl-cache")
 TRAIN, TEST = "train.", "test."
@@ -118,8 +120,36 @@ def _parse_model(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _short(name: str) -> str:
-    """A model's name in tables and settings: of ``file.py:Class`` the class, in lower case."""
-    return name.rsplit(":", 1)[-1].lower() if ".py:" in name else name
+    """A model's name in tables and settings; of ``file.py:Class`` the class in lower case.
+
+    Where the class is called like something that is installed, the file is named too: ``rmt@my-file``.
+    """
+    if ".py:" not in name:
+        return name
+    path, _, attribute = name.rpartition(":")
+    short = attribute.lower()
+    taken = {other.partition("@")[0] for kind in ("models", "tasks") for other in plugins.installed(kind)}
+    return f"{short}@{Path(path).stem}" if short in taken | {BACKBONE} else short
+
+
+def _names(models: Iterable[str]) -> dict[str, str]:
+    """The short name of every model asked for; of two files with a class of the same name, with the file's.
+
+    Raises:
+        UserError: two would still be called the same.
+    """
+    own = {name: _short(name) for name in models}
+    files = {name: (Path(name.rpartition(":")[0]).resolve(), name.rpartition(":")[2]) for name in own if ".py:" in name}
+    for name, place in files.items():
+        if any(own[other].partition("@")[0] == own[name] and files[other] != place for other in files):
+            own = {n: f"{s}@{files[n][0].stem}" if n in files and s == own[name] else s for n, s in own.items()}
+    for name, place in files.items():
+        for other in files:
+            if own[other] == own[name] and files[other] != place:
+                raise UserError(
+                    f"{name} and {other} would both be called {own[name]}: give one of the files or classes another name."
+                )
+    return own
 
 
 def _plain(value: Any) -> str:
@@ -130,10 +160,10 @@ def _plain(value: Any) -> str:
 def _wanted(request: Request) -> list[_Wanted]:
     """The models asked for, then the controls that are not among them."""
     wanted: list[_Wanted] = []
-    for text in request.models:
-        name, options = _parse_model(text)
-        cls = plugins.load("models", name)
-        short = _short(name)
+    parsed = [_parse_model(text) for text in request.models]
+    shorts = _names(name for name, _ in parsed)
+    for name, options in parsed:
+        cls, short = plugins.load("models", name), shorts[name]
         label = short if not options else f"{short}[{','.join(f'{k}={_plain(v)}' for k, v in options.items())}]"
         wanted.append(_Wanted(name, {**request.settings.get(short, {}), **options}, "asked", label))
         if request.controls:
@@ -147,7 +177,9 @@ def _wanted(request: Request) -> list[_Wanted]:
         wanted += [_Wanted(n, request.settings.get(n, {}), "control", n) for n in CONTROLS if n in installed]
     unique: dict[str, _Wanted] = {}
     for w in wanted:
-        unique.setdefault(w.label, w)
+        same = unique.setdefault(w.label, w)
+        if dict(same.options) != dict(w.options):
+            raise UserError(f"{w.label} would stand for two rows, with {same.options} and {w.options}: ask for one.")
     return sorted(unique.values(), key=lambda w: w.role)
 
 
@@ -159,8 +191,9 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
     """
     _check_settings(request)
     wanted = _wanted(request)
+    identities = {w.name: plugins.identity("models", w.name) for w in wanted}
     resolved = backbones.resolve(request.backbone)
-    loading: Loading = plugins.configure("backbone", Loading(), request.settings.get("backbone", {}))
+    loading: Loading = plugins.configure(BACKBONE, Loading(), request.settings.get(BACKBONE, {}))
     cells: list[Cell] = []
     skipped: list[Skipped] = []
     pretrained: dict[str, str] = {}
@@ -172,14 +205,10 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
         card = backbones.card(plan.backbone) if plan.backbone else chosen
         usual = _usual_recipe(plan.recipe, loading.recipe, card)
         _check_ends(find_recipe(usual), request.budget)
-        source = task.data(library)
-        trained_on = library.source("books") if plan.corpus == "books" else source
-        corpus = Choice(plan.corpus, plan.version, revision=trained_on.revision)
-        sources = [source, *(library.source(need) for need in task.beside)]
-        label, revision = source.label, source.revision
-        if task.beside:
-            label, revision = " in ".join(s.label for s in sources), digest([s.revision for s in sources])
-        task_choice = Choice(task_name, task.version, {**options, "data": label}, revision)
+        label, revision = evaluated(task, library)
+        code = plugins.identity("tasks", task_name)  # a task makes its training data, too
+        task_choice = Choice(task_name, task.version, {**options, "data": label}, revision, *code)
+        corpus = Choice(plan.corpus, plan.version, {}, trained_on(plan.corpus, task, library), *code)
         for w in wanted:
             cls = plugins.load("models", w.name)
             if card.family not in cls.families:
@@ -187,25 +216,27 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                 reason = f"{w.label} works on {families} backbones; {card.name} is of the {card.family} family"
                 skipped.append(Skipped(w.label, task_name, reason))
                 continue
-            fitted, revision, own = cls.fit(card, request.budget), plugins.revision(w.name), w.part("")
+            fitted, revision, own = cls.fit(card, request.budget), "", w.part("")
             recipe = _recipe(w, usual, request.budget)
             if checkpoint := str(own.get("checkpoint") or ""):
                 found = match(w.label, cls, checkpoint, card.name, backbones)
                 config = found.config(w.label, fitted, own, loading.dtype)
                 plugins.configure(w.label, config, w.part(TEST))
-                revision += found.release.revision
+                revision = found.release.revision
                 pretrained[w.label] = checkpoint
+                backbones.check(card.name, filled=False)
             elif backbones.holds_release(card.name):
                 reason = f"{card.name} is a released memory model, which is no plain backbone for {w.label}"
                 skipped.append(Skipped(w.label, task_name, reason))
                 continue
             else:
+                backbones.check(card.name)
                 config = plugins.configure(w.label, fitted, own)
                 _check_options(w, cls, config, card)
             _check_helpers(w.label, cls.helpers(config), backbones)
             for seed in request.seeds:
                 training = Training(
-                    model=Choice(w.name, cls.version, asdict(config), revision),
+                    model=Choice(w.name, cls.version, asdict(config), revision, *identities[w.name]),
                     backbone=Choice(card.name, config={"dtype": loading.dtype}, revision=card.revision),
                     corpus=corpus,
                     recipe=recipe,
@@ -227,16 +258,50 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
     return Grid(tuple(cell for cell in cells if once[cell.key] is cell), tuple(skipped))
 
 
+def evaluated(task: Task, library: Library) -> tuple[str, str]:
+    """Label and revision of everything that a task evaluates on."""
+    sources = [task.data(library), *(library.source(need) for need in task.beside)]
+    if len(sources) == 1:
+        return sources[0].label, sources[0].revision
+    return " in ".join(s.label for s in sources), digest([s.revision for s in sources])
+
+
+def trained_on(corpus: str, task: Task, library: Library) -> str:
+    """Revision of the data that a training corpus is made of."""
+    return (library.source("books") if corpus == "books" else task.data(library)).revision
+
+
+def refuse_changed(cell: Cell, task: Task, card: BackboneCard, library: Library) -> None:
+    """Refuse to run a cell whose things are no longer what they were when it was planned.
+
+    Raises:
+        UserError: naming what has changed.
+    """
+    training = cell.training
+    for what, same in (
+        (f"backbone {card.name}", card.revision == training.backbone.revision),
+        (f"model {training.model.name}", plugins.identity("models", training.model.name) == training.model.identity),
+        (f"task {cell.task.name}", plugins.identity("tasks", cell.task.name) == cell.task.identity),
+        (f"data of {cell.task.name}", evaluated(task, library)[1] == cell.task.revision),
+        ("training data", trained_on(training.corpus.name, task, library) == training.corpus.revision),
+    ):
+        if not same:
+            raise UserError(f"The files of the {what} have changed since the run was planned: run the command again.")
+
+
 def _check_settings(request: Request) -> None:
     """Every ``--set`` and ``--limit`` must concern something that runs."""
     for task in request.limits:
         if task and task not in request.tasks:
             raise unknown("task in --limit", task, request.tasks)
-    models = {_short(_parse_model(m)[0]) for m in request.models} | (set(CONTROLS) if request.controls else set())
+    models = set(_names(_parse_model(m)[0] for m in request.models).values())
+    models |= set(CONTROLS) if request.controls else set()
     for owner in request.settings:
-        if owner not in models | set(request.tasks) | {"backbone"}:
-            known = ", ".join([*sorted(models | set(request.tasks)), "backbone"])
+        if owner not in models | set(request.tasks) | {BACKBONE}:
+            known = ", ".join([*sorted(models | set(request.tasks)), BACKBONE])
             raise UserError(f"--set {owner}.…: '{owner}' is no model or task of this run ({known}).")
+        if owner in models & {*request.tasks, BACKBONE}:
+            raise UserError(f"--set {owner}.…: '{owner}' is a model and also a task or the backbone of this run.")
 
 
 def _check_options(wanted: _Wanted, cls: Any, config: Any, card: BackboneCard) -> None:

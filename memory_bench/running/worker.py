@@ -33,7 +33,7 @@ from memory_bench.recipe import Recipe
 from memory_bench.record import Record, now, provenance
 from memory_bench.report.rows import marked
 from memory_bench.running.building import Parts, gather, over
-from memory_bench.running.grid import WINDOW, make_task
+from memory_bench.running.grid import WINDOW, make_task, refuse_changed
 from memory_bench.statistics.learned import judge
 from memory_bench.statistics.pairing import judged
 from memory_bench.statistics.retention import expected_shares
@@ -130,8 +130,9 @@ class _Work:
 def _begin(job: Job, store: Store, meter: Meter, say: Say) -> _Work:
     library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub, notice=store.warn)
     backbones = Backbones(library, job.cache, hub=job.hub, notice=store.warn)
-    parts = gather(job.cell.training, backbones, job.device)
-    return _Work(parts, make_task(job.cell.task), library, backbones, store, meter, say)
+    parts, task = gather(job.cell.training, backbones, job.device), make_task(job.cell.task)
+    refuse_changed(job.cell, task, parts.loaded.card, library)
+    return _Work(parts, task, library, backbones, store, meter, say)
 
 
 def _evaluate(work: _Work, blank: Record) -> tuple[Record, pd.DataFrame]:
@@ -241,7 +242,7 @@ def _train_backbone(work: _Work) -> None:
     parts = work.parts
     window = plugins.load("models", WINDOW)
     config = asdict(window.fit(parts.loaded.card, parts.training.budget))
-    first = replace(parts.training, model=Choice(WINDOW, window.version, config, plugins.revision(WINDOW)))
+    first = replace(parts.training, model=Choice(WINDOW, window.version, config))
     spent = Meter(parts.training.budget, torch.device(parts.device))
     _locked(replace(work, parts=over(first, parts.loaded, work.backbones, None, parts.device), meter=spent))
     work.meter.charge_training(spent.usage)

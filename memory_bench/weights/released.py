@@ -6,7 +6,7 @@ Safetensors are preferred; of a pickle, tensors alone are accepted. What the ten
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from memory_bench.errors import DataError
-from memory_bench.files.artefacts import sha256
+from memory_bench.files.content import Hashes
 
 Shape = tuple[int, ...]
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "I64": "int64", "U8": "uint8"}
@@ -31,12 +31,14 @@ class Release:
         files: with weights, in order.
         about: its ``config.json``, empty without one.
         listed: names that an index promises.
+        reader: of the hashes of files.
     """
 
     name: str
     files: tuple[Path, ...]
     about: Mapping[str, Any]
     listed: tuple[str, ...] = ()
+    reader: Hashes = field(default_factory=Hashes, compare=False)
 
     @cached_property
     def _headers(self) -> dict[str, tuple[Shape, str]]:
@@ -68,7 +70,8 @@ class Release:
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file that counts, by name."""
         config = self.files[0].parent / "config.json"
-        return {file.name: sha256(file) for file in (*self.files, *([config] if self.about else []))}
+        files = [*self.files, *([config] if self.about else [])]
+        return {file.name: self.reader.of(file) for file in files}
 
     @property
     def revision(self) -> str:
@@ -76,8 +79,13 @@ class Release:
         return hashlib.sha256(json.dumps(self.hashes, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def find_release(name: str, *, hub: bool) -> Release:
+def find_release(name: str, *, hub: bool, hashes: Hashes | None = None) -> Release:
     """The checkpoint called `name`: a folder, a file of weights, or a hub id.
+
+    Args:
+        name: of it.
+        hub: whether the hub may be asked.
+        hashes: reads, and may remember, those of its files.
 
     Raises:
         DataError: it cannot be had, or holds no weights.
@@ -94,7 +102,8 @@ def find_release(name: str, *, hub: bool) -> Release:
         path = found
     folder = path if path.is_dir() else path.parent
     files, listed = _weight_files(name, path) if path.is_dir() else ((path,), ())
-    return Release(name, files, _json(folder / "config.json") if path.is_dir() else {}, listed)
+    about = _json(folder / "config.json") if path.is_dir() else {}
+    return Release(name, files, about, listed, hashes or Hashes())
 
 
 def hub_folder(
@@ -121,9 +130,24 @@ def hub_folder(
                                            allow_patterns=list(patterns)))  # fmt: skip
         except Exception:  # the client raises a dozen kinds; any of them means: not to be had here
             continue
+        if local and hub and needs and lost_shards(found):
+            continue  # a download that was interrupted
         if all(any(found.glob(pattern)) for pattern in needs):
             return found
     return None
+
+
+def lost_shards(folder: Path) -> list[str]:
+    """Files of weights that an index in `folder` lists and that are not there."""
+    for index, whole in (
+        ("model.safetensors.index.json", "model.safetensors"),
+        ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+    ):
+        if (folder / whole).is_file():
+            return []
+        if listed := _json(folder / index).get("weight_map", {}):
+            return [file for file in sorted(set(listed.values())) if not (folder / file).is_file()]
+    return []
 
 
 def _weight_files(name: str, folder: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:

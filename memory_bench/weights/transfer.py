@@ -16,7 +16,8 @@ from memory_bench.backbone.model import Backbone
 from memory_bench.errors import DataError, UserError
 from memory_bench.weights.released import Release, Shape, few
 
-DERIVED = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")  # buffers that older transformers saved
+# Buffers that older transformers saved.
+DERIVED = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ Backbones that belong to a task with a closed vocabulary (`memory_bench.backbone
 training.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,8 @@ from memory_bench.data.library import Library
 from memory_bench.data.packages import fetch_package
 from memory_bench.errors import DataError, unknown
 from memory_bench.files.artefacts import Notice, kept, write_json
+from memory_bench.files.content import Hashes
+from memory_bench.weights.complete import load_whole, refuse_larger_tokenizer
 from memory_bench.weights.released import hub_folder
 from memory_bench.weights.transfer import unfilled_backbone
 from memory_bench.zoo.minilm import load_minilm, minilm_folder
@@ -71,6 +73,9 @@ class Backbones:
         self.hub = hub
         self.report: Report = report or (lambda sentence: None)
         self.notice = notice
+        self.hashes = Hashes(cache / "hashes")
+        self._cards: dict[str, BackboneCard] = {}
+        self._checked: set[tuple[str, bool]] = set()
 
     def resolve(self, name: str) -> str:
         """The backbone that `name` stands for on this machine (``smollm2-135m`` may become its 4-bit copy)."""
@@ -92,8 +97,9 @@ class Backbones:
         if name in CLOSED:
             own = CLOSED[name]
             return small_card(name, own.sizes, digest([own.shape, list(own.words)]), rotary=False)
-        folder = self._model_folder(name)
-        return _card_from_config(name, folder)
+        if name not in self._cards:  # a command asks for it at every cell
+            self._cards[name] = _card_from_config(name, self._model_folder(name), self.hashes)
+        return self._cards[name]
 
     def config(self, name: str) -> dict[str, Any]:
         """The ``config.json`` of a backbone that is a folder or a hub model.
@@ -120,6 +126,7 @@ class Backbones:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         brought: Mapping[str, Any] | None = None,
+        filled: bool = True,
     ) -> Loaded:
         """The backbone with weights and tokenizer.
 
@@ -129,6 +136,10 @@ class Backbones:
             device: where it goes.
             dtype: of its weights.
             brought: configuration of a backbone that takes its place, without weights: they are loaded later.
+            filled: its own weights count; without, others are loaded over all of them later, strictly.
+
+        Raises:
+            DataError: it cannot be found or read, lacks weights, or its tokenizer is larger than its embedding.
         """
         card = self.card(name)
         if name in CLOSED:
@@ -142,17 +153,31 @@ class Backbones:
 
             load_model(backbone, folder / "model.safetensors")
             return Loaded(backbone.to(device, dtype), load_tokens(folder, self.cache / "encoded", self.notice), card)
-        from transformers import AutoModelForCausalLM
-
         folder = self._model_folder(name)
         encode = load_tokens(folder, self.cache / "encoded", self.notice)
+        refuse_larger_tokenizer(name, encode, card.vocab)
         if brought is not None:
             return Loaded(unfilled_backbone(brought, dtype).to(device), encode, card, folder)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise DataError(f"Cannot load a causal language model from {name}: {str(error).splitlines()[0]}") from error
+        model = load_whole(name, folder, dtype, gaps=not filled)
         return Loaded(Backbone(model.eval()).to(device), encode, card, folder)
+
+    def check(self, name: str, *, filled: bool = True) -> None:
+        """Find out whether `load` could: from the names and shapes of the weights, and from the tokenizer.
+
+        Args:
+            name: of a resolved backbone.
+            filled: as of `load`.
+
+        Raises:
+            DataError: as of `load`.
+        """
+        if name == "tiny" or name in CLOSED or (name, filled) in self._checked:
+            return
+        folder = self._model_folder(name)
+        refuse_larger_tokenizer(name, load_tokens(folder), self.card(name).vocab)
+        if filled:
+            load_whole(name, folder, torch.float32, shapes_only=True)
+        self._checked.add((name, filled))
 
     def helper_folder(self, name: str) -> Path:
         """The files of a frozen helper (`memory_bench.card.HELPERS`), fetched at first use.
@@ -178,7 +203,7 @@ class Backbones:
         elif name == "tiny":
             self.prepare_tiny()
         elif name not in CLOSED:
-            self._model_folder(name)
+            self.check(name, filled=not self.holds_release(name))
 
     def prepare_tiny(self) -> Path:
         """The folder of the trained tiny backbone; trains it (about a minute of one core) unless it is cached."""
@@ -215,7 +240,9 @@ class Backbones:
 
     def _hub_folder(self, repo: str, revision: str | None) -> Path | None:
         """The snapshot of a hub model, downloaded if the hub can be reached; None if it cannot be had."""
-        return hub_folder(repo, revision, ("*.json", "*.safetensors", "tokenizer*", "merges.txt"), hub=self.hub)
+        small = ("*.json", "tokenizer*", "*.model", "merges.txt", "vocab.txt")
+        found = hub_folder(repo, revision, (*small, "*.safetensors"), hub=self.hub, needs=("*.safetensors",))
+        return found or hub_folder(repo, revision, (*small, "*.bin"), hub=self.hub, needs=("*.bin",))
 
     def _smollm2_q4(self) -> Path:
         def convert(folder: Path) -> None:
@@ -248,8 +275,8 @@ def tensor_names(file: Path) -> list[str]:
         return list(handle.keys())
 
 
-def _card_from_config(name: str, folder: Path) -> BackboneCard:
-    """The card of a model folder, from its ``config.json``.
+def _card_from_config(name: str, folder: Path, hashes: Hashes) -> BackboneCard:
+    """The card of a model folder, from its ``config.json``; the revision is the content of all its files.
 
     Raises:
         DataError: no readable config, or an unsupported architecture.
@@ -265,29 +292,34 @@ def _card_from_config(name: str, folder: Path) -> BackboneCard:
     mlp = config.get("intermediate_size") or config.get("ffn_dim") or config.get("n_inner") or 4 * hidden
     layers: int = config.get("num_hidden_layers") or config["n_layer"]
     longest = config.get("max_position_embeddings") or config.get("n_positions") or 1024
-    files = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".safetensors"))
+    try:
+        revision = content(folder, hashes)
+    except OSError as error:
+        raise DataError(f"Cannot read the files of {name}: {error}.") from error
     return BackboneCard(
         name=name, family=family, width=width, layers=layers, heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads, head_width=config.get("head_dim") or hidden // heads,
         mlp_width=mlp, vocab=config["vocab_size"], window=min(512, longest // 2), pretrained=True,
         parameters=_count_parameters(folder), max_positions=None if family == "llama" else longest,
         rotary=family == "llama",
-        revision=digest([[p.name, fingerprint(p)] for p in files]),
+        revision=revision,
     )  # fmt: skip
 
 
-def fingerprint(path: Path, blocks: int = 64, size: int = 1 << 16) -> str:
-    """16 hexadecimal digits of a file's length and of `blocks` evenly spaced blocks of it.
+def content(folder: Path, hashes: Hashes) -> str:
+    """16 hexadecimal digits of names and contents of every file in a model folder but hidden ones.
 
-    Weights are gigabytes and cards are made often; any training changes every block of a weight file.
+    Files in folders below count where an index of weights names them.
+
+    Raises:
+        OSError: one cannot be read.
     """
-    length = path.stat().st_size
-    found = hashlib.sha256(str(length).encode())
-    with path.open("rb") as file:
-        for number in range(blocks):
-            file.seek(number * max(0, length - size) // max(1, blocks - 1))
-            found.update(file.read(size))
-    return found.hexdigest()[:16]
+    files = {p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")}
+    for index in folder.glob("*.index.json"):
+        with suppress(OSError, ValueError, AttributeError, TypeError):  # what is wrong with it, loading says
+            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            files |= {p for p in map(folder.joinpath, set(listed)) if p.is_file()}
+    return digest(sorted([p.relative_to(folder).as_posix(), hashes.of(p)] for p in files))
 
 
 def _count_parameters(folder: Path) -> int:

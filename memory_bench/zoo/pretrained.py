@@ -70,7 +70,7 @@ def match(label: str, cls: type[MemoryModel[Any]], checkpoint: str, backbone: st
     """
     if cls.released is None:
         raise UserError(f"{label} has no released layout: it cannot be loaded from a checkpoint.")
-    release = find_release(checkpoint, hub=backbones.hub)
+    release = find_release(checkpoint, hub=backbones.hub, hashes=backbones.hashes)
     own, named = cls.released.backbone(release), backbones.config(backbone)
     if own is not None:
         card = backbones.card(backbone)
