@@ -87,9 +87,7 @@ class Cell:
 
     @property
     def asked(self) -> str:
-        """As `key`, whatever the content of the things named: equal for cells of one command before and after a change
-        of a weight, a source or a text.
-        """
+        """As `key`, but without contents: the same before and after a change of weights, sources or texts."""
         plain = self._plain()
         for choice in (plain["task"], *(plain["training"][name] for name in CHOICES)):
             for name in CONTENT:
@@ -111,9 +109,7 @@ class Cell:
 
 
 def _without_empty(training: dict[str, Any], *more: dict[str, Any]) -> dict[str, Any]:
-    """`training`, where neither it nor `more` say that a plug-in is ours: keys from before there was such a thing stay
-    what they are.
-    """
+    """`training`; neither it nor `more` then name the code of plug-ins that are ours, as keys have never done."""
     for choice in (*more, *(training[name] for name in CHOICES)):
         for name in ("package", "code"):
             if not choice[name]:

@@ -1,9 +1,11 @@
 """Finds models, tasks and replays: entry points of installed packages, and scratch files named outright.
 
 Nothing registers itself, and no plug-in silently takes another's name: what a second package calls by a name that is
-taken is ``name@package``. What is not ours is known by its sources too (`identity`). An entry point's value is ``module:Class``; listing reads the class's docstring and constant
-attributes from the source file without importing it (importing a model means importing torch: seconds), so a broken
-third-party package costs one line of a list and nothing else.
+taken is ``name@package``. What is not ours is known by its sources too (`identity`).
+
+An entry point's value is ``module:Class``; listing reads the class's docstring and constant attributes from the source
+file without importing it (importing a model means importing torch: seconds), so a broken third-party package costs one
+line of a list and nothing else.
 """
 
 import ast
@@ -19,7 +21,7 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -149,7 +151,7 @@ class _FromSource(SourceFileLoader):
 
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
-        return cast(CodeType, self.source_to_code(self.get_data(path), path))
+        return self.source_to_code(self.get_data(path), path)
 
 
 def _import_file(file: Path, name: str) -> ModuleType:

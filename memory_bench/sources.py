@@ -70,10 +70,15 @@ def of_file(file: Path) -> Sources:
     return _closure([_Node(file.name, file.resolve(), "", file.resolve().parent)], frozenset())
 
 
-def of_module(name: str) -> Sources:
-    """The sources of an installed module; empty if it cannot be found."""
-    top = name.partition(".")[0]
-    return _closure(list(_modules([name], frozenset({top}))), frozenset({top}))
+def of_module(name: str, *, plugin: bool = True) -> Sources:
+    """The sources of an installed module; empty if it cannot be found.
+
+    Args:
+        name: of it.
+        plugin: its package counts wherever it is; without, as that of any import.
+    """
+    own = frozenset({name.partition(".")[0]} if plugin else ())
+    return _closure(list(_modules([name], own)), own)
 
 
 @dataclass(frozen=True, slots=True)

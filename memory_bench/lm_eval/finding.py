@@ -3,11 +3,13 @@
 import difflib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from memory_bench.errors import DataError, UserError
 from memory_bench.lm_eval import include_path, require
+from memory_bench.sources import Sources, of_file, of_module
 
 _NAME = re.compile(rb"^(task|group):[ \t]*['\"]?([^\s'\"#]+)", flags=re.M)
 LOCAL = ("json", "csv", "parquet", "text", "arrow", "xml", "pandas")  # formats of `datasets` that read files
@@ -65,8 +67,11 @@ def read_fields(path: Path) -> dict[str, Any]:
     require()
     from lm_eval.tasks._yaml_loader import load_yaml
 
+    sources = task_sources(path)
+    sources.forget_changed()
     try:
         fields: dict[str, Any] = load_yaml(path)
+        sources.mark()
     except Exception as error:  # of YAML, of files it includes, of modules it names
         raise UserError(f"The lm-eval task file {path} cannot be read: {_first_line(error)}") from error
     if not isinstance(fields.get("task"), str):
@@ -76,6 +81,52 @@ def read_fields(path: Path) -> dict[str, Any]:
             f"{path} is a program of its own (field 'class'): only tasks written as fields can be asked here."
         )
     return fields
+
+
+def task_sources(path: Path) -> Sources:
+    """A task file, the files it includes, and those of its functions with what they import."""
+    start = path.resolve()
+    found: dict[str, Path] = {}
+    left = [start]
+    while left:
+        file = left.pop()
+        name = os.path.relpath(file, start.parent)
+        if name in found or not file.is_file():
+            continue  # what is missing, lm-eval says
+        found[name] = file
+        included, functions = _references(file)
+        left += [(file.parent / other).resolve() for other in included]
+        for module in {function.rpartition(".")[0] for function in functions}:
+            own = (file.parent / f"{module.replace('.', '/')}.py").resolve()
+            if own.is_file():
+                found |= {os.path.relpath(own.parent / n, start.parent): f for n, f in of_file(own).files.items()}
+            elif module:
+                found |= of_module(module, plugin=False).files
+    return Sources(found)
+
+
+def _references(file: Path) -> tuple[list[str], list[str]]:
+    """The files that a YAML file includes, and the functions it names (and what looks like one)."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        fields = load_yaml(file, resolve_func=False, recursive=False)
+    except Exception:  # reading it in earnest says so
+        return [], []
+    included = fields.get("include") or []
+    # Unresolved, a function is the folder's path and its name.
+    start = f"{file.parent}{os.sep}"
+    functions = [text.removeprefix(start) for text in _texts(fields) if text.startswith(start)]
+    return [str(one) for one in (included if isinstance(included, list) else [included])], functions
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in nested fields."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+    elif isinstance(value, str):
+        yield value
 
 
 def check_reach(fields: dict[str, Any], *, hub: bool) -> None:

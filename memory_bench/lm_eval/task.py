@@ -29,7 +29,7 @@ from memory_bench.data.library import Library, Source
 from memory_bench.episode import Encode, Episode, Estimate, Task, TrainingPlan
 from memory_bench.errors import DataError, UserError, unknown
 from memory_bench.lm_eval import documents, include_path, judging
-from memory_bench.lm_eval.finding import LOCAL, check_reach, no_data, read_fields, task_file
+from memory_bench.lm_eval.finding import LOCAL, check_reach, no_data, read_fields, task_file, task_sources
 from memory_bench.zoo.pretrain import encode_documents
 
 ACCURATE = ("acc", "exact_match", "accuracy")  # shares of documents that are right
@@ -148,12 +148,21 @@ class LmEvalTask(Task):
             talk.setLevel(before)
 
     def data(self, library: Library) -> Source:
-        """See `Task.data`: lm-eval's own data set, or ours; the revision is that of documents, file and lm-eval."""
+        """See `Task.data`: lm-eval's own data set, or ours.
+
+        The revision is that of documents, examples before them, lm-eval, and the file with all that it includes and
+        the sources of its functions.
+        """
         task = self._load(library)
         seen = hashlib.sha256(self.file.read_bytes() + installed_version("lm_eval").encode())
         docs = task.eval_docs
         for doc in docs:
             seen.update(json.dumps(doc, default=str, sort_keys=True).encode())
+        for doc in task.fewshot_docs() or () if task.config.num_fewshot else ():
+            seen.update(json.dumps(doc, default=str, sort_keys=True).encode())
+        sources = task_sources(self.file)
+        if len(sources.files) > 1:
+            seen.update(sources.revision.encode())
         first = docs[0]
         ours = first.get("data") if callable(self.fields.get("custom_dataset")) else None
         path = str(self.fields.get("dataset_path") or "")

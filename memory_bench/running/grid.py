@@ -147,7 +147,7 @@ def _names(models: Iterable[str]) -> dict[str, str]:
         for other in files:
             if own[other] == own[name] and files[other] != place:
                 raise UserError(
-                    f"{name} and {other} would both be called {own[name]}: give one of the files or classes another name."
+                    f"{name} and {other} would both be called {own[name]}: give a file or class another name."
                 )
     return own
 

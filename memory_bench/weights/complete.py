@@ -34,7 +34,7 @@ def load_whole(name: str, folder: Path, dtype: torch.dtype, *, shapes_only: bool
     Raises:
         DataError: a file, a weight or a shape is missing, or left over, or nothing can be read.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     if lost := lost_shards(folder):
         raise DataError(f"The backbone {name} is incomplete: its index lists {few(lost)}, which the folder lacks.")
@@ -42,7 +42,8 @@ def load_whole(name: str, folder: Path, dtype: torch.dtype, *, shapes_only: bool
         raise DataError(f"{name} has an adapter beside its weights (adapter_config.json): merge it, or take it away.")
     with _quiet():
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
+            build: Any = transformers.AutoModelForCausalLM.from_pretrained
+            model, report = build(
                 folder,
                 dtype=dtype,
                 local_files_only=True,
@@ -73,8 +74,8 @@ def refuse_gaps(name: str, report: dict[str, Any]) -> None:
     left = sorted(key for key in report["unexpected_keys"] if not DERIVED.search(key))
     if wrapped := _wrapper(left):
         raise DataError(
-            f"The weights of {name} have names that begin with '{wrapped}', as {WRAPPERS[wrapped]} saves them, and would "
-            f"be ignored ({few(left)}): save the model inside it, or take '{wrapped}' off the names."
+            f"The weights of {name} have names that begin with '{wrapped}', as {WRAPPERS[wrapped]} saves them, and "
+            f"would be ignored ({few(left)}): save the model inside it, or take '{wrapped}' off the names."
         )
     if missing or left:
         said = [f"{what} {few(names)}" for what, names in (("it lacks", missing), ("left over:", left)) if names]
@@ -106,7 +107,7 @@ def _wrapper(names: Collection[str]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Transformers prints a table of what it fills in; here it is one sentence."""
+    """No table of what is filled in, which transformers prints; here it is one sentence."""
     logger = logging.getLogger("transformers")
     before = logger.level
     try:

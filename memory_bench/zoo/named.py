@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,7 +116,7 @@ class Backbones:
         """The files of a backbone are those of a memory model, which no plain model can be loaded from."""
         if name == "tiny" or name in CLOSED:
             return False
-        names = {n for file in self._model_folder(name).glob("*.safetensors") for n in tensor_names(file)}
+        names = {n for file in self._model_folder(name).glob("*.safetensors") for n in tensor_shapes(file)}
         return "memory" in names or any(".base_layer." in n or n.startswith("memory_cell.") for n in names)
 
     def load(
@@ -267,12 +268,19 @@ def read_config(name: str, folder: Path) -> dict[str, Any]:
         raise DataError(f"{name} is no model folder: cannot read its config.json ({error}).") from error
 
 
-def tensor_names(file: Path) -> list[str]:
-    """Of a safetensors file."""
-    from safetensors import safe_open
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Of a safetensors file, by name.
 
-    with safe_open(file, framework="np") as handle:
-        return list(handle.keys())
+    Raises:
+        DataError: it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as handle:
+            return {n: tuple(handle.get_slice(n).get_shape()) for n in handle.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"Cannot read the weights in {file} ({error}).") from error
 
 
 def _card_from_config(name: str, folder: Path, hashes: Hashes) -> BackboneCard:
@@ -324,15 +332,4 @@ def content(folder: Path, hashes: Hashes) -> str:
 
 def _count_parameters(folder: Path) -> int:
     """Weights in the safetensors files (tied ones once); 0 where there are none."""
-    from safetensors import safe_open
-
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="np") as handle:
-            for key in handle.keys():  # noqa: SIM118 (not a dict)
-                shape = handle.get_slice(key).get_shape()
-                count = 1
-                for size in shape:
-                    count *= size
-                total += count
-    return total
+    return sum(prod(shape) for file in folder.glob("*.safetensors") for shape in tensor_shapes(file).values())
