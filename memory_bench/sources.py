@@ -19,7 +19,7 @@ from pathlib import Path
 
 from memory_bench.files.content import digest_of
 
-MARK = "__memory_bench_source__"  # attribute of a loaded module: the content it was loaded from
+MARK = "__memory_bench_sources__"  # attribute of a loaded module: contents of its plug-in's files at that time
 INSTALLED = {"site-packages", "dist-packages"}
 KNOWN = {"memory_bench", "torch", "transformers", "numpy", "pandas"}  # by version, wherever they are
 
@@ -40,29 +40,38 @@ class Sources:
         return digest_of(part for name, file in sorted(self.files.items()) for part in (name, _content(file)))[:16]
 
     def forget_changed(self) -> None:
-        """Take modules out of ``sys.modules`` if one of them was loaded from another content (see `mark`)."""
-        loaded = list(self._loaded())
-        if any(getattr(m, MARK, now) != now for _, m, now in loaded):
-            for name, module, _ in loaded:
-                if hasattr(module, MARK):
-                    sys.modules.pop(name, None)
+        """Take modules out of ``sys.modules`` if they were loaded from other contents (see `mark`), or elsewhere."""
+        for path, file in self.files.items():  # another plug-in may have a helper of the same name beside it
+            name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            place = getattr(sys.modules.get(name), "__file__", None) if path.endswith(".py") else None
+            if place and os.path.realpath(place) != str(file) and not _is_installed(Path(place)):
+                del sys.modules[name]
+        now, loaded = self._contents(), list(self._loaded())
+        if any(getattr(module, MARK, {}).get(file, now[file]) != now[file] for _, module in loaded for file in now):
+            for name, _ in loaded:
+                sys.modules.pop(name, None)
             importlib.invalidate_caches()
             for file in self.files.values():  # bytecode is told from an edited source by whole seconds and size alone
                 with suppress(OSError, NotImplementedError):
                     Path(importlib.util.cache_from_source(str(file))).unlink()
 
     def mark(self) -> None:
-        """Note on every loaded module which content it was loaded from."""
-        for _, module, now in self._loaded():
-            setattr(module, MARK, now)
+        """Note on every loaded module which contents there were: it may import the others later."""
+        now = self._contents()
+        for _, module in self._loaded():
+            setattr(module, MARK, getattr(module, MARK, {}) | now)
 
-    def _loaded(self) -> Iterator[tuple[str, object, str]]:
-        """Name in ``sys.modules``, module and content of each file."""
-        contents = {str(file): _content(file) for file in self.files.values()}
+    def _contents(self) -> dict[str, str]:
+        return {str(file): _content(file) for file in self.files.values()}
+
+    def _loaded(self) -> Iterator[tuple[str, object]]:
+        """Name in ``sys.modules`` and module of each file that is loaded."""
+        own = {str(file) for file in self.files.values()}
+        bases = {os.path.basename(file) for file in own}
         for name, module in list(sys.modules.items()):
             place = getattr(module, "__file__", None)
-            if place is not None and (now := contents.get(os.path.realpath(place))) is not None:
-                yield name, module, now
+            if place and os.path.basename(place) in bases and os.path.realpath(place) in own:
+                yield name, module
 
 
 def of_file(file: Path) -> Sources:
