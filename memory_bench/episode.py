@@ -39,6 +39,7 @@ class Read:
         tokens: how many tokens of `text` are read at most, whatever the tokenizer; 0: all of it.
         lead: where `text` has fewer than `tokens`, the end of this is read before it, so that both have as many. It is
             no evidence.
+        anew: a text of its own begins here; otherwise `text` goes on with what was read before, and is encoded so.
     """
 
     text: str
@@ -46,6 +47,7 @@ class Read:
     tag: str = ""
     tokens: int = 0
     lead: str = ""
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +78,15 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One stream. `cluster` names what its questions share (a document); the bootstrap draws clusters."""
+    """One stream. `cluster` names what its questions share (a document); the bootstrap draws clusters.
+
+    With `begun` it starts with the special tokens that the backbone's tokenizer itself puts before a text (BOS).
+    """
 
     id: str
     events: tuple[Read | Ask, ...]
     cluster: str = ""
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)

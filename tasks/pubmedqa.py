@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from memory_bench.corpus import Corpus, Line, LineCorpus
 from memory_bench.data import Library, Study
 from memory_bench.data.studies import SEGMENT, InventedStudy, invent, studies
+from memory_bench.driver.encoding import Before, encode_asked
 from memory_bench.episode import Ask, Encode, Episode, Estimate, Read, Task, TrainingPlan
 from memory_bench.errors import UserError
 from memory_bench.statistics.stats import macro_f1, statistic_interval
@@ -161,9 +162,10 @@ def invented_episode(study: InventedStudy) -> Episode:
 
 def training_line(study: Study, encode: Encode, seed: int) -> Line:
     """The last `TRAIN_CONTEXT` tokens of the abstract, the question and the right answer; only the answer is scored."""
-    context = encode("\n".join(study.contexts))[0][-TRAIN_CONTEXT:]
-    question, answer = encode(prompt(study.question))[0], encode(f" {study.answer}")[0]
-    return line(context, question, answer, seed)
+    text = "\n".join(study.contexts)
+    back, question, (answer,) = encode_asked(encode, Before(text), prompt(study.question), [f" {study.answer}"])
+    context = encode(text)[0]
+    return line(context[: len(context) - back][-TRAIN_CONTEXT:], question, answer, seed)
 
 
 def line(context: list[int], question: list[int], answer: list[int], seed: int) -> Line:

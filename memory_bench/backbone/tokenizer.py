@@ -1,7 +1,13 @@
-"""Tokenizers as one function: text to token ids and the UTF-8 bytes each of them covers."""
+"""Tokenizers as one function: text to token ids and the UTF-8 bytes each of them covers.
+
+Some tokenizers put a blank or a mark for one before every text that they encode (Llama 2, Mistral 7B). It belongs to
+the beginning of a text only: what stands behind other text is encoded by `Tokens.within`, without it.
+"""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -53,18 +59,79 @@ class Tokens:
         """Token ids, and for each the bytes from the end of the token before to its own end.
 
         Blanks that a tokenizer drops and bytes that share a character are counted with a neighbour; the sum is the
-        text's length in bytes.
+        text's length in bytes, whatever a normaliser makes of it. A blank that a tokenizer adds is no byte.
         """
-        found = self.tokenizer.encode(text, add_special_tokens=False)
-        to_byte = [0, *accumulate(len(c.encode()) for c in text)]
-        ends = list(accumulate((to_byte[end] for _, end in found.offsets), max))
-        if ends:
-            ends[-1] = to_byte[-1]
-        return list(found.ids), [end - before for before, end in zip([0, *ends], ends, strict=False)]
+        return _encode(self.tokenizer, text)
+
+    def within(self, text: str) -> tuple[list[int], list[int]]:
+        """As a call, of a text that stands behind other text: nothing is put before it, nor stripped off its ends.
+
+        Behind a special token in it, the rest is encoded as the tokenizer encodes it there.
+        """
+        if self._unmarked is None:
+            return self(text)
+        found = self._unmarked.encode(text, add_special_tokens=False)
+        at = next((n for n, token in enumerate(found.ids) if token in self._special), None)
+        if at is None:
+            return _encode(self._unmarked, text)
+        start = found.offsets[at][0]
+        before, behind = _encode(self._unmarked, text[:start]), self(text[start:])
+        return before[0] + behind[0], before[1] + behind[1]
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.get_added_tokens_decoder())
+
+    @cached_property
+    def _unmarked(self) -> Tokenizer | None:
+        """The tokenizer of what stands behind other text; None: the same."""
+        told = json.loads(self.tokenizer.to_str())
+        normalizer, pre_tokenizer = _without_mark(told["normalizer"]), _without_mark(told["pre_tokenizer"])
+        if (normalizer, pre_tokenizer) == (told["normalizer"], told["pre_tokenizer"]):
+            return None
+        made = Tokenizer.from_str(json.dumps({**told, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer}))
+        return made
+
+    @cached_property
+    def beginning(self) -> tuple[int, ...]:
+        """The special tokens that the tokenizer itself puts before a text (BOS); mostly none."""
+        found = self.tokenizer.encode("a")
+        return tuple(found.ids[: next((n for n, special in enumerate(found.special_tokens_mask) if not special), 0)])
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, special tokens left out."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[int]]:
+    found = tokenizer.encode(text, add_special_tokens=False)
+    to_byte = [0, *accumulate(len(c.encode()) for c in text)]
+    ends = list(accumulate((to_byte[end] for _, end in found.offsets), max))
+    if ends:
+        ends[-1] = to_byte[-1]
+    return list(found.ids), [end - before for before, end in zip([0, *ends], ends, strict=False)]
+
+
+def _without_mark(step: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A normaliser or pre-tokenizer as ``tokenizer.json`` has it, without what it does at the ends of a text.
+
+    In a sequence of pre-tokenizers only the first sees a text's beginning; to the others every piece is one.
+    """
+    kind = None if step is None else step["type"]
+    if step is None or kind == "Prepend":
+        return None
+    if kind == "Sequence" and "normalizers" in step:
+        parts = [_without_mark(part) for part in step["normalizers"]]
+        return {**step, "normalizers": [part for part in parts if part is not None]}
+    if kind == "Sequence" and step["pretokenizers"]:
+        first, *others = step["pretokenizers"]
+        return {**step, "pretokenizers": [_without_mark(first), *others]}
+    changed = {
+        "Metaspace": {"prepend_scheme": "never"},
+        "ByteLevel": {"add_prefix_space": False},
+        "Strip": {"strip_left": False, "strip_right": False},
+    }
+    return {**step, **changed.get(str(kind), {})}
 
 
 def train_bpe(texts: Sequence[str], vocab: int, folder: Path) -> Tokens:

