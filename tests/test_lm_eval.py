@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import World
+from tokenizers_of_kinds import small_tokenizer
 
 from memory_bench import lm_eval as door
 from memory_bench.backbone.tokenizer import train_bpe
@@ -426,6 +427,69 @@ def test_metrics_are_those_of_lm_eval(
     # From the samples alone, after the data are gone.
     Path(path.parent / "docs.jsonl").unlink()
     assert lm_eval_task(path).metrics(rows) == task.metrics(rows)
+
+
+# Contexts whose end and continuation share a token with some tokenizers: a line break after a full stop, a bracket.
+BORDERS: dict[str, Any] = {
+    "plain": {},
+    "line break": {"doc_to_text": "{{story}}.\n"},
+    "bracket": {"doc_to_text": "{{story}} (", "target_delimiter": ""},
+}
+
+
+@pytest.fixture(scope="module", params=["bytes", "llama3", "prepend", "metaspace", "bos"])
+def brought(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with a tokenizer of some kind; ``bos``: one that puts a mark and BOS before a text."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    place = tmp_path_factory.mktemp(request.param)
+    tokenizer = small_tokenizer("prepend" if request.param == "bos" else request.param)
+    bos: dict[str, Any] = {}
+    if request.param == "bos":
+        template: Any = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
+        tokenizer.post_processor = template
+        bos = {"bos_token": "<s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", **bos).save_pretrained(place)
+    model: Any = tiny_backbone("llama", vocab_size=420, max_position_embeddings=256).model
+    model.save_pretrained(place)
+    return place
+
+
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("kind", ["multiple_choice", "loglikelihood", "generate_until"])
+def test_the_grids_numbers_are_those_of_hf(
+    kind: str,
+    border: str,
+    brought: Path,
+    make_yaml: Callable[..., Path],
+    library: Library,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """lm-eval's own model on the same task, whatever the tokenizer does at the beginning and at borders."""
+    if kind == "generate_until" and border != "plain":
+        pytest.skip("a written answer has no border")
+    path = make_yaml(
+        kind, **{k: v for k, v in BORDERS[border].items() if k != "doc_to_choice" or kind != "loglikelihood"}
+    )
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)  # it asks pip for ten seconds
+    manager = TaskManager(include_path=str(path.parent), include_defaults=False)
+    told = simple_evaluate(
+        model=theirs(brought, 256), tasks=[f"local_{kind}"], task_manager=manager, bootstrap_iters=0, log_samples=True
+    )
+    assert told is not None
+    results = {k.split(",")[0]: v for k, v in told["results"][f"local_{kind}"].items() if not k.endswith(",words")}
+    task = lm_eval_task(path)
+    rows = observed(task, ours(brought, "full-context", segment=64), library)
+    found = {e.metric: e.value for e in task.metrics(rows) if not e.slice}
+    assert {n: found[n] for n in results if n in found} == pytest.approx(
+        {n: v for n, v in results.items() if n in found}, rel=1e-4
+    )
+    if kind == "multiple_choice":
+        main = rows[rows["control"] == ""].sort_values("cluster", key=lambda c: c.astype(int))
+        samples = sorted(told["samples"][f"local_{kind}"], key=lambda sample: sample["doc_id"])
+        wanted = [[-float(r[0][0]) for r in sample["resps"]] for sample in samples]
+        assert [list(nll) for nll in main["choice_nll"]] == [pytest.approx(nll, abs=1e-3) for nll in wanted]
 
 
 def observed(task: LmEvalTask, own: MemoryLM, library: Library) -> pd.DataFrame:

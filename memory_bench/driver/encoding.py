@@ -144,8 +144,8 @@ def encode_asked(
         if text and not ids:
             end = (before.text + prompt)[-20:]
             raise DataError(
-                f"{text!r} has no token of its own behind {end!r}: this tokenizer makes one token of the border between "
-                "them. Let the answer begin with a blank."
+                f"{text!r} has no token of its own behind {end!r}: this tokenizer puts both into one. "
+                "Let the answer begin with a blank."
             )
     return len(read) - shared, known[shared:], found
 
@@ -192,7 +192,9 @@ def encode_episode(episode: Episode, encode: Encode, seed: int) -> Stream:
     for number, event in enumerate(episode.events):
         if isinstance(event, Read):
             first = event.anew or (before.first and not before.text)
-            new, sizes = Before(first=first and not event.lead).encode(encode, event.text)
+            new, sizes = Before(first=first).encode(encode, event.text)
+            if first and event.lead and len(new) < event.tokens:  # there is room for the lead before it
+                new, sizes = Before(first=False).encode(encode, event.text)
             cut = bool(event.tokens) and len(new) > event.tokens
             new, sizes = new[: event.tokens or None], sizes[: event.tokens or None]
             lead = _lead(event, encode, first, event.tokens - len(new))
@@ -204,7 +206,7 @@ def encode_episode(episode: Episode, encode: Encode, seed: int) -> Stream:
             if event.tag:
                 ends[event.tag] = (len(ids), sum(nbytes), ends.get(event.tag, (0, 0, []))[2] + new)
             if event.text or event.lead:
-                before = Before("" if cut else event.text, first and not cut and not event.lead)
+                before = Before("" if cut else event.text, first and not cut and not lead[0])
         else:
             end, byte_end, evidence = ends.get(event.evidence, (-1, -1, []))
             far = (len(ids) - end, sum(nbytes) - byte_end) if end >= 0 else (-1, -1)
