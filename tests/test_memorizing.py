@@ -35,6 +35,7 @@ from memory_bench.recipe import Recipe, Stage, find_recipe
 from memory_bench.shipped import parity_folder
 from memory_bench.testing import card_of, check_model, tiny_backbone
 from memory_bench.testing.measures import random_text, read
+from memory_bench.zoo.gguf import REVISION
 from memory_bench.zoo.named import Backbones, Loaded
 
 L = 8
@@ -450,7 +451,7 @@ def test_the_cases_are_this_model_s() -> None:
 def smollm() -> Loaded:
     named = os.environ.get("MEMORY_BENCH_CACHE")
     cache = Path(named) if named else Path(user_cache_path("memory-bench"))
-    if not (cache / "backbones" / "smollm2-135m-q4").is_dir():
+    if not (cache / "backbones" / f"smollm2-135m-q4-{REVISION}").is_dir():
         pytest.skip("smollm2-135m-q4 is not in the cache: `memory-bench fetch smollm2-135m-q4`")
     return Backbones(Library(None, cache, stand_ins=True, hub=False), cache, hub=False).load("smollm2-135m-q4")
 

@@ -34,7 +34,9 @@ def small_tokenizer(kind: str) -> Tokenizer:
     if kind in ("prepend", "metaspace", "first"):
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
         scheme = "first" if kind == "first" else "always"
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=True)
+        marks = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=True)
+        apart = pre_tokenizers.Split(Regex(r"[.\n]"), "isolated")  # while merges are learnt, as sentencepiece does
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([marks, apart])
         special += [f"<0x{byte:02X}>" for byte in range(256)]
         blanks = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         tokenizer.decoder = decoders.Sequence(blanks)
@@ -53,6 +55,8 @@ def small_tokenizer(kind: str) -> Tokenizer:
         vocab_size=420, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    if kind in ("metaspace", "first"):
+        tokenizer.pre_tokenizer = marks
     if kind == "prepend":
         tokenizer.pre_tokenizer = None
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -277,6 +277,7 @@ def _row(due: Due, control: str, outcome: Outcome, decode: Decode | None) -> Row
     asked, nll = question.ask, outcome.nll
     choices = asked.choices or (asked.answer,)
     right = choices.index(asked.answer)
+    found = question.choices[right].tolist()
     generated = decode(outcome.generated) if outcome.generated and decode is not None else ""
     return {
         **stream.identity,
@@ -284,7 +285,7 @@ def _row(due: Due, control: str, outcome: Outcome, decode: Decode | None) -> Row
         "kind": "ask",
         "control": control,
         "start": question.at,
-        "tokens": len(question.choices[right]),
+        "tokens": len(found),
         "nbytes": len(asked.answer.encode()),
         "words": len(asked.answer.split()),
         "nll": nll[right],
@@ -295,5 +296,6 @@ def _row(due: Due, control: str, outcome: Outcome, decode: Decode | None) -> Row
         "answer": asked.answer,
         "label": asked.label,
         "generated": generated,
+        "greedy": bool(outcome.generated) and outcome.generated[: len(found)] == found,
         "accepted": list(asked.accepted or (asked.answer,)),
     }

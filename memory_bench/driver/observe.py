@@ -116,5 +116,6 @@ def _read_row(stream: Stream, start: int, length: int, nll: float) -> Row | None
         "answer": "",
         "label": "",
         "generated": "",
+        "greedy": False,
         "accepted": None,
     }

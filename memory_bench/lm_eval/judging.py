@@ -68,7 +68,10 @@ def _answers(kind: str, row: Any, label: dict[str, Any]) -> list[Any]:
         text = str(row.generated)
         return [text[: min((text.find(u) for u in label["until"] if u and u in text), default=len(text))]]
     if kind == "loglikelihood":
-        return [(-float(row.nll), str(row.generated).strip() == str(row.answer).strip())]
+        # Token by token, as lm-eval's models tell it: texts can be alike where tokens are not. Samples of the first
+        # version of the task have the text only.
+        alike = str(row.generated).strip() == str(row.answer).strip()
+        return [(-float(row.nll), bool(getattr(row, "greedy", alike)))]
     nll = [float(value) for value in row.choice_nll]
     nll[label["right"]] = float(row.nll)
     return [(-value, False) for value in nll]

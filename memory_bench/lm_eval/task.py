@@ -58,7 +58,7 @@ class LmEvalTask(Task):
     """A task of lm-evaluation-harness, by its name or YAML file."""
 
     Config = LmEvalConfig
-    version = 1
+    version = 2  # a hit is judged token by token
     needs = ""  # its data are its own
     name: ClassVar[str]
     source = "lm-evaluation-harness"
