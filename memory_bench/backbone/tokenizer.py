@@ -126,7 +126,7 @@ def _without_mark(step: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if kind == "Sequence" and step["pretokenizers"]:
         first, *others = step["pretokenizers"]
         return {**step, "pretokenizers": [_without_mark(first), *others]}
-    changed = {
+    changed: dict[str, dict[str, Any]] = {
         "Metaspace": {"prepend_scheme": "never"},
         "ByteLevel": {"add_prefix_space": False},
         "Strip": {"strip_left": False, "strip_right": False},

@@ -89,8 +89,8 @@ def read_tokenizer(file: Path) -> tuple[Tokenizer, dict[str, Any]]:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre.whole))
     splits: list[Any] = [pre_tokenizers.Split(Regex(split), "isolated") for split in pre.splits]
     byte_level: Any = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
     whole = [(name, k) for name, k in zip(names, kinds, strict=False) if k in (UNKNOWN, CONTROL, USER_DEFINED)]
     tokenizer.add_special_tokens([AddedToken(n, normalized=False, special=True) for n, k in whole if k != USER_DEFINED])
     tokenizer.add_tokens([AddedToken(n, normalized=False, special=False) for n, k in whole if k == USER_DEFINED])
@@ -105,7 +105,7 @@ def read_tokenizer(file: Path) -> tuple[Tokenizer, dict[str, Any]]:
     }
     first = [known["bos_token"]] if added["add_bos_token"] else []
     last = [known["eos_token"]] if added["add_eos_token"] else []
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    tokenizer.post_processor = processors.TemplateProcessing(
         single=[*first, "$A", *last], pair=[*first, "$A", *last, *first, "$B", *last],
         special_tokens=[(name, vocab[name]) for name in {*first, *last}],
     )  # fmt: skip
