@@ -215,8 +215,8 @@ class ARMT(MemoryModel[ARMTState]):
         entered = self._enter(backbone.embed(segment.ids), where, extra)  # [rows, tokens + extra, width]
         resumed = backbone.resume(entered, (where, seen, text), (state,), limit=tokens)
         first = resumed.first
-        turn, turn_keys = backbone.rotation(where[:, first:]), backbone.rotation(where)
-        visible = backbone.visible(seen, first=first)
+        turn, turn_keys = backbone.rotation(where[:, first:], queries=True), backbone.rotation(where)
+        visible = backbone.visible(seen, first=first, positions=where)
         hidden = entered[:, first:]
         written: list[tuple[Tensor, Tensor]] = []
         for layer, memory in enumerate(cast(Iterable[Association], self.layers)):
@@ -224,7 +224,8 @@ class ARMT(MemoryModel[ARMTState]):
             hidden = memory.read(hidden, *own) if reads else hidden
             q, k, v = backbone.project(layer, backbone.norm_input(layer, hidden), text[:, first:])
             k, v = resumed.join(k, v)
-            attended = backbone.attend(backbone.rotate(q, turn), backbone.rotate(k, turn_keys), v, visible)
+            q, k = backbone.rotate(q, turn[layer]), backbone.rotate(k, turn_keys[layer])
+            attended = backbone.attend(q, k, v, visible[layer])
             hidden = backbone.close(layer, hidden, attended)
             if extra:
                 written.append(memory.write(hidden[:, tokens - first :], own, ~state.written, real))

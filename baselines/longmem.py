@@ -218,8 +218,8 @@ class LongMem(MemoryModel[ChunkBank]):
         where, embeds = backbone.positions(mask), backbone.embed(segment.ids)
         resumed = backbone.resume(embeds, (where, mask), () if bank is None else (bank,))
         first = resumed.first
-        turn, turn_keys = backbone.rotation(where[:, first:]), backbone.rotation(where)
-        visible = backbone.visible(mask, first=first)
+        turn, turn_keys = backbone.rotation(where[:, first:], queries=True), backbone.rotation(where)
+        visible = backbone.visible(mask, first=first, positions=where)
         x = backbone.begin(embeds[:, first:], where[:, first:])
         hidden, kept = [x], (x, x)
         for layer in range(backbone.layers):
@@ -229,7 +229,8 @@ class LongMem(MemoryModel[ChunkBank]):
                 kept = (k, v)
             if layer == upto:
                 break
-            attended = backbone.attend(backbone.rotate(q, turn), backbone.rotate(k, turn_keys), v, visible)
+            q, k = backbone.rotate(q, turn[layer]), backbone.rotate(k, turn_keys[layer])
+            attended = backbone.attend(q, k, v, visible[layer])
             x = backbone.close(layer, x, attended)
             hidden.append(x)
         if upto is None and not self.config.pre_norm_last:
@@ -241,18 +242,19 @@ class LongMem(MemoryModel[ChunkBank]):
         side, backbone, r = self.side, self.backbone, self.config.reduction
         where, resumed = backbone.positions(segment.mask), encoded.resumed
         first = resumed.first
-        turn, turn_keys = None, None
-        visible: Tensor | None
-        if isinstance(side, ParallelLayers):
-            visible = alibi_mask(segment.mask, where, side.heads, backbone.dtype)[:, :, first:]
+        if isinstance(side, CopiedLayers):  # each sees and turns as the block that it was copied from
+            turns, turns_keys = backbone.rotation(where[:, first:], queries=True), backbone.rotation(where)
+            sights = backbone.visible(segment.mask, first=first, positions=where)
+            like = [(turns[i], turns_keys[i], sights[i]) for i in side.chosen]
         else:
-            turn, turn_keys = backbone.rotation(where[:, first:]), backbone.rotation(where)
-            visible = backbone.visible(segment.mask, first=first)
+            alibi = alibi_mask(segment.mask, where, side.heads, backbone.dtype)[:, :, first:]
+            like = [(None, None, alibi)] * self.side_layers
         x, retrieved = encoded.hidden[0], None
         hidden = [x]
         for i in range(self.side_layers):
             q, k, v = side.project(i, side.norm_input(i, x), segment.mask[:, first:])
             k, v = resumed.join(k, v)
+            turn, turn_keys, visible = like[i]
             attended = side.attend(side.rotate(q, turn), side.rotate(k, turn_keys), v, visible)
             if i == self.reading_layer and bank.count:
                 reader = self.reader(bank)
@@ -281,11 +283,12 @@ class LongMem(MemoryModel[ChunkBank]):
 
     def _turned(self, q: Tensor, where: Tensor) -> Tensor:
         """Queries turned for unrotated memory keys: not at all, to their own positions, or to the segment's end."""
-        if self.config.memory_position == "none" or isinstance(self.side, ParallelLayers):
+        if self.config.memory_position == "none" or not isinstance(self.side, CopiedLayers):
             return q
         if self.config.memory_position == "constant":
             where = torch.full_like(where, self.config.segment)
-        return self.backbone.rotate(q, self.backbone.rotation(where))
+        turn = self.backbone.rotation(where, queries=True)[self.side.chosen[self.reading_layer]]
+        return self.backbone.rotate(q, turn)
 
     def flops(self, tokens: int, remembered: int) -> int:
         """Backbone without its head, side network, search and attention to memory, head. See `MemoryModel.flops`."""

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from memory_bench.backbone.layers import Rotation, itself
 from memory_bench.backbone.model import Backbone, Past
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
@@ -103,21 +104,21 @@ class MemorizingState(State):
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
-    """What the queries of a step may see, the same in all layers.
+    """What the queries of a step may see.
 
     Attributes:
-        turn: rotation of the queries in the window.
-        turn_keys: of the window's keys, cached ones first.
-        turn_far: of queries that look at memory.
-        visible: ``[rows, 1, tokens, cached + tokens]`` bool; None: plain causal.
+        turn: per layer, rotation of the queries in the window.
+        turn_keys: per layer, of the window's keys, cached ones first.
+        turn_far: per layer, of queries that look at memory.
+        visible: per layer, ``[rows, 1, tokens, cached + tokens]`` bool; None: plain causal.
         valid: ``[rows, slots]`` bool, slots that may be retrieved; None: all.
         known: ``[rows]`` bool, rows that have such slots; None: all.
     """
 
-    turn: tuple[Tensor, Tensor] | None
-    turn_keys: tuple[Tensor, Tensor] | None
-    turn_far: tuple[Tensor, Tensor] | None
-    visible: Tensor | None
+    turn: tuple[Rotation | None, ...]
+    turn_keys: tuple[Rotation | None, ...]
+    turn_far: tuple[Rotation | None, ...]
+    visible: tuple[Tensor | None, ...]
     valid: Tensor | None
     known: Tensor | None
 
@@ -249,7 +250,8 @@ class Memorizing(MemoryModel[MemorizingState]):
 
     def _sight(self, state: MemorizingState, mask: Tensor, where: Tensor, first: int) -> _Sight:
         """Of the tokens from `first` on."""
-        config, window, turn = self.config, state.window, self.backbone.rotation(where[:, first:])
+        config, window = self.config, state.window
+        turn = self.backbone.rotation(where[:, first:], queries=True)
         keys_at = where if window is None else torch.cat([window.positions, where], dim=1)
         valid = state.store.valid(config.xl_cache if config.exclude_recent else 0)
         full = bool(valid.all())
@@ -257,45 +259,43 @@ class Memorizing(MemoryModel[MemorizingState]):
             turn=turn,
             turn_keys=self.backbone.rotation(keys_at),
             turn_far=self._turn_far(turn, where),
-            visible=self._visible(mask, window, first),
+            visible=self.backbone.windowed(self._visible(mask, window, first), where, keys_at, first),
             valid=None if full else valid,
             known=None if full or not config.mask_unwritten else valid.any(dim=1),
         )
 
-    def _turn_far(self, turn: tuple[Tensor, Tensor] | None, where: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _turn_far(self, turn: tuple[Rotation | None, ...], where: Tensor) -> tuple[Rotation | None, ...]:
         config = self.config
         if config.memory_position == "none":
-            return None
+            return (None,) * self.backbone.layers
         if config.memory_position == "query":
             return turn
         distance = self._window + config.segment if config.memory_distance is None else config.memory_distance
-        return self.backbone.rotation(torch.full_like(where[:1, :1], distance))
+        return self.backbone.rotation(torch.full_like(where[:1, :1], distance), queries=True)
 
     def _visible(self, mask: Tensor, window: Past | None, first: int) -> Tensor | None:
         """Which of [cached; own] keys every query sees; one that would see nothing sees itself."""
         config, tokens = self.config, mask.shape[1]
         if window is None and not first and not config.strict_causal and bool(mask.all()):
             return None
-        square = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device)
-        own = square.tril(-1 if config.strict_causal else 0) & mask[:, None, :]
+        own = mask[:, None, :].expand(-1, tokens, -1).tril(-1 if config.strict_causal else 0)
         if window is not None:
             cached = window.mask if config.mask_cache else torch.ones_like(window.mask)
             own = torch.cat([cached[:, None, :].expand(-1, tokens, -1), own], dim=2)
-        own[..., -tokens:] |= square.tril().triu() & ~own.any(dim=2, keepdim=True)
-        return own[:, None, first:]
+        return itself(own)
 
     def _attend(self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], store: Ring, sight: _Sight) -> Tensor:
         """Attention ``[rows, tokens, heads * head]`` of a layer to its window and, if it has one, its memory."""
         backbone, config = self.backbone, self.config
         q, keys, values = qkv
-        near, keys = backbone.rotate(q, sight.turn), backbone.rotate(keys, sight.turn_keys)
+        near, keys = backbone.rotate(q, sight.turn[layer]), backbone.rotate(keys, sight.turn_keys[layer])
         if layer not in self.layers:
-            return backbone.attend(near, keys, values, sight.visible)
+            return backbone.attend(near, keys, values, sight.visible[layer])
         scale = self._scale(layer)
-        near, far = near * scale, backbone.rotate(q, sight.turn_far) * scale
+        near, far = near * scale, backbone.rotate(q, sight.turn_far[layer]) * scale
         number = self.layers.index(layer)
         gate = self.memory_gate[str(layer)] if config.fusion == "gate" else None
-        here = knn.Local(near, keys, values, sight.visible)
+        here = knn.Local(near, keys, values, sight.visible[layer])
         return _joined(window_and_memory(config, here, far, store, number, (sight.valid, sight.known), gate))
 
     def _scale(self, layer: int) -> Tensor | float:

@@ -16,7 +16,7 @@ from memory_bench.data.library import MADE
 from memory_bench.protocol import MemoryModel
 from memory_bench.testing import Check, card_of, check_task, measure_look_ahead, model_checks, tiny_backbone
 
-KINDS = {"llama": ("llama", "qwen3"), "gpt2": ("gpt2",), "opt": ("opt",)}
+KINDS = {"llama": ("llama", "qwen3", "smollm3-window"), "gpt2": ("gpt2",), "opt": ("opt",)}
 EMBEDDED = ("pubmedqa", "squad", "nq", *MADE)  # data that are made by a program, at least where nothing else is had
 TASKS = {e.name: e for e in entry_points(group="memory_bench.tasks") if e.value.startswith("memory_bench.")}
 MODELS = {e.name: e for e in entry_points(group="memory_bench.models") if e.value.startswith("memory_bench.")}

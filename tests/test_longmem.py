@@ -89,7 +89,7 @@ def test_side_layers_start_as_copies_of_every_second_block(backbone: Backbone) -
     model, segment = build(backbone), Segment.full(ids_of(T))
     hidden = model.encode(segment).hidden
     where = backbone.positions(segment.mask)
-    turn, side = backbone.rotation(where), model.side
+    turn, side = backbone.rotation(where)[0], model.side
     for i in range(2):
         x = hidden[2 * i + 1]
         q, k, v = side.project(i, side.norm_input(i, x), segment.mask)

@@ -68,17 +68,18 @@ class AlibiDecoder(ParallelLayers):
         """See `Backbone.positions`."""
         return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
-    def rotation(self, positions: Tensor) -> None:
+    def rotation(self, positions: Tensor, *, queries: bool = False) -> tuple[None, ...]:
         """See `Backbone.rotation`: nothing is rotated."""
-        del positions
+        del positions, queries
+        return (None,) * self.layers
 
     def resume(self, embeds: Tensor, places: tuple[Tensor, ...], context: tuple[State, ...] = ()) -> Resumed:
         """See `Backbone.resume`: every pass begins with the first token."""
         return Resumed(Pass(embeds, places, context), None)
 
-    def visible(self, mask: Tensor, first: int = 0) -> Tensor:
+    def visible(self, mask: Tensor, first: int = 0, *, positions: Tensor) -> tuple[Tensor, ...]:
         """See `Backbone.visible`; here with ALiBi, as something to add to the logits."""
-        return alibi_mask(mask, self.positions(mask), self.heads, self.dtype)[:, :, first:]
+        return (alibi_mask(mask, positions, self.heads, self.dtype)[:, :, first:],) * self.layers
 
 
 def load_decoder(config: Mapping[str, Any], weights: Mapping[str, Tensor], case: str) -> AlibiDecoder:

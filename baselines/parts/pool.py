@@ -24,18 +24,10 @@ from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, Tra
 
 from .grouping import group_rows, join_rows, scatter_rows
 from .lora import Adapter
+from .pool_frame import Cached, Frame, asking_from, run_layer
 from .pool_state import PoolState, draw_permutations, fill_pool
 
 P = TypeVar("P", bound=PoolState)
-
-
-@dataclass(frozen=True, slots=True)
-class Cached:
-    """A layer's keys (rotated) and values so far, and the normalised input of its last text row."""
-
-    keys: Tensor
-    values: Tensor
-    last: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,48 +61,6 @@ class Written:
     block: Tensor
     hidden: Tensor | None
     inputs: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """Positions and masks of a pass of `length` rows of which the last `text` are text and the last `queries` ask."""
-
-    length: int
-    start: int
-    turn: tuple[Tensor, Tensor] | None
-    visible: Tensor | None
-    is_text: Tensor
-
-    @classmethod
-    def of(cls, backbone: Backbone, length: int, text: int, queries: int) -> "Frame":
-        """Positions 0 .. length - 1 over memory and text; a query sees everything up to itself."""
-        where = torch.arange(length, device=backbone.device)[None]
-        start = length - queries
-        visible = None
-        if start:
-            seen = torch.ones(1, 1, queries, length, dtype=torch.bool, device=backbone.device).tril(start)
-            # As what is added to the scores, which attention would otherwise make of it in every layer.
-            visible = torch.zeros_like(seen, dtype=backbone.dtype).masked_fill(~seen, -torch.inf)
-        return cls(length, start, backbone.rotation(where), visible, where >= length - text)
-
-
-def run_layer(backbone: Backbone, layer: int, full: Tensor, frame: Frame, linear: LinearFn) -> tuple[Tensor, Cached]:
-    """One decoder layer over memory and text rows ``[rows, length, width]``; the output has the asking rows only."""
-    normed = backbone.norm_input(layer, full)
-    q, k, v = backbone.project(layer, normed, frame.is_text, _asking_from(frame.start, linear))
-    q_turn = None if frame.turn is None else (frame.turn[0][:, :, frame.start :], frame.turn[1][:, :, frame.start :])
-    k = backbone.rotate(k, frame.turn)
-    attended = backbone.attend(backbone.rotate(q, q_turn), k, v, frame.visible)
-    return backbone.close(layer, full[:, frame.start :], attended, linear), Cached(k, v, normed[:, -1:])
-
-
-def _asking_from(start: int, linear: LinearFn) -> LinearFn:
-    """`linear`, with queries computed from row `start` on: memory rows ask nothing."""
-
-    def apply(name: str, module: nn.Module, x: Tensor) -> Tensor:
-        return linear(name, module, x[:, start:] if name == "self_attn.q_proj" else x)
-
-    return apply if start else linear
 
 
 class PoolModel(MemoryModel[P]):
@@ -203,7 +153,7 @@ class PoolModel(MemoryModel[P]):
             keep: also return what `decode` continues from.
         """
         filled = bool(state.host_filled[0])
-        hidden = self.backbone.embed(ids)  # Llama adds nothing to the embeddings
+        hidden = self._enter(ids)
         inputs: list[Tensor] = []
         recalled: list[Tensor] = []
         cache: list[Cached] = []
@@ -246,7 +196,7 @@ class PoolModel(MemoryModel[P]):
         length = text + (int(self.config.bos_embedding) + size if filled else 0)
         offset = nn.functional.pad(self.new_memory_positional_embedding.expand(-1, new, -1), (0, 0, length - new, 0))
         frame = Frame.of(self.backbone, length, text, max(text, new))
-        hidden = self.backbone.embed(ids)
+        hidden = self._enter(ids)
         inputs: list[Tensor] = []
         block: list[Tensor] = []
         for layer in range(self.backbone.layers):
@@ -318,21 +268,27 @@ class PoolModel(MemoryModel[P]):
 
     def _advance(self, cache: tuple[Cached, ...], ids: Tensor) -> tuple[Tensor, tuple[Cached, ...]]:
         """Hidden states of one more token ``[rows, 1, width]`` and the cache with it."""
-        backbone, hidden = self.backbone, self.backbone.embed(ids)
+        backbone, hidden = self.backbone, self._enter(ids)
         longer: list[Cached] = []
+        frame: Frame | None = None
         for layer, past in enumerate(cache):
             linear = self._linear("read", layer)
             normed = backbone.norm_input(layer, hidden)
             # The row before goes along because a backbone may mix its key into this one's.
-            q, k, v = backbone.project(layer, torch.cat([past.last, normed], dim=1), None, _asking_from(1, linear))
-            turn = backbone.rotation(torch.tensor([[past.keys.shape[2]]], device=ids.device))
-            keys = torch.cat([past.keys, backbone.rotate(k[:, :, 1:], turn)], dim=2)
-            values = torch.cat([past.values, v[:, :, 1:]], dim=2)
-            seen = torch.ones(1, 1, 1, keys.shape[2], dtype=torch.bool, device=ids.device)
-            attended = backbone.attend(backbone.rotate(q, turn), keys, values, seen)
+            q, k, v = backbone.project(layer, torch.cat([past.last, normed], dim=1), None, asking_from(1, linear))
+            if frame is None or frame.length != past.keys.shape[2] + 1:
+                frame = Frame.of(backbone, past.keys.shape[2] + 1, text=1, queries=1)
+                turn = backbone.rotation(torch.full_like(ids[:1], frame.start))
+            new = backbone.rotate(k[:, :, 1:], turn[layer])
+            keys, values = torch.cat([past.keys, new], dim=2), torch.cat([past.values, v[:, :, 1:]], dim=2)
+            attended = backbone.attend(backbone.rotate(q, frame.turn[layer]), keys, values, frame.visible[layer])
             hidden = backbone.close(layer, hidden, attended, linear)
             longer.append(Cached(keys, values, normed))
         return backbone.end(hidden), tuple(longer)
+
+    def _enter(self, ids: Tensor) -> Tensor:
+        """Input of the first layer ``[rows, tokens, width]``; rotary positions take no part in it."""
+        return self.backbone.begin(self.backbone.embed(ids), torch.zeros_like(ids))
 
     def _bos(self, layer: int, rows: int) -> list[Tensor]:
         return [self.bos_embedding[layer].expand(rows, -1, -1)] if self.config.bos_embedding else []
@@ -380,9 +336,9 @@ class PoolModel(MemoryModel[P]):
 
 
 def _bos_start(backbone: Backbone, rng: torch.Generator) -> Tensor:
-    """``[1, 1, width]``: the embedding of the backbone's bos token, or noise of the embedding's scale without one."""
+    """``[1, 1, width]``: how the backbone's bos token enters, or noise of the embedding's scale without one."""
     noise = torch.randn(1, 1, backbone.hidden_width, generator=rng) * backbone.embedding_scale()
     token = getattr(getattr(backbone.model, "config", None), "bos_token_id", None)
-    if not isinstance(token, int) or not 0 <= token < backbone.vocab:
-        return noise
-    return backbone.embed(torch.tensor([[token]], device=backbone.device)).detach()
+    if isinstance(token, int) and 0 <= token < backbone.vocab:
+        noise = backbone.embed(torch.tensor([[token]], device=backbone.device)).detach()
+    return backbone.begin(noise, torch.zeros(1, 1, dtype=torch.long, device=backbone.device))

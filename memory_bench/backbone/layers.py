@@ -1,10 +1,16 @@
 """One decoder layer of a Hugging Face model at a time: the verbs a pass is written in, and copies of layers.
 
-Unusual here: a backbone and a side network made of copied layers are the same class, so that norms, biases, grouped
-heads, the key shift and residuals of three families are written once.
+Unusual here:
+
+- A backbone and a side network made of copied layers are the same class, so that norms, biases, grouped heads, the key
+  shift and residuals of three families are written once.
+- Queries are handed out with their layer's own attention scale in them (GPT-2's by layer, Granite's multiplier), so
+  that whoever divides by the root of the head's width, as everywhere, computes the model's attention.
+- What differs between layers is handed out per layer: `Backbone.rotation` and `Backbone.visible` have one entry each.
 """
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Self, cast
@@ -15,6 +21,9 @@ from torch import Tensor, nn
 
 LinearFn = Callable[[str, nn.Module, Tensor], Tensor]
 """Applies a projection, ``fn(name, module, x)`` with `name` like ``self_attn.q_proj``; a place for adapters."""
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines ``[rows, 1, tokens, head]`` of a layer's positions."""
 
 
 def plain(name: str, module: nn.Module, x: Tensor) -> Tensor:
@@ -72,19 +81,21 @@ class Layers(nn.Module):
             linear: applies the projections.
         """
         block = self._blocks[layer]
+        attention = block.attn if self.family == "gpt2" else block.self_attn
         if self.family == "gpt2":
-            q, k, v = linear("attn.c_attn", block.attn.c_attn, normed).chunk(3, dim=-1)
+            q, k, v = linear("attn.c_attn", attention.c_attn, normed).chunk(3, dim=-1)
         else:
-            attention = block.self_attn
             q = linear("self_attn.q_proj", attention.q_proj, normed)
             k = linear("self_attn.k_proj", attention.k_proj, normed)
             v = linear("self_attn.v_proj", attention.v_proj, normed)
         if self.key_shift:
             k = self._shift(k, self.key_shift[layer], text)
         q, k, v = (t.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for t in (q, k, v))
-        if self.family == "llama" and hasattr(block.self_attn, "q_norm"):
-            q, k = block.self_attn.q_norm(q), block.self_attn.k_norm(k)
-        return q, k, v
+        if self.family == "llama" and hasattr(attention, "q_norm"):
+            q, k = attention.q_norm(q), attention.k_norm(k)
+        usual = self.head_width**-0.5
+        own = float(getattr(attention, "scaling", usual))
+        return q if math.isclose(own, usual) else q * (own / usual), k, v
 
     @staticmethod
     def _shift(keys: Tensor, share: Tensor, text: Tensor | None) -> Tensor:
@@ -94,8 +105,11 @@ class Layers(nn.Module):
         return keys + (both[..., None] * torch.sigmoid(share)) * (before - keys)
 
     @staticmethod
-    def rotate(x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
-        """`x` ``[rows, heads, tokens, head]`` turned to its positions (half-split convention of Llama)."""
+    def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
+        """`x` ``[rows, heads, tokens, head]`` turned to its positions (half-split convention of Llama).
+
+        `rotation` is the layer's own entry of `Backbone.rotation`.
+        """
         if rotation is None:
             return x
         cos, sin = rotation
@@ -109,8 +123,8 @@ class Layers(nn.Module):
             q: rotated queries; k, v: rotated keys and values (kv heads are repeated here).
             k: see q.
             v: see q.
-            visible: ``[rows, 1, tokens, keys]`` bool, or floats added to the scores; None: plain causal over equally
-                many queries and keys.
+            visible: the layer's own entry of `Backbone.visible`: ``[rows, 1, tokens, keys]`` bool, or floats added to
+                the scores; None: plain causal over equally many queries and keys.
         """
         groups = self.heads // self.kv_heads
         # The CPU's kernel takes shared heads as they are; on CUDA the fast kernels for masks do not.
@@ -128,11 +142,12 @@ class Layers(nn.Module):
             return cast(Tensor, hidden + block.mlp(block.ln_2(hidden)))
         if self.family == "opt":
             return self._close_opt(block, hidden, attended, linear)
-        hidden = hidden + linear("self_attn.o_proj", block.self_attn.o_proj, attended)
+        share = float(getattr(block, "residual_multiplier", 1.0))  # Granite
+        hidden = hidden + _times(linear("self_attn.o_proj", block.self_attn.o_proj, attended), share)
         normed, mlp = block.post_attention_layernorm(hidden), block.mlp
         gate = linear("mlp.gate_proj", mlp.gate_proj, normed)
         up = linear("mlp.up_proj", mlp.up_proj, normed)
-        return hidden + linear("mlp.down_proj", mlp.down_proj, mlp.act_fn(gate) * up)
+        return hidden + _times(linear("mlp.down_proj", mlp.down_proj, mlp.act_fn(gate) * up), share)
 
     @staticmethod
     def _close_opt(block: Any, hidden: Tensor, attended: Tensor, linear: LinearFn) -> Tensor:
@@ -150,14 +165,29 @@ class Layers(nn.Module):
         return 2 * tokens * matrices + 4 * tokens * keys * self.heads * self.head_width
 
 
+def itself(seen: Tensor) -> Tensor:
+    """`seen` ``[rows, tokens, keys]`` where a query that would see nothing sees itself: the softmax of nothing is NaN.
+
+    The last keys are the queries' own.
+    """
+    tokens = seen.shape[1]
+    alone = torch.eye(tokens, dtype=torch.bool, device=seen.device) & ~seen.any(dim=2, keepdim=True)
+    return seen | F.pad(alone, (seen.shape[2] - tokens, 0))
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x * factor
+
+
 class CopiedLayers(Layers):
     """Trainable copies of some layers of `source`, and of the norm behind its last one.
 
-    The copies are called by their own index: layer i here is layer ``chosen[i]`` there.
+    The copies are called by their own index: layer i here is layer ``chosen[i]`` there, and turns and sees as that one.
     """
 
     def __init__(self, source: Layers, chosen: Sequence[int]) -> None:
         super().__init__()
+        self.chosen = tuple(chosen)
         self.family, self.heads, self.kv_heads = source.family, source.heads, source.kv_heads
         self.head_width = source.head_width
         self.blocks = nn.ModuleList(copy.deepcopy(source._blocks[layer]) for layer in chosen)

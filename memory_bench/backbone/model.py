@@ -4,10 +4,13 @@ Unusual here:
 
 - A pass is written out layer by layer (`project`, `attend`, `close`) over the loaded modules instead of calling the
   model's own ``forward``: memory inside attention needs no fork of anybody's modelling file, no cache class is
-  involved, and Llama, GPT-2 and OPT share one loop. `tests/test_backbone.py` compares it with ``forward``.
+  involved, and Llama, GPT-2 and OPT share one loop. `memory_bench/backbone/agreement.py` compares it with ``forward``, for every
+  backbone that is used: what looks like one of these families need not compute like it.
 - Keys are handed out *before* rotary and rotated where they are used, so that cached keys can move.
 - Dropout of the backbone is never applied (the memory papers' backbones are trained without it here).
 - Positions are explicit: by default a row's real tokens count 0, 1, 2 …, so padding moves nothing.
+- Layers may differ: some see a sliding window only, some rotate nothing. `rotation` and `visible` therefore answer once
+  per layer (layers that are alike share tensors), and a pass takes the entry of its layer.
 """
 
 from collections.abc import Iterator
@@ -20,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_bench.backbone.embedder import Embedder
-from memory_bench.backbone.layers import Layers
+from memory_bench.backbone.families import declared, find_decoder, windows_of
+from memory_bench.backbone.layers import Layers, Rotation, itself
 from memory_bench.backbone.reuse import Pass, Passes, Resumed
-from memory_bench.errors import DataError
 from memory_bench.state import State
 
 
@@ -80,10 +83,11 @@ class Backbone(Layers):
         layers, heads, kv_heads, head_width, vocab: sizes.
         max_positions: longest sequence, for learned absolute positions; None with rotary ones.
         rotary: keys and queries are rotated; may be switched off for a model that is trained without positions.
+        windows: per layer, how many positions back a query sees, its own included; None: all.
         embedder: a sentence encoder for its token ids, set by the harness for models that ask for one; no submodule.
 
     Raises:
-        DataError: the architecture is none of the three families, or uses sliding-window attention.
+        DataError: the architecture is none of the three families.
     """
 
     embedder: Embedder | None = None
@@ -92,11 +96,10 @@ class Backbone(Layers):
         super().__init__()
         self.model = model
         config: Any = model.config
-        inner = self._inner = _find_decoder(model)  # a plain list below keeps it from being registered twice
+        inner = self._inner = find_decoder(model)  # a plain list below keeps it from being registered twice
         self.family = inner[0]
-        if self.family == "llama" and "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-            raise DataError(f"{config.model_type} with sliding-window attention layers is not supported as a backbone.")
         self.layers = len(self._blocks)
+        self.windows = windows_of(config, self.layers)
         self.heads = int(config.num_attention_heads)
         self.kv_heads = int(getattr(config, "num_key_value_heads", None) or self.heads)
         hidden = int(config.hidden_size)
@@ -156,17 +159,24 @@ class Backbone(Layers):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., vocab]`` of final hidden states ``[..., width]``."""
-        return cast(Tensor, cast(Any, self.model).get_output_embeddings()(hidden))
+        logits = cast(Tensor, cast(Any, self.model).get_output_embeddings()(hidden))
+        divisor = float(declared(cast(Any, self.model).config, "logits_scaling") or 1.0)  # Granite
+        return logits if divisor == 1 else logits / divisor
 
     def begin(self, embeds: Tensor, positions: Tensor) -> Tensor:
-        """Input of the first layer ``[rows, tokens, hidden_width]``: learned positions added, OPT projected in."""
+        """Input of the first layer ``[rows, tokens, hidden_width]``.
+
+        Learned positions are added, OPT is projected in, and Granite's embeddings are multiplied: memory in their
+        place, too, as by its own ``forward(inputs_embeds=…)``.
+        """
         if self.family == "gpt2":
             return embeds + cast(Tensor, self._decoder.wpe(positions))
         if self.family == "opt":
             table = self._decoder.embed_positions
             inside = embeds if self._decoder.project_in is None else self._decoder.project_in(embeds)
             return cast(Tensor, inside + F.embedding(positions + table.offset, table.weight))
-        return embeds
+        factor = float(getattr(self._decoder, "embedding_multiplier", 1.0))
+        return embeds if factor == 1 else embeds * factor
 
     def end(self, hidden: Tensor) -> Tensor:
         """Final hidden states ``[rows, tokens, width]``: final norm, OPT projected out."""
@@ -182,13 +192,21 @@ class Backbone(Layers):
         rotary = self._decoder.rotary_emb
         rotary.inv_freq = rotary.inv_freq.to(torch.bfloat16).to(rotary.inv_freq)
 
-    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines ``[rows, 1, tokens, head]`` for `rotate`; None without rotary positions."""
+    def rotation(self, positions: Tensor, *, queries: bool = False) -> tuple[Rotation | None, ...]:
+        """Per layer, what `rotate` turns by ``[rows, 1, tokens, head]``; None in layers without rotary positions.
+
+        With `queries`, for queries at these positions, which Ministral 3 makes longer far into a text; else for keys.
+        """
         if not self.rotary:
-            return None
+            return (None,) * self.layers
         like = self._embedding.weight
-        cos, sin = self._decoder.rotary_emb(like, positions)
-        return cos[:, None], sin[:, None]
+        cos, sin = (part[:, None] for part in self._decoder.rotary_emb(like, positions))
+        ropes = declared(cast(Any, self.model).config, "rope_parameters") or {}
+        if queries and ropes.get("llama_4_scaling_beta"):
+            reached = torch.floor(positions / ropes["original_max_position_embeddings"])
+            longer = (1 + ropes["llama_4_scaling_beta"] * torch.log(1 + reached))[:, None, :, None].to(like.dtype)
+            cos, sin = cos * longer, sin * longer
+        return tuple((cos, sin) if getattr(block.self_attn, "use_rope", True) else None for block in self._blocks)
 
     def positions(self, mask: Tensor, *, count_padding: bool = False) -> Tensor:
         """``[rows, tokens]``: the real tokens of each row counted from 0; padding takes no position.
@@ -262,9 +280,9 @@ class Backbone(Layers):
         text = mask if text is None else text & mask
         resumed = self.resume(embeds, (where, mask, text), pasts)
         first = resumed.first
-        visible = self.visible(mask, pasts, first)
-        turn = self.rotation(where[:, first:])
-        turn_all = self.rotation(torch.cat([*(p.positions for p in pasts), where], dim=1)) if pasts or first else turn
+        keys_at = torch.cat([*(p.positions for p in pasts), where], dim=1) if pasts else where
+        visible = self.visible(mask, pasts, first, positions=where)
+        turn, turn_keys = self.rotation(where[:, first:], queries=True), self.rotation(keys_at)
         hidden = self.begin(embeds[:, first:], where[:, first:])
         keys: list[Tensor] = []
         values: list[Tensor] = []
@@ -277,25 +295,45 @@ class Backbone(Layers):
             if pasts:
                 k = torch.cat([*(p.keys[layer] for p in pasts), k], dim=2)
                 v = torch.cat([*(p.values[layer] for p in pasts), v], dim=2)
-            attended = self.attend(self.rotate(q, turn), self.rotate(k, turn_all), v, visible)
+            attended = self.attend(self.rotate(q, turn[layer]), self.rotate(k, turn_keys[layer]), v, visible[layer])
             hidden = self.close(layer, hidden, attended)
         hidden = resumed.finish(self.end(hidden))
         return hidden, Past(tuple(keys), tuple(values), mask, where) if keep else None
 
-    @staticmethod
-    def visible(mask: Tensor, pasts: tuple[Past, ...] = (), first: int = 0) -> Tensor | None:
-        """Who sees whom: ``[rows, 1, tokens, cached + tokens]`` bool, or None where plain causal attention does.
+    def visible(
+        self, mask: Tensor, pasts: tuple[Past, ...] = (), first: int = 0, *, positions: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        """Who sees whom, per layer: ``[rows, 1, tokens, cached + tokens]`` bool; None: plain causal attention.
 
-        With `first`, only the tokens from there on look.
+        With `first`, only the tokens from there on look. Sliding windows are measured in `positions` ``[rows, tokens]``
+        (default: `positions(mask)`) and those of the past.
         """
-        if not pasts and not first and bool(mask.all()):
-            return None
-        tokens = mask.shape[1]
-        causal = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril()
-        own = causal & mask[:, None, :]
-        # A query that would see nothing sees itself: the softmax of an empty row is NaN.
-        own = own | (torch.eye(tokens, dtype=torch.bool, device=mask.device) & ~own.any(dim=2, keepdim=True))
-        return torch.cat([*(p.mask[:, None, :].expand(-1, tokens, -1) for p in pasts), own], dim=2)[:, None, first:]
+        tokens, seen = mask.shape[1], None
+        if pasts or first or not bool(mask.all()):
+            own = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril() & mask[:, None, :]
+            own = itself(own)
+            seen = torch.cat([*(p.mask[:, None, :].expand(-1, tokens, -1) for p in pasts), own], dim=2)
+        where = self.positions(mask) if positions is None else positions
+        return self.windowed(seen, where, torch.cat([*(p.positions for p in pasts), where], dim=1), first)
+
+    def windowed(
+        self, seen: Tensor | None, where: Tensor, keys_at: Tensor, first: int = 0
+    ) -> tuple[Tensor | None, ...]:
+        """What `visible` answers, of a mask `seen` ``[rows, tokens, keys]`` bool (None: plain causal) without windows.
+
+        `where` ``[rows, tokens]`` and `keys_at` ``[rows, keys]`` are positions; the last keys are the queries' own.
+        """
+        whole = None if seen is None else seen[:, None, first:]
+        # Where all positions lie closer together than a window is long, it hides nothing: no mask, no slower kernel.
+        span = int(keys_at.max() - keys_at.min()) if any(self.windows) and keys_at.numel() else 0
+        made: dict[int | None, Tensor | None] = {None: whole}
+        for window in self.windows:
+            if window is not None and window not in made:
+                near = where[:, :, None] - keys_at[:, None, :] < window
+                tokens = near.shape[1]
+                near &= near.new_ones(tokens, tokens).tril() if seen is None else seen
+                made[window] = itself(near)[:, None, first:] if window <= span else whole
+        return tuple(made[window] for window in self.windows)
 
     def flops(self, tokens: int, keys: int, *, predicted: int | None = None) -> int:
         """Forward operations of `tokens` positions that each attend `keys` keys (multiply-add = 2).
@@ -311,22 +349,3 @@ class Backbone(Layers):
         )
         scored = tokens if predicted is None else predicted
         return inside + 2 * tokens * outside + 2 * scored * self.width * self.vocab
-
-
-def _find_decoder(model: nn.Module) -> tuple[str, Any]:
-    """The family and the decoder stack of a causal language model."""
-    inner: Any = model
-    if hasattr(inner, "transformer") and hasattr(inner.transformer, "wpe"):
-        return "gpt2", inner.transformer
-    if hasattr(inner, "model") and hasattr(inner.model, "decoder"):
-        return "opt", inner.model.decoder
-    if (
-        hasattr(inner, "model")
-        and hasattr(inner.model, "rotary_emb")
-        and hasattr(inner.model.layers[0].mlp, "gate_proj")
-    ):
-        return "llama", inner.model
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    raise DataError(
-        f"'{kind}' is not a supported backbone: use a Llama, Mistral, Qwen, SmolLM, GPT-2 or OPT causal LM."
-    )

@@ -18,11 +18,36 @@ _LLAMA = {
     "num_key_value_heads": KV_HEADS,
     "max_position_embeddings": POSITIONS,
 }
+WINDOW = 11  # tokens that layers with a window see: more than a segment of the tests, less than two
+_STRETCHED = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": 6,
+    "llama_4_scaling_beta": 0.5,
+}
 _CONFIGS: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "qwen2": _LLAMA,
-    "mistral": _LLAMA,
+    "mistral": {**_LLAMA, "sliding_window": None},
     "qwen3": {**_LLAMA, "head_dim": WIDTH // HEADS, "tie_word_embeddings": True},
+    "mistral-window": {**_LLAMA, "sliding_window": WINDOW},
+    "smollm3-window": {**_LLAMA, "no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": WINDOW},
+    "ministral3": {**_LLAMA, "rope_parameters": _STRETCHED},
+    "ministral": {
+        **_LLAMA,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "head_dim": WIDTH // HEADS,
+    },
+    "smollm3": {**_LLAMA, "no_rope_layers": [0, 1]},
+    "granite": {
+        **_LLAMA,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 2.0,
+    },
     "gpt2": {"vocab_size": VOCAB, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": POSITIONS},
     "opt": {
         "vocab_size": VOCAB,
@@ -42,8 +67,10 @@ def tiny_backbone(kind: str = "llama", *, key_shift: bool | None = None, seed: i
     Every parameter, biases and norms included, is drawn at a scale where a forgotten one shows.
 
     Args:
-        kind: ``llama``, ``gpt2``, ``opt``; of the Llama family also ``qwen2``, ``mistral`` and ``qwen3`` (q/k norms
-            and, by default, the key shift).
+        kind: ``llama``, ``gpt2``, ``opt``; of the Llama family also ``qwen2``, ``mistral``, ``qwen3`` (q/k norms and, by
+            default, the key shift), ``mistral-window`` (a sliding window), ``ministral`` (in every second layer),
+            ``smollm3`` (a layer without rotary positions) and ``smollm3-window`` (which sees a window), ``ministral3``
+            (queries that grow with their position), ``granite`` (multipliers).
         key_shift: see `Backbone`; default: only with ``qwen3``.
         seed: of the weights; the global random state is left as it was.
         config: fields of the Hugging Face configuration to change.
@@ -51,7 +78,10 @@ def tiny_backbone(kind: str = "llama", *, key_shift: bool | None = None, seed: i
     from transformers import AutoConfig, AutoModelForCausalLM
 
     build: Any = AutoModelForCausalLM.from_config
-    settings = AutoConfig.for_model(kind, **{**_CONFIGS[kind], "bos_token_id": 0, "eos_token_id": 0, **config})
+    settings = AutoConfig.for_model(
+        kind.removesuffix("-window"),
+        **{**_CONFIGS[kind], "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, **config},
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build(settings, dtype=torch.float32).eval()
