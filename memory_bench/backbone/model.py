@@ -4,8 +4,8 @@ Unusual here:
 
 - A pass is written out layer by layer (`project`, `attend`, `close`) over the loaded modules instead of calling the
   model's own ``forward``: memory inside attention needs no fork of anybody's modelling file, no cache class is
-  involved, and Llama, GPT-2 and OPT share one loop. `memory_bench/backbone/agreement.py` compares it with ``forward``, for every
-  backbone that is used: what looks like one of these families need not compute like it.
+  involved, and Llama, GPT-2 and OPT share one loop. `memory_bench/backbone/agreement.py` compares it with ``forward``,
+  for every backbone that is used: what looks like one of these families need not compute like it.
 - Keys are handed out *before* rotary and rotated where they are used, so that cached keys can move.
 - Dropout of the backbone is never applied (the memory papers' backbones are trained without it here).
 - Positions are explicit: by default a row's real tokens count 0, 1, 2 …, so padding moves nothing.

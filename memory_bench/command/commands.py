@@ -27,6 +27,7 @@ from memory_bench.running.superseded import FOLDER as ASIDE
 from memory_bench.running.superseded import set_aside
 from memory_bench.shipped import parity_folder, parity_text, read_certificates
 from memory_bench.store import Store, link_latest
+from memory_bench.zoo.compared import check_agreement
 from memory_bench.zoo.named import Backbones
 
 if TYPE_CHECKING:
@@ -325,6 +326,8 @@ def fetch(names: list[str], data: Path | None, cache: Path, *, stand_ins: bool, 
             else:
                 resolved = backbones.resolve(name)
                 backbones.prepare(resolved)
+                if name not in HELPERS:
+                    check_agreement(backbones, resolved)
                 show(f"{resolved}: ready")
         except UserError as problem:
             failed = 1

@@ -20,6 +20,7 @@ from memory_bench.record import Record
 from memory_bench.running.building import Parts, gather
 from memory_bench.running.grid import default_recipe
 from memory_bench.store import Store
+from memory_bench.zoo.compared import check_agreement
 from memory_bench.zoo.named import Backbones, Loaded
 from memory_bench.zoo.pretrained import match
 
@@ -82,7 +83,7 @@ def from_names(
         budget=limits,
         seed=seed,
     )
-    return _chosen(gather(training, backbones, device), Path(), backbones.notice)
+    return _chosen(_parts(training, backbones, device), Path(), backbones.notice)
 
 
 def from_run(folder: Path, name: str, backbones: Backbones, *, seed: int | None, task: str, device: str) -> Chosen:
@@ -109,7 +110,7 @@ def from_run(folder: Path, name: str, backbones: Backbones, *, seed: int | None,
         )
     if plugins.identity("models", training.model.name) != training.model.identity:
         raise UserError(f"The source of {training.model.name} is not that of the run in {folder}: run it again.")
-    parts = gather(training, backbones, device)
+    parts = _parts(training, backbones, device)
     chosen = _chosen(parts, store.checkpoint_folder(training.key), backbones.notice)
     return replace(chosen, model=parts.scored(chosen.model, cell.scored_with), scored_with=cell.scored_with)
 
@@ -140,6 +141,12 @@ def one_cell(records: list[Record], folder: Path, name: str, seed: int | None, t
         names = " or ".join(sorted({f"task={cell.task.name}" for cell in trainings.values()}))
         raise UserError(f"{name} was trained {len(trainings)} times in the run {folder}: say which with {names}.")
     return next(iter(trainings.values()))
+
+
+def _parts(training: Training, backbones: Backbones, device: str) -> Parts:
+    """What the model is made of; its backbone computes here what it computes elsewhere."""
+    check_agreement(backbones, training.backbone.name, training.backbone.config["dtype"])
+    return gather(training, backbones, device)
 
 
 def _chosen(parts: Parts, folder: Path, notice: Notice) -> Chosen:

@@ -1,7 +1,7 @@
 """From names to cells: what is to be run, what is skipped and why. Every mistake is found before anything trains."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,6 +17,7 @@ from memory_bench.data.library import Library
 from memory_bench.episode import Task
 from memory_bench.errors import UserError, unknown
 from memory_bench.recipe import Recipe, find_recipe, fixed_steps
+from memory_bench.zoo.compared import check_agreement
 from memory_bench.zoo.named import Backbones
 from memory_bench.zoo.pretrained import match
 
@@ -249,6 +250,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
     if not any(cell.role == "asked" for cell in cells):
         reasons = "; ".join(dict.fromkeys(s.reason for s in skipped)) or "no models or tasks were given"
         raise UserError(f"Nothing to run: {reasons}.")
+    _check_backbones(cells, backbones, loading.dtype)
     for label, checkpoint in pretrained.items():
         backbones.report(
             f"{label} is loaded from {checkpoint} with its own weights (pretrained): it is not trained under this "
@@ -287,6 +289,13 @@ def refuse_changed(cell: Cell, task: Task, card: BackboneCard, library: Library)
     ):
         if not same:
             raise UserError(f"The files of the {what} have changed since the run was planned: run the command again.")
+
+
+def _check_backbones(cells: Sequence[Cell], backbones: Backbones, dtype: str) -> None:
+    """Every backbone computes here what it computes elsewhere, for inputs twice as long as a step at least."""
+    for name in dict.fromkeys(cell.training.backbone.name for cell in cells):
+        options = [cell.training.model.config for cell in cells if cell.training.backbone.name == name]
+        check_agreement(backbones, name, dtype, 2 * max(int(o.get("segment") or 0) for o in options))
 
 
 def _check_settings(request: Request) -> None:

@@ -67,8 +67,8 @@ def tiny_backbone(kind: str = "llama", *, key_shift: bool | None = None, seed: i
     Every parameter, biases and norms included, is drawn at a scale where a forgotten one shows.
 
     Args:
-        kind: ``llama``, ``gpt2``, ``opt``; of the Llama family also ``qwen2``, ``mistral``, ``qwen3`` (q/k norms and, by
-            default, the key shift), ``mistral-window`` (a sliding window), ``ministral`` (in every second layer),
+        kind: ``llama``, ``gpt2``, ``opt``; of the Llama family also ``qwen2``, ``mistral``, ``qwen3`` (q/k norms and,
+            by default, the key shift), ``mistral-window`` (a sliding window), ``ministral`` (in every second layer),
             ``smollm3`` (a layer without rotary positions) and ``smollm3-window`` (which sees a window), ``ministral3``
             (queries that grow with their position), ``granite`` (multipliers).
         key_shift: see `Backbone`; default: only with ``qwen3``.
@@ -78,10 +78,8 @@ def tiny_backbone(kind: str = "llama", *, key_shift: bool | None = None, seed: i
     from transformers import AutoConfig, AutoModelForCausalLM
 
     build: Any = AutoModelForCausalLM.from_config
-    settings = AutoConfig.for_model(
-        kind.removesuffix("-window"),
-        **{**_CONFIGS[kind], "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, **config},
-    )
+    usual = {**_CONFIGS[kind], "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+    settings = AutoConfig.for_model(kind.removesuffix("-window"), **{**usual, **config})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build(settings, dtype=torch.float32).eval()

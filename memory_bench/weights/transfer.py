@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from memory_bench.backbone.families import KNOWN
 from memory_bench.backbone.model import Backbone
 from memory_bench.errors import DataError, UserError
 from memory_bench.weights.released import Release, Shape, few
@@ -78,12 +79,14 @@ def meta_backbone(config: Mapping[str, Any], dtype: torch.dtype = torch.float32)
     from transformers import AutoConfig, AutoModelForCausalLM
 
     plain = dict(config)
+    kind = plain.pop("model_type", "")
     try:
-        known = AutoConfig.for_model(plain.pop("model_type", ""), **plain)
+        known = AutoConfig.for_model(kind, **plain)
         with torch.device("meta"):
             return cast(nn.Module, AutoModelForCausalLM.from_config(known, dtype=dtype))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"The configuration describes no supported backbone ({str(error).splitlines()[0]}).") from error
+    except Exception as error:  # whatever a model's own code raises on a configuration that it cannot take
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"'{kind}' is not a supported backbone ({said}): {KNOWN}.") from error
 
 
 def backbone_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:

@@ -10,12 +10,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from memory_bench.backbone.families import find_decoder
 from memory_bench.backbone.model import Backbone
 from memory_bench.backbone.small import CLOSED, TINY, TINY_VERSION, small_card, small_model
 from memory_bench.backbone.tokenizer import Tokens, load_tokens, train_bpe, word_level
@@ -28,7 +30,7 @@ from memory_bench.files.artefacts import Notice, kept, write_json
 from memory_bench.files.content import Hashes
 from memory_bench.weights.complete import load_whole, refuse_larger_tokenizer
 from memory_bench.weights.released import hub_folder
-from memory_bench.weights.transfer import unfilled_backbone
+from memory_bench.weights.transfer import meta_backbone, unfilled_backbone
 from memory_bench.zoo.minilm import load_minilm, minilm_folder
 
 SMOLLM2 = ("HuggingFaceTB/SmolLM2-135M-Instruct", "main")
@@ -289,29 +291,38 @@ def _card_from_config(name: str, folder: Path, hashes: Hashes) -> BackboneCard:
     Raises:
         DataError: no readable config, or an unsupported architecture.
     """
-    config = read_config(name, folder)
-    kind = config.get("model_type", "")
-    family = {"gpt2": "gpt2", "opt": "opt"}.get(kind, "llama")
-    hidden = config.get("hidden_size") or config.get("n_embd")
-    heads = config.get("num_attention_heads") or config.get("n_head")
-    if not hidden or not heads:
-        raise DataError(f"{name}: its config.json names no hidden size or heads; model type '{kind}' is not supported.")
-    width = config.get("word_embed_proj_dim", hidden)
-    mlp = config.get("intermediate_size") or config.get("ffn_dim") or config.get("n_inner") or 4 * hidden
-    layers: int = config.get("num_hidden_layers") or config["n_layer"]
-    longest = config.get("max_position_embeddings") or config.get("n_positions") or 1024
     try:
+        family, config = _family(json.dumps(read_config(name, folder)))
         revision = content(folder, hashes)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
     except OSError as error:
         raise DataError(f"Cannot read the files of {name}: {error}.") from error
+
+    def size(*names: str) -> int | None:
+        return next((int(value) for n in names if (value := getattr(config, n, None))), None)
+
+    hidden, heads, longest = config.hidden_size, config.num_attention_heads, size("max_position_embeddings") or 1024
     return BackboneCard(
-        name=name, family=family, width=width, layers=layers, heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads, head_width=config.get("head_dim") or hidden // heads,
-        mlp_width=mlp, vocab=config["vocab_size"], window=min(512, longest // 2), pretrained=True,
+        name=name, family=family, width=size("word_embed_proj_dim") or hidden, layers=config.num_hidden_layers,
+        heads=heads, kv_heads=size("num_key_value_heads") or heads, head_width=size("head_dim") or hidden // heads,
+        mlp_width=size("intermediate_size", "ffn_dim", "n_inner") or 4 * hidden, vocab=config.vocab_size,
+        window=min(512, longest // 2), pretrained=True,
         parameters=_count_parameters(folder), max_positions=None if family == "llama" else longest,
         rotary=family == "llama",
         revision=revision,
     )  # fmt: skip
+
+
+@cache  # a card is made often
+def _family(config: str) -> tuple[str, Any]:
+    """The family of the model that a ``config.json`` describes, and its whole configuration, from shapes alone.
+
+    Raises:
+        DataError: it is of no supported family.
+    """
+    model = meta_backbone(json.loads(config))
+    return find_decoder(model)[0], model.config
 
 
 def content(folder: Path, hashes: Hashes) -> str:
