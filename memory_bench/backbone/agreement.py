@@ -7,7 +7,7 @@ Unusual here:
 - The long text is longer than every window and every length that the configuration names (`named_lengths`); another one
   jumps to positions far beyond, for rotary frequencies that depend on how far a text goes.
 - Logits are compared relatively, so that a random model that predicts almost nothing is judged like a trained one. In
-  16 bits both are held against the model in float32: ours may stray about as far as the model's own rounding does.
+  16 bits ours may be about as far from the model's as rounding takes either from the model in float32.
 """
 
 import math
@@ -141,12 +141,15 @@ def _forward(model: nn.Module, text: _Text) -> Tensor:
 
 
 def _in_pieces(backbone: Backbone, text: _Text) -> Tensor:
-    """Ours: half of the text, one token, and the rest in pieces, each over the cache of those before it."""
+    """Ours: in pieces, each over the cache of those before it.
+
+    The first are short: rotary frequencies may depend on how far a text has come.
+    """
     tokens = text.ids.shape[1]
     where = torch.arange(tokens, device=text.ids.device)[None] if text.positions is None else text.positions
     mask = torch.ones_like(text.ids, dtype=torch.bool)
     half = tokens // 2
-    cuts = sorted({0, half, half + 1, *range(half + 1 + PIECE, tokens, PIECE), tokens})
+    cuts = sorted({0, 5, 37, half, half + 1, *range(half + 1 + PIECE, tokens, PIECE), tokens})
     pasts: tuple[Past, ...] = ()
     hidden: list[Tensor] = []
     for span in (slice(start, end) for start, end in pairwise(cuts)):
@@ -158,14 +161,16 @@ def _in_pieces(backbone: Backbone, text: _Text) -> Tensor:
 
 
 def _judged(ours: Tensor, right: Tensor, theirs: Tensor | None) -> tuple[float, float]:
-    """Our largest deviation, and the largest allowed; with `theirs`, of the rounded model, the same of the mean."""
-    own = _relative(ours, right)
+    """Our largest deviation, and the largest allowed. `theirs` are the rounded model's own logits, `right` the exact.
+
+    Rounding alone takes either of them about as far from the exact ones as from one another.
+    """
     if theirs is None:
-        return float(own.max()), EXACT if right.dtype == torch.float32 else ROUNDED
-    rounding = _relative(theirs, right)
-    allowed = 2 * float(rounding.max()) + EXACT
-    # A mean that is too large is a deviation as well, however small the largest one is.
-    return (float(own.max()), allowed) if own.mean() <= 1.5 * rounding.mean() + EXACT else (float(own.max()), 0.0)
+        return float(_relative(ours, right).max()), EXACT if right.dtype == torch.float32 else ROUNDED
+    apart, rounding = _relative(ours, theirs), (_relative(ours, right), _relative(theirs, right))
+    if apart.mean() > 2 * min(float(r.mean()) for r in rounding) + EXACT:
+        return float(apart.max()), 0.0
+    return float(apart.max()), 3 * min(float(r.max()) for r in rounding) + EXACT
 
 
 def _relative(logits: Tensor, right: Tensor) -> Tensor:

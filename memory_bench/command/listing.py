@@ -1,5 +1,6 @@
 """What `memory-bench list` shows. Imports neither torch nor any plug-in: facts come from sources and certificates."""
 
+import json
 import tomllib
 from dataclasses import asdict, fields
 from importlib import resources
@@ -117,15 +118,32 @@ def _files(table: Any, need: str) -> list[str]:
 
 
 def _backbones(cache: Path) -> list[dict[str, Any]]:
-    folder = cache / "backbones"
+    folder, compared = cache / "backbones", _compared(cache)
     found = []
     for name, summary in NAMED.items():
         ready = any(p.is_dir() and p.suffix != ".part" for p in folder.glob(f"{name}*")) if folder.is_dir() else False
-        found.append({"name": name, "status": "cached" if ready else "made or fetched when needed", "summary": summary})
-    found.append(
-        {"name": "DIR or HUB_ID", "status": "", "summary": "any Llama, Mistral, Qwen, SmolLM, GPT-2 or OPT causal LM"}
-    )
+        parts = ["cached" if ready else "made or fetched when needed", *compared.pop(name, [])]
+        found.append({"name": name, "status": "; ".join(parts), "summary": summary})
+    found += [{"name": name, "status": "; ".join(said), "summary": ""} for name, said in sorted(compared.items())]
+    kinds = "any Llama, Mistral, Qwen, SmolLM, Granite, GPT-2 or OPT causal LM that computes as its own forward pass"
+    found.append({"name": "DIR or HUB_ID", "status": "", "summary": kinds})
     return found
+
+
+def _compared(cache: Path) -> dict[str, list[str]]:
+    """What comparisons with models' own forward passes found last, by backbone (`memory_bench.zoo.compared`)."""
+    found: dict[tuple[str, str], str] = {}
+    for file in sorted((cache / "agreement").glob("*.json"), key=lambda file: file.stat().st_mtime):
+        try:
+            r = json.loads(file.read_text(encoding="utf-8"))
+            fine = f"as its own forward pass in {r['dtype']} up to {r['tokens']:,} tokens"
+            found[r["name"], r["dtype"]] = f"refused in {r['dtype']}: {r['fault']}" if r["fault"] else fine
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # it will be made again
+    by_name: dict[str, list[str]] = {}
+    for (name, _), said in found.items():
+        by_name.setdefault(name, []).append(said)
+    return by_name
 
 
 def _budget(budget: Budget) -> dict[str, Any]:
