@@ -13,7 +13,7 @@ import torch
 from memory_bench.budget import Budget
 from memory_bench.data import Library
 from memory_bench.data.library import MADE
-from memory_bench.protocol import MemoryModel
+from memory_bench.protocol import MemoryModel, Segment
 from memory_bench.testing import Check, card_of, check_task, measure_look_ahead, model_checks, tiny_backbone
 
 KINDS = {"llama": ("llama", "qwen3", "smollm3-window"), "gpt2": ("gpt2",), "opt": ("opt",)}
@@ -80,3 +80,67 @@ def test_installed_tasks_keep_their_promises(name: str, origin: str, tmp_path: P
         pytest.skip(f"the stand-in for {task.needs} would have to be downloaded")
     place = Path(str(folder)) if origin == "data folder" else None
     check_task(task, Library(place, tmp_path, stand_ins=place is None, hub=False))
+
+
+ODD = (
+    "mistral-window",
+    "ministral",
+    "smollm3-window",
+    "ministral3",
+    "granite",
+)  # layers that differ, scales, multipliers
+PLAIN = (
+    "armt",
+    "full-context",
+    "memorizing",
+    "memoryllm",
+    "mplus",
+    "retrieval",
+    "sliding-window",
+    "truncation",
+    "xl-cache",
+)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_first_segment_is_read_as_the_backbone_itself_reads_it(name: str, odd: str) -> None:
+    kind = load(MODELS[name])
+    assert not isinstance(kind, Exception), kind
+    model = build(kind, odd, segment=24).eval()  # longer than the windows
+    segment = Segment.full(torch.randint(64, (2, 24), generator=torch.Generator().manual_seed(0)))
+    readout, _ = model.step(model.open(2), segment)
+    expected = model.backbone.model(segment.ids).logits  # type: ignore[operator]
+    torch.testing.assert_close(readout.logits(), expected, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", ["rmt", "hmt"])
+def test_memory_enters_as_embeddings_do(name: str, odd: str) -> None:
+    kind = load(MODELS[name])
+    assert not isinstance(kind, Exception), kind
+    model = build(kind, odd, segment=24).eval()
+    segment = Segment.full(torch.randint(64, (2, 24), generator=torch.Generator().manual_seed(0)))
+    readout, _ = model.step(model.open(2), segment, write=False)
+    memory = model.initial_memory.expand(2, -1, -1)  # type: ignore[operator]
+    inputs = torch.cat([memory, model.backbone.embed(segment.ids)], dim=1)
+    expected = model.backbone.model(inputs_embeds=inputs).logits[:, -24:]  # type: ignore[operator]
+    torch.testing.assert_close(readout.logits(), expected, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("odd", ODD)
+def test_longmem_reads_as_its_backbone_does(odd: str) -> None:
+    kind = load(MODELS["longmem"])
+    assert not isinstance(kind, Exception), kind
+    model: Any = build(kind, odd, segment=24, reduction=1).eval()
+    segment = Segment.full(torch.randint(64, (2, 24), generator=torch.Generator().manual_seed(0)))
+    own = model.backbone.model(segment.ids, output_hidden_states=True)
+    for ours, theirs in zip(model.encode(segment).hidden, own.hidden_states, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    # With as many side layers, copied, every side layer adds what its block does: twice H[i + 1] - H[i] in all.
+    x, encoded = own.hidden_states[0], model.encode(segment)
+    side = model.side_pass(model.open(2), segment, encoded).hidden
+    torch.testing.assert_close(side[1] - x, 2 * (own.hidden_states[1] - x), atol=5e-5, rtol=1e-4)
