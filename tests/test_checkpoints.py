@@ -132,7 +132,7 @@ def test_training_facts_are_mutated_in_hundreds_of_ways(
     for _ in range(120):
         changed = mutate(whole, rng)
         path.write_text(json.dumps(changed))
-        assert load(folder)[0] is None
+        assert load(folder)[0] is None or json.dumps(changed) == json.dumps(whole)  # "" may be changed into ""
         path.write_text(resealed(changed))
         vouch(folder / "SHA256SUMS", training.key, {n: folder / n for n in FILES[:2]})
         found, weights, notices = load(folder)
