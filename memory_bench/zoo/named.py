@@ -26,7 +26,7 @@ from memory_bench.cell import digest
 from memory_bench.data.library import Library
 from memory_bench.data.packages import fetch_package
 from memory_bench.errors import DataError, unknown
-from memory_bench.files.artefacts import Notice, kept, write_json
+from memory_bench.files.artefacts import SUMS, Notice, kept, write_json
 from memory_bench.files.content import Hashes
 from memory_bench.weights.complete import load_whole, refuse_larger_tokenizer
 from memory_bench.weights.released import hub_folder
@@ -333,7 +333,8 @@ def content(folder: Path, hashes: Hashes) -> str:
     Raises:
         OSError: one cannot be read.
     """
-    files = {p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")}
+    # Checksums that the cache writes beside the files say nothing that those do not.
+    files = {p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p.name != SUMS}
     for index in folder.glob("*.index.json"):
         with suppress(OSError, ValueError, AttributeError, TypeError):  # what is wrong with it, loading says
             listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
