@@ -12,6 +12,13 @@ class DataError(UserError):
     """Data or weights that cannot be had, read, or trusted (missing, corrupt, refused)."""
 
 
+class NotFinite(UserError):
+    """A score, a memory, a loss or a sample is not a number, or infinite: whatever is computed from it would be wrong.
+
+    A cell in which this happens fails, with the place where it began.
+    """
+
+
 class BudgetExceeded(Exception):
     """A limit of the budget was reached where reaching it ends the work. Caught only by the worker.
 

@@ -105,7 +105,7 @@ class Record:
                 status=data["status"],
                 detail=data["detail"],
                 metrics=tuple(Estimate(**m) for m in metrics),
-                usage=Usage(**data["usage"]),
+                usage=Usage(**{name: math.nan if v is None else v for name, v in data["usage"].items()}),
                 provenance=data["provenance"],
                 learned=data["learned"],
                 levels={name: math.nan if value is None else value for name, value in data["levels"].items()},

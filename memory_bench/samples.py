@@ -5,6 +5,7 @@ pyarrow and pandas are imported where they are needed: a list of records opens w
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ def read_parquet(path: Path, key: str) -> "pd.DataFrame":
     except Exception as error:  # pyarrow raises many types for broken files
         raise Damaged(f"it cannot be read ({type(error).__name__})") from error
     if "choice_nll" in samples:
-        lists = [None if v is None else [float(x) for x in v] for v in samples["choice_nll"]]
+        lists = [None if v is None else [math.nan if x is None else float(x) for x in v] for v in samples["choice_nll"]]
         samples["choice_nll"] = pd.Series(lists, index=samples.index, dtype=object)
     return samples
 

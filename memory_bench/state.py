@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
+import torch
 from torch import Tensor
 
 
@@ -32,7 +33,8 @@ class State:
     """Everything a model remembers of its streams. Subclasses are frozen dataclasses of tensors.
 
     Every tensor's first axis is the row; whatever is not a tensor is the same for all rows. Fields whose name starts
-    with ``host_`` stay in main memory. A state is never changed in place, so sharing is safe.
+    with ``host_`` stay in main memory. A state is never changed in place, so sharing is safe. Its numbers are finite:
+    what is empty or hidden is said by a mask, not by NaN or an infinity.
     """
 
     def fork(self) -> Self:
@@ -55,6 +57,16 @@ class State:
     def tensors(self) -> list[tuple[str, Tensor]]:
         """Every tensor with its dotted name."""
         return _named_tensors(self, "")
+
+    def broken_rows(self) -> list[int]:
+        """The rows in which a number is not finite."""
+        floating = [t for _, t in self.tensors() if t.is_floating_point() and t.numel()]
+        # A sum is not finite where a number is not, and reads a large cache many times as fast as a test of each.
+        sums = [t.detach().sum(dtype=torch.float32 if t.itemsize < 4 else None) for t in floating]
+        if not sums or bool(torch.stack([torch.isfinite(s).to(sums[0].device) for s in sums]).all()):
+            return []
+        good = [torch.isfinite(t).reshape(len(t), -1).all(dim=1).cpu() for t in floating]
+        return [int(row) for row in (~torch.stack(good).all(dim=0)).nonzero()[:, 0]]
 
     def size(self) -> StateSize:
         """Bytes held, counted over the tensors."""

@@ -16,6 +16,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from memory_bench.files.artefacts import (
     write_json,
 )
 from memory_bench.files.shapes import RunShape, conform
+from memory_bench.finite import unsound, unsound_scores
 from memory_bench.record import SCHEMA, Record, versions
 from memory_bench.samples import check_unsummed, read_parquet, to_parquet
 
@@ -153,6 +155,32 @@ class Store:
         found = self._read(key)
         return None if found is None else found[0]
 
+    def _sound(self, record: Record) -> Record:
+        """The record, failed where its numbers are not finite: earlier versions filed such results as ``ok``."""
+        if record.status not in ("ok", "over_budget"):
+            return record
+        fault = unsound(record.metrics) or unsound_scores(*self._scores(record.key))
+        if not fault:
+            return record
+        detail = f"non-finite: {fault}, though it was filed as {record.status}; run it again with --retry failed"
+        return replace(record, status="failed", detail=detail, metrics=(), learned=None)
+
+    def _scores(self, key: str) -> tuple[list[float | None], list[float | None]]:
+        """Every score in a cell's samples and every choice's; of files that cannot be read `samples` warns."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.cell_folder(key) / SAMPLES
+        if not path.is_file():
+            return [], []
+        try:
+            table = pq.read_table(path, columns=["nll", "choice_nll"])
+            nll, choices = (table.column(name).combine_chunks() for name in ("nll", "choice_nll"))
+            lists = [] if pa.types.is_null(choices.type) else choices.flatten().to_pylist()
+        except Exception:  # pyarrow raises many types for broken files
+            return [], []
+        return nll.to_pylist(), lists
+
     def records(self) -> list[Record]:
         """All results, in the order of their keys."""
         keys = sorted(p.name for p in self.cells.iterdir() if p.is_dir()) if self.cells.is_dir() else []
@@ -189,7 +217,7 @@ class Store:
         except (OSError, ValueError) as error:
             self.warn(f"{place} is not used and the cell counts as not done: {error}.")
             return None
-        return record, data
+        return self._sound(record), data
 
     def _check_samples(self, record: Record, data: dict[str, Any]) -> None:
         path = self.cell_folder(record.key) / SAMPLES

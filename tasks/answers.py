@@ -15,6 +15,7 @@ import pandas as pd
 from memory_bench.corpus import Corpus
 from memory_bench.data import Library
 from memory_bench.episode import Encode, Estimate, Task, TrainingPlan
+from memory_bench.finite import check_samples, checked, unanswered
 from memory_bench.statistics.retention import half_life_estimates, lifts
 from memory_bench.statistics.stats import mean_interval
 
@@ -67,6 +68,7 @@ class Retention(Task):
 
     def correct(self, samples: pd.DataFrame) -> "pd.Series[float]":
         """1.0 for a hit; questions with choices are right or wrong."""
+        check_samples(samples)
         free = _generated(samples)
         found = (samples["predicted"] == samples["answer"]).astype(float)
         for row, generated, accepted in samples.loc[free, ["generated", "accepted"]].itertuples():
@@ -78,7 +80,7 @@ class Retention(Task):
 
         Intervals are over clusters (the document that questions share); the seeds of a question are averaged first.
         """
-        asks = samples[samples["kind"] == "ask"].reset_index(drop=True)
+        asks = check_samples(samples)[samples["kind"] == "ask"].reset_index(drop=True)
         asks = asks.assign(
             correct=self.correct(asks), logprob=-asks["nll"], logprob_token=-asks["nll"] / asks["tokens"].clip(lower=1)
         )
@@ -91,11 +93,11 @@ class Retention(Task):
             pairs = zip(free["generated"], free["answer"], strict=True)
             raw = free.assign(raw=[float(raw_hit(said, answer)) for said, answer in pairs])
             found.append(average("raw_hit", raw, "raw", "share", seed))
-        found.append(average("answer_logprob", main, "logprob", "nats", seed))
-        found.append(average("answer_logprob_token", main, "logprob_token", "nats/token", seed))
+        found += likelihood("answer_logprob", main, "logprob", "nats", seed)
+        found += likelihood("answer_logprob_token", main, "logprob_token", "nats/token", seed)
         for name, part in self.parts(main).items():
             found.append(average("accuracy", part, "correct", "share", seed, name))
-            found.append(average("answer_logprob_token", part, "logprob_token", "nats/token", seed, name))
+            found += likelihood("answer_logprob_token", part, "logprob_token", "nats/token", seed, name)
         for control in CONTROLS:
             part = asks[asks["control"] == control]
             found += [] if part.empty else [average("accuracy", part, "correct", "share", seed, f"control:{control}")]
@@ -112,10 +114,20 @@ def _generated(samples: pd.DataFrame) -> "pd.Series[bool]":
     return samples["choice_nll"].map(lambda nll: not hasattr(nll, "__len__") or len(nll) < 2).astype(bool)
 
 
+def likelihood(metric: str, asks: pd.DataFrame, column: str, unit: str, seed: int, name: str = "") -> list[Estimate]:
+    """`average` of what only an answer has; nothing where questions are unanswered: the others may be easier."""
+    return [] if unanswered(asks).any() else [average(metric, asks, column, unit, seed, name)]
+
+
 def average(
     metric: str, asks: pd.DataFrame, column: str, unit: str, seed: int, name: str = "", *, higher_is_better: bool = True
 ) -> Estimate:
-    """The mean of `column` over questions, seeds averaged first, with its interval over clusters, as slice `name`."""
+    """The mean of `column` over questions, seeds averaged first, with its interval over clusters, as slice `name`.
+
+    Raises:
+        NotFinite: a value is not finite.
+    """
+    checked(asks[column], f"values of {column}")
     each = asks.groupby(["cluster", "episode", "event"], as_index=False)[[column]].mean()
     value, low, high = mean_interval(each[column].to_numpy(), each["cluster"].to_numpy(dtype=str), seed=seed)
     return Estimate(metric, value, low, high, each["cluster"].nunique(), name, unit, higher_is_better)

@@ -22,6 +22,7 @@ from memory_bench.corpus import Corpus, TextCorpus
 from memory_bench.data import Library
 from memory_bench.episode import Document, Encode, Episode, Estimate, Read, Task, TrainingPlan
 from memory_bench.errors import UserError
+from memory_bench.finite import check_samples
 from memory_bench.statistics.stats import Interval, ratio_interval, scored_units
 from memory_bench.zoo.pretrain import encode_documents
 
@@ -56,7 +57,7 @@ class LanguageModeling(Task):
         A scored stretch (a segment) belongs to the position slice its first token is in. Intervals are over documents,
         or over blocks of them where there are fewer than 20; the seeds of a unit are averaged first.
         """
-        reads = samples[samples["kind"] == "read"]
+        reads = check_samples(samples)[samples["kind"] == "read"]
         main = reads[reads["control"] == ""]
         if main.empty:
             return []
@@ -87,7 +88,11 @@ def sums_by_unit(reads: pd.DataFrame) -> pd.DataFrame:
     """Sums of surprisal, bytes, tokens and words of every independent unit, averaged over seeds.
 
     Units are clusters; with fewer than 20 of them episodes (excerpts of a work); with fewer than 20 of those, blocks.
+
+    Raises:
+        NotFinite: see `check_samples`.
     """
+    check_samples(reads)
     clusters, episodes = reads["cluster"].to_numpy(dtype=str), reads["episode"].to_numpy(dtype=str)
     units = scored_units(clusters, episodes, reads["start"].to_numpy(), reads["tokens"].to_numpy())
     keys = [units, reads["seed"].to_numpy()]

@@ -26,6 +26,7 @@ from memory_bench.data.facts import SEGMENT
 from memory_bench.data.nouns import NounEpisode, Reading, make_nouns, noun_episodes
 from memory_bench.episode import Ask, Encode, Episode, Estimate, Read, Task, TrainingPlan
 from memory_bench.errors import UserError
+from memory_bench.finite import check_samples, unanswered
 
 from .answers import average
 from .language_modeling import books_corpus
@@ -83,6 +84,11 @@ class NounRecall(Task):
 
         Intervals are over lists; the seeds of a noun are averaged first.
         """
+        check_samples(samples)
+        # What only an answer has cannot be averaged over those that there are: the others may be harder.
+        whole = samples[~unanswered(samples)]
+        if len(whole) < len(samples):
+            return []
         pairs = drops(samples)
         same = pairs[(pairs["control"] == "") & (pairs["kind"] == "same")]
         if same.empty:

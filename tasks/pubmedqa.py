@@ -24,9 +24,10 @@ from memory_bench.data.studies import SEGMENT, InventedStudy, invent, studies
 from memory_bench.driver.encoding import Before, encode_asked
 from memory_bench.episode import Ask, Encode, Episode, Estimate, Read, Task, TrainingPlan
 from memory_bench.errors import UserError
+from memory_bench.finite import check_samples, unanswered
 from memory_bench.statistics.stats import macro_f1, statistic_interval
 
-from .answers import average
+from .answers import average, likelihood
 from .language_modeling import books_corpus
 
 CHOICES = (" yes", " no", " maybe")
@@ -102,14 +103,14 @@ class PubMedQA(Task):
         Intervals are over clusters (what questions share); the seeds of a question are averaged first. The headline is
         over the configured distance where an episode says one (stand-in).
         """
-        asks = samples[samples["kind"] == "ask"]
+        asks = check_samples(samples)[samples["kind"] == "ask"]
         asks = asks.assign(correct=(asks["predicted"] == asks["answer"]).astype(float), logprob=-asks["nll"])
         main, counted = asks[asks["control"] == ""], self.headline_rows(asks)
         head = counted[counted["control"] == ""]
         if head.empty:
             return []
         found = [average("accuracy", head, "correct", "share", seed), _macro_f1(head, seed)]
-        found.append(average("answer_logprob", head, "logprob", "nats", seed))
+        found += likelihood("answer_logprob", head, "logprob", "nats", seed)
         parts = [(f"label={c.strip()}", head[head["answer"] == c]) for c in CHOICES]
         parts += [(n, main[main["label"] == n]) for n in _in_order(main["label"])]
         parts += self._by_distance(head) if self.config.fused > 1 else []
@@ -228,7 +229,13 @@ def _macro_f1(asks: pd.DataFrame, seed: int) -> Estimate:
 
 
 def _lift(asks: pd.DataFrame, seed: int) -> list[Estimate]:
-    """(score - floor) / (ceiling - floor); nothing where a control is missing or the ceiling is no higher."""
+    """(score - floor) / (ceiling - floor); nothing where a control is missing or the ceiling is no higher.
+
+    Nothing also where questions are unanswered, of which there are no controls; else a question without one of the
+    controls (its evidence is none) is in none of the three.
+    """
+    if unanswered(asks).any():
+        return []
     table = asks.pivot_table(index=["cluster", "episode", "event"], columns="control", values="correct", aggfunc="mean")
     if not {"", "wiped", "ceiling"} <= set(table.columns):
         return []

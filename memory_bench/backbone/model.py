@@ -114,6 +114,7 @@ class Backbone(Layers):
         shifts = [nn.Parameter(torch.zeros(size)) for _ in range(self.layers)] if key_shift else []
         self.key_shift = nn.ParameterList(shifts)
         self._passes: Passes | None = None  # only inside `reusing`
+        self._finite: list[Tensor] | None = None  # only inside `watched`
         self.model.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -161,7 +162,10 @@ class Backbone(Layers):
         """Logits ``[..., vocab]`` of final hidden states ``[..., width]``."""
         logits = cast(Tensor, cast(Any, self.model).get_output_embeddings()(hidden))
         divisor = float(declared(cast(Any, self.model).config, "logits_scaling") or 1.0)  # Granite
-        return logits if divisor == 1 else logits / divisor
+        logits = logits if divisor == 1 else logits / divisor
+        if self._finite is not None:
+            self._finite.append(torch.isfinite(logits).all())
+        return logits
 
     def begin(self, embeds: Tensor, positions: Tensor) -> Tensor:
         """Input of the first layer ``[rows, tokens, hidden_width]``.
@@ -244,6 +248,15 @@ class Backbone(Layers):
             yield
         finally:
             self._passes = outer
+
+    @contextmanager
+    def watched(self) -> Iterator[list[Tensor]]:
+        """Inside, every call of `head` adds to the list whether all of its logits are finite, a bool on the device."""
+        outer, self._finite = self._finite, []
+        try:
+            yield self._finite
+        finally:
+            self._finite = outer
 
     def resume(
         self, embeds: Tensor, places: tuple[Tensor, ...], context: tuple[State, ...] = (), *, limit: int | None = None

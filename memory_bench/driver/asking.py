@@ -8,6 +8,7 @@ Without choices, a control into which no memory enters is observed once per ques
 where the question is asked: the ceiling, and the wiped memory, which then means that nothing of the stream was read.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,8 +19,9 @@ from torch import Tensor
 from memory_bench.corpus import Line
 from memory_bench.driver.encoding import Question, Stream
 from memory_bench.driver.generating import generate
-from memory_bench.driver.stream import Watcher, charged, cut, line_nll, open_lines, segment_length
+from memory_bench.driver.stream import Watcher, charged, check_state, cut, line_nll, open_lines, segment_length
 from memory_bench.episode import Ask, Decode
+from memory_bench.errors import NotFinite
 from memory_bench.protocol import MemoryModel, State
 
 Row = dict[str, Any]
@@ -58,6 +60,9 @@ def ask(
         watcher: told of the steps of the main pass.
         controls: also ask with memory wiped, foreign, and with the evidence in the prompt.
         decode: the backbone's tokenizer, backwards, for questions without choices.
+
+    Raises:
+        NotFinite: a choice, an answer or what was read is not finite.
     """
     length = segment_length(model)
     asked = [s for s in streams if s.questions]
@@ -78,26 +83,49 @@ def ask(
             if controls:
                 with charged(None, watcher):
                     found += _controls(model, state, len(alive), due, number * length, known)
+            for name, outcomes in found:
+                _check(due, name, outcomes)
             rows += [_row(d, name, o, decode) for name, outcomes in found for d, o in zip(due, outcomes, strict=True)]
         going = [i for i in alive if stops[i] > number]
         if not going:
             break
         if len(going) < len(alive):
             state, alive = state.rows(torch.arange(len(going))), going
-        state = _absorb(model, state, [asked[i].line for i in alive], number * length, number * length, watcher)
+        lines, names = [asked[i].line for i in alive], [asked[i].episode.id for i in alive]
+        state = _absorb(model, state, lines, number * length, number * length, watcher, names)
     return rows
 
 
+def _check(due: Sequence[Due], control: str, outcomes: Sequence[Outcome]) -> None:
+    """Refuse answers whose likelihood, or logits while they were written, are not finite."""
+    for d, outcome in zip(due, outcomes, strict=True):
+        if not all(map(math.isfinite, outcome.nll)):
+            raise NotFinite(f"non-finite from {_called(d)}{f' (control {control})' if control else ''}")
+
+
+def _called(due: Due) -> str:
+    """A question for a person; tokens count from 1."""
+    _, stream, question = due
+    return f"the question at token {question.at + 1:,} of {stream.episode.id} (event {question.event})"
+
+
 def _absorb(
-    model: MemoryModel[Any], state: State, lines: Sequence[Line], start: int, before: int, watcher: Watcher | None
+    model: MemoryModel[Any],
+    state: State,
+    lines: Sequence[Line],
+    start: int,
+    before: int,
+    watcher: Watcher | None,
+    names: Sequence[str],
 ) -> State:
-    """Write the full segment at `start` of every line; `before` tokens were read before it."""
+    """Write the full segment at `start` of every line; `before` tokens were read before it. `names` are the lines'."""
     segment, _ = cut(lines, start, segment_length(model), model.backbone.device)
     after: State = model.absorb(state, segment)
     if watcher is not None:
         real = int(segment.mask.sum())
         watcher.stepped(model, len(lines), segment.ids.shape[1], before, real, absorbed=True)
         watcher.state(after, len(lines))
+    check_state(after, before, names)
     return after
 
 
@@ -168,7 +196,8 @@ def _score(
         after = state.rows(torch.tensor(group))
         for number in range(segments):
             first = [choices[0] for choices in lines]
-            after = _absorb(model, after, first, number * length, before + number * length, watcher)
+            names = [_called(due[n]) for n in group]
+            after = _absorb(model, after, first, number * length, before + number * length, watcher, names)
         left = [[_from(line, segments * length) for line in choices] for choices in lines]
         if generates:
             questions = [(one, due[n][2]) for n, (one,) in zip(group, left, strict=True)]

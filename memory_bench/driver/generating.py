@@ -4,6 +4,7 @@ Questions of unequal length are continued together, padded in front. The model i
 continuation, which is what a decoder with a cache computes; the surprisal of the right answer is the harness's own.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ def generate(
 ) -> list[tuple[float, list[int]]]:
     """Per line the surprisal (nats) of its right answer, and the ids that the model writes instead.
 
+    The surprisal is NaN where a logit was not finite while the answer was written.
+
     Args:
         model: in evaluation mode.
         lines: a prompt of at most one segment, and the right answer.
@@ -42,7 +45,10 @@ def generate(
     prompt = prompt.right_aligned()
     tokens = max(count for _, count in answers)
     with model.backbone.reusing():
-        new = model.decode(state, prompt, DecodePlan(tokens, end_of_text(model), fold=not whole))
+        plan = DecodePlan(tokens, end_of_text(model), fold=not whole)
+        with model.backbone.watched() as finite:
+            new = model.decode(state, prompt, plan)
+        broken = set() if all(map(bool, finite)) else _broken(model, state, prompt, plan)
         if watcher is not None:
             read = prompt.ids.shape[1]
             real = int(prompt.mask.sum()) + sum(count for _, count in answers)
@@ -54,7 +60,20 @@ def generate(
                 nll = _surprisal(model, state, prompt, right)
             else:
                 nll = line_nll(model, lines, state=state)
+    nll = [math.nan if row in broken else value for row, value in enumerate(nll)]
     return [(n, ids[:count]) for n, ids, (_, count) in zip(nll, new.tolist(), answers, strict=True)]
+
+
+def _broken(model: MemoryModel[Any], state: State, prompt: Segment, plan: DecodePlan) -> set[int]:
+    """The rows whose logits are not finite when they are continued alone; all where none is."""
+    found = set()
+    for row in range(len(prompt.ids)):
+        index = torch.tensor([row])
+        with model.backbone.watched() as finite:
+            model.decode(state.rows(index), prompt.rows(index.to(prompt.ids.device)), plan)
+        if not all(map(bool, finite)):
+            found.add(row)
+    return found or set(range(len(prompt.ids)))
 
 
 def _cut(line: Line, tokens: int) -> Line:

@@ -44,6 +44,8 @@ def observe(  # noqa: PLR0913
 
     Raises:
         UserError: a question has no choices, and there is no `decode`.
+        NotFinite: a score, a choice's logit, those of a generated answer or what is remembered is not finite; with
+            the episode and the place where it began. Controls count as well.
     """
     if decode is None and any(isinstance(e, Ask) and not e.choices for episode in episodes for e in episode.events):
         raise UserError("Some questions have no choices: their answers can only be read with the tokenizer's decode.")
@@ -85,8 +87,9 @@ def _read(model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher |
     for memory in ways:
         own = memory == "own"
         told = watcher if own else None
+        names = [s.episode.id + ("" if own else f" (control {memory})") for s in scored]
         with charged(told, watcher):
-            for piece in walk(model, [s.line for s in scored], memory=memory, watcher=told):
+            for piece in walk(model, [s.line for s in scored], memory=memory, watcher=told, names=names):
                 sums = piece.nll.double().sum(dim=1).tolist()
                 for place, (at, nll) in enumerate(zip(piece.lines, sums, strict=True)):
                     row = _read_row(scored[at], piece.start, piece.scored.shape[1], nll)

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from memory_bench.corpus import Line
+from memory_bench.errors import NotFinite
 from memory_bench.protocol import MemoryModel, Readout, Segment, State
 
 Memory = Literal["own", "wiped", "foreign"]
@@ -149,7 +150,42 @@ def _read_from(model: MemoryModel[Any], state: State, lines: Sequence[Line], mem
     return state.rows(torch.arange(1, len(lines) + 1) % len(lines))
 
 
-def walk(
+def _broken_row(nll: Tensor) -> int | None:
+    """The first row whose surprisal ``[rows, tokens]`` is not finite."""
+    bad = ~torch.isfinite(nll).all(dim=1)
+    return int(bad.nonzero()[0]) if bool(bad.any()) else None
+
+
+def _culprit(model: MemoryModel[Any], state: State, carry: Tensor | None, segment: Segment, scored: Tensor) -> int:
+    """How many tokens of a row's `segment` are read, from `state`, until a score or hidden state is not finite.
+
+    In a pass over the whole segment one such token spoils those before it too, by weights of 0 times NaN. So its
+    beginnings are read, by bisection.
+    """
+    low, high = 0, int(segment.lengths[0])
+    while high - low > 1:
+        middle = (low + high) // 2
+        given = None if segment.given is None else segment.given[:, :middle]
+        part = Segment(segment.ids[:, :middle], segment.mask[:, :middle], given)
+        readout, _ = model.step(state, part, write=False)
+        nll = score(readout, carry, part, scored[:, :middle])
+        good = bool(torch.isfinite(nll).all() & torch.isfinite(readout.hidden).all())
+        low, high = (middle, high) if good else (low, middle)
+    return high
+
+
+def check_state(state: State, start: int, names: Sequence[str]) -> None:
+    """Refuse a memory that is not finite after the segment at `start`; rows without a name have ended.
+
+    Raises:
+        NotFinite: the row's name and the segment's first token.
+    """
+    for row in state.broken_rows() if names else ():
+        if row < len(names):
+            raise NotFinite(f"non-finite memory from the segment at token {start + 1:,} of {names[row]}")
+
+
+def walk(  # noqa: PLR0913, C901
     model: MemoryModel[Any],
     lines: Sequence[Line],
     *,
@@ -159,6 +195,7 @@ def walk(
     detach_every: int | None = None,
     recompute: bool = False,
     watcher: Watcher | None = None,
+    names: Sequence[str] | None = None,
 ) -> Iterator[Piece]:
     """Run ragged lines through the model from `state` (row i belongs to line i) until each has ended.
 
@@ -171,6 +208,10 @@ def walk(
         detach_every: cut gradients through the state after so many segments; None: never.
         recompute: gradient checkpointing, one segment at a time.
         watcher: told of every step.
+        names: of the lines; with them every score and what is remembered is checked, and refused by name and token.
+
+    Raises:
+        NotFinite: see `names`.
     """
     length = length or segment_length(model)
     device = model.backbone.device
@@ -187,14 +228,22 @@ def walk(
         advance = partial(_advance, model)
         if recompute:
             advance = partial(checkpoint, _advance, model, use_reentrant=False, preserve_rng_state=False)
+        source, before = state if memory == "own" else _read_from(model, state, chosen, memory), carry
+        nll, carry, aux, after = advance(source, carry, segment, scored, memory == "own" and left > 0)
         if memory == "own":
-            nll, carry, aux, state = advance(state, carry, segment, scored, left > 0)
-        else:
-            nll, carry, aux, _ = advance(_read_from(model, state, chosen, memory), carry, segment, scored, False)
-            state = model.absorb(state, segment) if memory == "foreign" and left else state
+            state = after
+        elif memory == "foreign" and left:
+            state = model.absorb(state, segment)
         if watcher is not None:
             watcher.stepped(model, len(alive), segment.ids.shape[1], start, int(segment.mask.sum()))
             watcher.state(state, len(alive))
+        if names is not None:
+            if (spoilt := _broken_row(nll)) is not None:
+                row = torch.tensor([spoilt])
+                first = None if before is None else before[spoilt : spoilt + 1]
+                read = _culprit(model, source.rows(row), first, segment.rows(row.to(device)), scored[[spoilt]])
+                raise NotFinite(f"non-finite from token {start + read:,} of {names[alive[spoilt]]}")
+            check_state(state, start, [names[i] for i in alive[:left]])
         yield Piece(alive, start, nll, scored, aux)
         start += length
         if left < len(alive):

@@ -23,6 +23,7 @@ from memory_bench.budget import Budget
 from memory_bench.corpus import Corpus, Line
 from memory_bench.driver.meter import TRAIN_PASSES, Meter
 from memory_bench.driver.stream import Progress, segment_length, walk
+from memory_bench.errors import NotFinite
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, Stage, fixed_steps
 
@@ -93,7 +94,7 @@ def train(
 
     Raises:
         BudgetExceeded: a hard limit (memory) was passed.
-        FloatingPointError: the loss is not finite.
+        NotFinite: the loss or its gradient is not finite, with the optimiser step (from 0).
     """
     loop = _Loop(recipe, corpus, meter, torch.Generator().manual_seed(seed), progress or (lambda done, total: None))
     model, current = None, None
@@ -185,10 +186,14 @@ class _Loop:
         value = float(loss.detach())
         whole = loss + torch.stack(aux).mean() if aux else loss
         if not math.isfinite(total := float(whole.detach())):
-            raise FloatingPointError(f"The training loss became {total} at optimiser step {self.steps}.")
+            raise NotFinite(f"non-finite: the training loss became {total} at optimiser step {self.steps}")
         self._optimizer.zero_grad(set_to_none=True)
         whole.backward()
-        nn.utils.clip_grad_norm_([p for p in self._parameters if p.grad is not None], recipe.clip)
+        norm = float(nn.utils.clip_grad_norm_([p for p in self._parameters if p.grad is not None], recipe.clip))
+        if not math.isfinite(norm):  # clipping by it would make every weight NaN
+            raise NotFinite(
+                f"non-finite: the gradient of the training loss became {norm} at optimiser step {self.steps}"
+            )
         self._optimizer.step()
         return value
 

@@ -177,7 +177,7 @@ def _row(records: Sequence[Record], certified: Mapping[str, bool], tolerances: M
     better: dict[str, bool] = {}
 
     def put(record: Record, metric: str, slice_: str, value: float | None, *, higher: bool) -> None:
-        if value is not None and math.isfinite(value):
+        if value is not None:
             numbers.setdefault((metric, slice_), {})[record.cell.training.seed] = float(value)
             better[metric] = higher
 
@@ -206,7 +206,8 @@ def _row(records: Sequence[Record], certified: Mapping[str, bool], tolerances: M
             commit=first.provenance.get("commit"), versions=dict(first.provenance.get("versions", {})),
         )  # fmt: skip
         result.append(with_tolerance(line, tolerances))
-    return result
+    # A mean over the other seeds would hide a number that is none: then there is no such line.
+    return [line for line in result if all(map(math.isfinite, line.values.values()))]
 
 
 def with_tolerance(line: Line, tolerances: Mapping[str, Tolerance]) -> Line:

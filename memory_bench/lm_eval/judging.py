@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from memory_bench.episode import Estimate
+from memory_bench.finite import check_samples, checked
 from memory_bench.statistics.stats import Interval, mean_interval, ratio_interval, scored_units, statistic_interval
 
 DRAWS = 300  # bootstrap samples where a metric is no mean
@@ -36,16 +37,22 @@ def asked_items(task: Any, samples: pd.DataFrame, *, wrong: str = "") -> list[It
     Args:
         task: a `ConfigurableTask`.
         samples: rows of questions.
-        wrong: the metric that counts 0 for a document that was not finished; other metrics leave it out.
+        wrong: the metric that counts 0 for a document that was not finished; other metrics are left out then.
+
+    Raises:
+        NotFinite: see `check_samples`.
     """
+    check_samples(samples)
+    finished = True
     found: list[Item] = []
     for _, one in samples.groupby("seed"):
         for document, rows in one.groupby("cluster", sort=False):
             fields, results = _results(task.OUTPUT_TYPE, rows)
             unfinished = [(wrong, 0.0)] if wrong else []
             values = _judged(task, fields, results) if results else unfinished
+            finished = finished and bool(results)
             found += [Item(str(document), metric, value) for metric, value in values]
-    return found
+    return found if finished else [item for item in found if item.metric == wrong]
 
 
 def _results(kind: str, rows: pd.DataFrame) -> tuple[Any, list[Any]]:
@@ -92,7 +99,8 @@ def _judged(task: Any, fields: Any, results: Sequence[Any]) -> Iterator[tuple[st
 
 
 def text_items(samples: pd.DataFrame) -> list[Item]:
-    """The items of scored texts of one control: (log-likelihood, what it is divided by)."""
+    """The items of scored texts of one control: (log-likelihood, what it is divided by); see `check_samples`."""
+    check_samples(samples)
     found: list[Item] = []
     for (document, episode, _), rows in samples.groupby(["cluster", "episode", "seed"], sort=False):
         sizes = json.loads(str(episode).split(" ", 1)[1])
@@ -102,7 +110,8 @@ def text_items(samples: pd.DataFrame) -> list[Item]:
 
 
 def text_bits(samples: pd.DataFrame, seed: int, name: str) -> Estimate:
-    """Bits per byte of scored texts, over documents, or parts of them where there are few."""
+    """Bits per byte of scored texts, over documents, or parts of them where there are few; see `check_samples`."""
+    check_samples(samples)
     columns = [samples[c].to_numpy() for c in ("cluster", "episode", "start", "tokens")]
     units = scored_units(columns[0].astype(str), columns[1].astype(str), *columns[2:])
     sums = samples[["nll", "nbytes"]].groupby(units).sum()
@@ -131,7 +140,13 @@ def estimate(
 
 
 def _interval(values: list[Any], documents: NDArray[Any], aggregate: Callable[[list[Any]], Any], seed: int) -> Interval:
-    """Exact sums for means, perplexities and bits; otherwise the metric of resampled documents."""
+    """Exact sums for means, perplexities and bits; otherwise the metric of resampled documents.
+
+    Raises:
+        NotFinite: an item is not finite.
+    """
+    numbers = [x for value in values for x in (value if isinstance(value, list | tuple) else [value])]
+    checked([x for x in numbers if isinstance(x, int | float)], "the documents' values")
     kind = getattr(aggregate, "__name__", "")
     if kind == "mean":
         return mean_interval(np.array(values, dtype=float), documents, seed=seed)

@@ -9,6 +9,7 @@
 - A row's seed is that of its first segment, so its random draws do not depend on what is read beside it.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,8 @@ from torch.nn.functional import cross_entropy
 
 from memory_bench.cell import digest
 from memory_bench.corpus import Line
-from memory_bench.driver.stream import Watcher, cut, segment_length
+from memory_bench.driver.stream import Watcher, check_state, cut, segment_length
+from memory_bench.errors import NotFinite
 from memory_bench.protocol import LOGIT_SLICE, MemoryModel, Segment, State
 
 Ids = tuple[int, ...]
@@ -134,6 +136,7 @@ class Reader:
         state: State = self.model.absorb(front.before.rows(torch.tensor(front.parents)), segment)
         self.watcher.stepped(self.model, len(firsts), self.length, start, ids.numel(), absorbed=True)
         self.watcher.state(state, len(firsts))
+        check_state(state, start, [f"the text that begins {list(context[:8])}" for context in firsts])
         return state
 
     def _open(self, texts: Sequence[Ids]) -> State:
@@ -193,6 +196,10 @@ class Reader:
                 logprobs, top = logits.log_softmax(dim=-1), int(logits.argmax())
                 begun = float(total[i]), bool(greedy[i])
                 found[i] = [(begun[0] + float(logprobs[t]), begun[1] and top == t) for t in tails[i].lasts]
+                if not all(math.isfinite(likelihood) for likelihood, _ in found[i]):
+                    raise NotFinite(
+                        f"non-finite likelihood of what follows token {before + tails[i].first:,} of a text"
+                    )
             alive, start = alive[:left], start + self.length
             state = after.rows(torch.arange(left)) if left else after
         return found

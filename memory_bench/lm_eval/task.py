@@ -28,6 +28,7 @@ from memory_bench.corpus import Corpus, TextCorpus
 from memory_bench.data.library import Library, Source
 from memory_bench.episode import Encode, Episode, Estimate, Task, TrainingPlan
 from memory_bench.errors import DataError, UserError, unknown
+from memory_bench.finite import check_samples
 from memory_bench.lm_eval import documents, include_path, judging
 from memory_bench.lm_eval.finding import LOCAL, check_reach, no_data, read_fields, task_file, task_sources
 from memory_bench.zoo.pretrain import encode_documents
@@ -200,7 +201,7 @@ class LmEvalTask(Task):
     def metrics(self, samples: pd.DataFrame, seed: int = 0) -> list[Estimate]:
         """The headline, lm-eval's metrics under their own names, and the headline of the controls."""
         kind = "read" if self._texts else "ask"
-        rows = samples[samples["kind"] == kind]
+        rows = check_samples(samples)[samples["kind"] == kind]
         if rows[rows["control"] == ""].empty:
             return []
         found = self._estimates(rows[rows["control"] == ""], seed, "")

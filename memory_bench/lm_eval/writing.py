@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from memory_bench.errors import NotFinite
 from memory_bench.lm_eval.reading import Ids, Reader
 from memory_bench.protocol import DecodePlan, Segment, State
 
@@ -71,7 +72,12 @@ def _continue(
     ids = pad_sequence([torch.tensor(row.ids) for row in rows], batch_first=True).to(device)
     given = torch.arange(ids.shape[1], device=device) < torch.tensor([[row.given] for row in rows], device=device)
     piece = min(PIECE, max(tokens - len(row.written) for row in rows))
-    new = reader.model.decode(state, Segment(ids, mask, given), DecodePlan(piece, stop_ids))
+    with reader.model.backbone.watched() as finite:
+        new = reader.model.decode(state, Segment(ids, mask, given), DecodePlan(piece, stop_ids))
+    if not all(map(bool, finite)):
+        raise NotFinite(
+            f"non-finite logits in an answer that is written after token {before + ids.shape[1]:,} of a text"
+        )
     reader.watcher.stepped(reader.model, len(rows), ids.shape[1] + piece, before, int(mask.sum()) + new.numel())
     for row, found in zip(rows, new.tolist(), strict=True):
         stops = [n for n, token in enumerate(found) if token in stop_ids]

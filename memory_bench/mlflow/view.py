@@ -247,8 +247,8 @@ def _thinned(curve: Sequence[Sequence[float]]) -> Iterator[tuple[int, float]]:
     """(tokens read, mean loss) of at most `POINTS` blocks of steps, each at its last step."""
     size = math.ceil(len(curve) / POINTS)
     for first in range(0, len(curve), max(1, size)):
-        block = [(tokens, loss) for tokens, loss in curve[first : first + size] if loss is not None]
-        if block:
+        block = list(curve[first : first + size])
+        if all(loss is not None and math.isfinite(loss) for _, loss in block):  # of others there is no mean
             yield int(block[-1][0]), sum(loss for _, loss in block) / len(block)
 
 

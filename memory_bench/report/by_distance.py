@@ -21,9 +21,7 @@ def compared(models: Mapping[str, Row], board: Board) -> list[tuple[str, Differe
     samples = {label: row.samples for label, row in models.items() if row.samples is not None}
     if board.metric != "accuracy" or not any(half_life_of(row.estimates) for row in models.values()):
         return []
-    forgetful = [
-        label for label, row in models.items() if (own := half_life_of(row.estimates)) and own.note == NO_MEMORY
-    ]
+    forgetful = [label for label, row in models.items() if _forgets(row)]
     seeds = {label: _seed_values(row, board.metric) for label, row in models.items()}
     return retention.differences(samples, seeds, forgetful, board.levels.get("chance", 0.0))
 
@@ -83,6 +81,13 @@ def _ratio(pair: Difference, models: Mapping[str, Row]) -> str:
     sign = "> " if first and not second else "< " if second and not first else ""
     ends = "" if pair.low is None or pair.high is None else f" [{2**pair.low:.2f}, {2**pair.high:.2f}]"
     return f"{sign}×{2**pair.value:.2f}{ends}"
+
+
+def _forgets(row: Row) -> bool:
+    """Without a half-life, over all seeds or in one of them."""
+    each = [half_life_of(record.metrics) for record in row.records if record.metrics]
+    own = half_life_of(row.estimates)
+    return (own is not None and own.note == NO_MEMORY) or any(one and not math.isfinite(one.value) for one in each)
 
 
 def _seed_values(row: Row, metric: str) -> dict[str, list[float]]:

@@ -1,5 +1,6 @@
 """What a row of a board spent, and whether its training taught the memory anything."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,8 @@ def cost(row: Row) -> Cost:
     read = [u for u in used if u.eval_tokens]
 
     def over(pick: Callable[[Usage], float], usages: Sequence[Usage] = used, how: Any = np.mean) -> float | None:
-        return float(how([pick(u) for u in usages])) if usages else None
+        found = float(how([pick(u) for u in usages])) if usages else math.nan
+        return found if math.isfinite(found) else None
 
     def whole(value: float | None) -> int | None:
         return None if value is None else round(value)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from memory_bench.episode import Estimate
+from memory_bench.errors import NotFinite
+from memory_bench.finite import check_samples
 from memory_bench.record import STATUSES, Record
 from memory_bench.statistics import pairing, retention
 
@@ -91,7 +93,7 @@ class Row:
 
     @cached_property
     def seed_values(self) -> tuple[float, ...]:
-        """The headline of each seed that has one."""
+        """The headline of each seed that has one; a record with one that is no number has failed (`Store.record`)."""
         own = [m.value for r in self.records for m in r.metrics if m.metric == self.metric and not plain(m.slice)]
         return tuple(value for value in own if np.isfinite(value))
 
@@ -175,7 +177,7 @@ def make_row(
     frames, notes = [], []
     complete = True
     for record in records:
-        frame = samples[record.key]
+        frame = None if record.status == "failed" else samples[record.key]
         if frame is None or frame.empty:
             complete = complete and not record.metrics
             continue
@@ -189,9 +191,12 @@ def make_row(
     estimates: list[Estimate] = []
     if joined is not None and task is not None:
         try:
-            whole = pairing.judged(task, joined)
+            whole = pairing.judged(task, check_samples(joined))
             estimates, joined = task.metrics(whole), task.headline_rows(whole)
             estimates = estimates + _lift_by_distance(estimates, whole)
+        except NotFinite as error:  # the records' own numbers were computed from the same samples
+            warnings.append(f"{label} on {records[0].cell.task.name} has no numbers: {error}")
+            return Row(label, tuple(records), None, (), metric, ("samples that are not finite",))
         except Exception as error:  # a plug-in's fault must not cost the whole report
             warnings.append(
                 f"{label} on {records[0].cell.task.name}: metrics failed ({error!r}); records are averaged."
@@ -213,21 +218,26 @@ def _with_unanswered(frame: "pd.DataFrame", questions: "pd.DataFrame") -> tuple[
     missing = questions[[pair not in had for pair in zip(*(questions[c] for c in EVENT), strict=True)]]
     if missing.empty:
         return frame, 0
-    blank = missing.assign(predicted="", generated="", nll=math.nan, choice_nll=None)
+    nothing = {"predicted": "", "generated": "", "nll": math.nan, "choice_nll": None}
+    blank = missing.assign(**{name: value for name, value in nothing.items() if name in missing})
     return pd.concat([frame, blank], ignore_index=True), len(missing)
 
 
 def _averaged(records: Sequence[Record]) -> list[Estimate]:
-    """Metrics averaged over records; an average of intervals, as seeds share their documents."""
+    """Metrics averaged over records; an average of intervals, as seeds share their documents.
+
+    A metric that is no number in one of them (by its note) has no average, and no interval where one has none.
+    """
     found: dict[tuple[str, str], list[Estimate]] = {}
     for record in records:
         for m in record.metrics:
-            if np.isfinite(m.value):
-                found.setdefault((m.metric, plain(m.slice)), []).append(m)
+            found.setdefault((m.metric, plain(m.slice)), []).append(m)
     result = []
     for (metric, slice_), same in found.items():
-        ends = [[x for x in (getattr(m, end) for m in same) if x is not None] for end in ("low", "high")]
-        low, high = (float(np.mean(values)) if values else None for values in ends)
+        if not all(np.isfinite(m.value) for m in same):
+            continue
+        ends = [[getattr(m, end) for m in same] for end in ("low", "high")]
+        low, high = (None if None in values else float(np.mean(values)) for values in ends)
         value = float(np.mean([m.value for m in same]))
         most = max(m.n for m in same)
         result.append(Estimate(metric, value, low, high, most, slice_, same[0].unit, same[0].higher_is_better))

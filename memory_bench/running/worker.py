@@ -26,8 +26,9 @@ from memory_bench.driver.meter import Meter
 from memory_bench.driver.observe import observe
 from memory_bench.driver.train import Trained, train, trained_parameters, untrained
 from memory_bench.episode import Estimate, Task
-from memory_bench.errors import BudgetExceeded, UserError
+from memory_bench.errors import BudgetExceeded, NotFinite, UserError
 from memory_bench.files.artefacts import Notice
+from memory_bench.finite import unsound
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe
 from memory_bench.record import Record, now, provenance
@@ -165,6 +166,8 @@ def _evaluate(work: _Work, blank: Record) -> tuple[Record, pd.DataFrame]:
     meter.usage.scored_tokens = int(samples.loc[samples["control"] == "", "tokens"].sum())
     released = parts.pretrained is not None
     metrics = tuple(_mark_look_ahead(e, model.traits.look_ahead, released) for e in task.metrics(judged(task, samples)))
+    if fault := unsound(metrics):
+        raise NotFinite(f"non-finite: {fault}")
     learned = judge(
         task.headline_rows(judged(task, samples)),
         task.headline,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from memory_bench.finite import checked
+
 Floats = NDArray[np.float64]
 Floor = float | tuple[ArrayLike, ArrayLike]
 """The floor c: a number, or scores of questions asked with memory wiped and their clusters."""
@@ -42,18 +44,22 @@ class Table:
 
     @classmethod
     def of(cls, scores: ArrayLike, distances: ArrayLike, clusters: ArrayLike, floor: Floor = 0.0) -> "Table":
-        """See `half_life` for the arguments."""
+        """See `half_life` for the arguments.
+
+        Raises:
+            NotFinite: a score, a distance or the floor is not finite.
+        """
         documents, rows = np.unique(np.asarray(clusters), return_inverse=True)
-        columns, centers = _joined(np.asarray(distances, dtype=np.float64))
+        columns, centers = _joined(checked(distances, "distances"))
         shape = (len(documents), len(centers))
         place = rows.ravel() * shape[1] + columns
         sums, counts = (
             np.bincount(place, weights=w, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
-            for w in (np.asarray(scores, dtype=np.float64), None)
+            for w in (checked(scores, "scores"), None)
         )
         if not isinstance(floor, tuple):
-            return cls(centers, sums, counts, float(floor), np.zeros(shape[0]), np.zeros(shape[0]))
-        wiped, theirs = np.asarray(floor[0], dtype=np.float64), np.asarray(floor[1])
+            return cls(centers, sums, counts, float(checked(floor, "floors")), np.zeros(shape[0]), np.zeros(shape[0]))
+        wiped, theirs = checked(floor[0], "scores with memory wiped"), np.asarray(floor[1])
         known = np.isin(theirs, documents)
         row = np.searchsorted(documents, theirs[known])
         below, asked = (

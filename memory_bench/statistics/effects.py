@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import t as student
 
+from memory_bench.finite import check_samples, checked
 from memory_bench.statistics import pairing, stats
 
 if TYPE_CHECKING:
@@ -101,11 +102,11 @@ def share_effect(
     if not seeds or any(sorted(row) != seeds for row in rows):
         return None
     by_seed = [{s: _first(row[s], None).groupby("episode")["nll"].sum() for s in seeds} for row in rows]
-    sums = [pd.DataFrame(one).dropna() for one in by_seed]  # [documents, seeds]
-    shared = sums[0].index.intersection(sums[1].index).intersection(sums[2].index)
-    first, second, ground = (one.loc[shared].to_numpy() for one in sums)
-    if not len(shared):
+    # Documents that every seed of every row has read.
+    shared = sorted(set.intersection(*(set(one.index) for row in by_seed for one in row.values())))
+    if not shared:
         return None
+    first, second, ground = (pd.DataFrame({s: one[shared] for s, one in row.items()}).to_numpy() for row in by_seed)
     gained, kept = ground - first, ground - second
     value, low, high = stats.ratio_interval(kept.mean(axis=1), gained.mean(axis=1), seed=0)
     if value is None or low is None or high is None:
@@ -117,7 +118,7 @@ def share_effect(
 
 def _first(samples: "pd.DataFrame", length: int | None) -> "pd.DataFrame":
     """The main readings' stretches that begin within the first `length` tokens of documents that are long enough."""
-    reads = samples[(samples["control"] == "") & (samples["kind"] == "read")]
+    reads = check_samples(samples)[(samples["control"] == "") & (samples["kind"] == "read")]
     if length is None:
         return reads
     ends = (reads["start"] + reads["tokens"]).groupby(reads["episode"]).transform("max")
@@ -128,6 +129,7 @@ def seed_interval(values: Sequence[float]) -> Bounds:
     """Student's 95 % interval of the mean; without bounds for fewer than two."""
     if len(values) < 2:
         return -math.inf, math.inf
+    checked(values, "the seeds' values")
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
     reach = float(student.ppf(0.975, len(values) - 1)) * error
     return mean - reach, mean + reach
@@ -135,7 +137,7 @@ def seed_interval(values: Sequence[float]) -> Bounds:
 
 def mean_effect(values: "np.ndarray", unit: str) -> Effect:
     """The mean of shares ``[seeds, documents]``, as an effect in percent; of a single one, which is exact, itself."""
-    found = 100 * np.asarray(values, dtype=np.float64)
+    found = 100 * checked(values, "shares")
     by_document = found.mean(axis=0)
     _, low, high = stats.mean_interval(by_document, np.arange(len(by_document)), seed=0)
     value = float(found.mean())

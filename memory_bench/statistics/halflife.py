@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from memory_bench.episode import Estimate
+from memory_bench.finite import checked
 from memory_bench.statistics import stats
 from memory_bench.statistics.decay import Floats, Floor, Table, fit, grid_of, shortest
 
@@ -111,8 +112,9 @@ def half_life(
 
     Raises:
         ValueError: fewer than two distances, or hits outside 0..1.
+        NotFinite: a score, a distance or the floor is not finite.
     """
-    values = np.asarray(scores, dtype=np.float64)
+    values = checked(scores, "scores")
     if len(values) and not graded and (values.min() < 0 or values.max() > 1):
         raise ValueError("hits must lie between 0 and 1; pass graded=True for other scores")
     table = Table.of(values, distances, clusters, floor)

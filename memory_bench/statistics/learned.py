@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from memory_bench.finite import check_samples
 from memory_bench.statistics.pairing import correct
 from memory_bench.statistics.stats import mean_interval, ratio_interval, scored_units
 
@@ -30,7 +31,11 @@ def judge(
     Returns:
         ``verdict`` (``learned``, ``not learned``, ``untrained``, ``pretrained``, ``no memory``), the lift over the
         wiped control (positive is better; accuracy, or nats per token) with its 95 % interval; None without controls.
+
+    Raises:
+        NotFinite: see `check_samples`.
     """
+    check_samples(samples)
     if not has_memory:
         return {"verdict": "no memory", "lift": None, "low": None, "high": None, "against": "control:wiped"}
     own, wiped = (samples[samples["control"] == c].set_index(["episode", "event", "start"]) for c in ("", "wiped"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from memory_bench.finite import check_samples, unanswered
 from memory_bench.statistics import stats
 
 if TYPE_CHECKING:
@@ -56,7 +57,12 @@ def difference(
     """The paired difference of a headline metric between two (label, samples).
 
     None where nothing is shared or the metric is none that can be paired (`RATIOS` and accuracy).
+
+    Raises:
+        NotFinite: see `check_samples`.
     """
+    for part in (a[1], b[1]):
+        check_samples(part)
     if metric in RATIOS:
         found = _text(a[1], b[1], metric, seed)
     elif metric == "accuracy":
@@ -115,9 +121,15 @@ def lift(samples: "pd.DataFrame", seed: int = 0) -> tuple[float, float | None, f
     """Memory lift of questions, (score - floor) / (ceiling - floor), with its interval over clusters and their number.
 
     The floor is the same model with its memory wiped, the ceiling has the evidence in the prompt. None where a control
-    is missing or the ceiling is not above the floor: then there is nothing that memory could have lifted.
+    is missing or the ceiling is not above the floor: then there is nothing that memory could have lifted. None also
+    where questions are unanswered, of which there are no controls.
+
+    Raises:
+        NotFinite: see `check_samples`.
     """
-    asked = samples[samples["kind"] == "ask"]
+    asked = check_samples(samples[samples["kind"] == "ask"])
+    if unanswered(asked).any():
+        return None
     right = correct(asked)
     by = right.groupby([asked["cluster"], asked["control"]]).agg(["sum", "count"]).unstack(fill_value=0.0)
     names = ["", "wiped", "ceiling"]

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_bench.episode import Estimate
+from memory_bench.errors import NotFinite
+from memory_bench.finite import check_samples
 from memory_bench.statistics import pairing, stats
 from memory_bench.statistics.decay import Floor, Table, log_ratio
 from memory_bench.statistics.halflife import half_life
@@ -103,13 +105,16 @@ def expected_shares(
     rule: Callable[[int], float | None], samples: "pd.DataFrame", points: int = 48
 ) -> list[tuple[int, float]]:
     """(tokens, share left) of `MemoryModel.expected_retention` up to the longest distance asked, for the record."""
-    asked = samples[samples["kind"] == "ask"] if len(samples) else samples
+    asked = check_samples(samples)[samples["kind"] == "ask"] if len(samples) else samples
     longest = int(asked["distance_tokens"].max()) if len(asked) else 0
     if longest < 1:
         return []
     places = {round(place) for place in np.geomspace(1, longest, points)}
     places |= {0, *(int(d) for d in asked["distance_tokens"].unique()[:points] if d > 0)}
     found = [(d, rule(d)) for d in sorted(places)]
+    for d, share in found:
+        if share is not None and not math.isfinite(share):
+            raise NotFinite(f"non-finite: the model's own expected_retention after {d:,} tokens is {share}")
     return [(d, float(share)) for d, share in found if share is not None]
 
 
@@ -142,7 +147,7 @@ def expected_curve(
 
 def _asked(samples: "pd.DataFrame") -> "pd.DataFrame":
     """Questions with evidence, with columns ``distance`` and ``correct``."""
-    part = samples[samples["kind"] == "ask"]
+    part = check_samples(samples)[samples["kind"] == "ask"]
     part = part.assign(distance=distances(part), correct=correct(part))
     return part[part["distance"] >= 0]
 

@@ -11,6 +11,8 @@
   n equal signs.
 - Models are compared on identical units; differences below the noise between training seeds are ties whatever the
   documents say (`seed_floor`).
+- What is not finite is refused (`NotFinite`), never left out. A bootstrap sample in which a statistic is not defined
+  (0/0) counts as beyond both ends of its interval, which then has none where there are many of them.
 """
 
 import math
@@ -20,6 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, stdtr, stdtrit
+
+from memory_bench.errors import NotFinite
+from memory_bench.finite import checked
 
 Floats = NDArray[np.float64]
 FEW = 20  # below so many documents, parts of them are the independent units
@@ -168,7 +173,7 @@ def paired_ratio_difference(
 
 def holm(p_values: ArrayLike) -> Floats:
     """Holm's step-down adjustment of p-values `[m]`; adjusted values keep their places and never exceed 1."""
-    p = _floats(p_values)
+    p = checked(p_values, "p-values")
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p)
@@ -211,7 +216,7 @@ def seed_floor(values: Sequence[Sequence[float]]) -> Callable[[int, int], float]
     Args:
         values: per model, the headline of each seed.
     """
-    repeated = [np.asarray(v, dtype=np.float64) for v in values if len(v) > 1]
+    repeated = [checked(v, "the seeds' values") for v in values if len(v) > 1]
     freedom = sum(len(v) - 1 for v in repeated)
     if not freedom:
         return lambda _a, _b: 0.0
@@ -230,7 +235,9 @@ def weighted_difference(
     drawn = bootstrap(units, seed, draws, statistic)
     if units < 2:
         return value, None, None, 1.0
-    error = float(np.nanstd(drawn))
+    if not np.isfinite(drawn).all():  # not defined in every sample: no evidence of a difference
+        return value, *percentiles(drawn, units), 1.0
+    error = float(np.std(drawn))
     tiny = 1e-12 * max(1.0, abs(value))
     p = 2 * float(stdtr(units - 1, -abs(value) / error)) if error > tiny else float(abs(value) <= tiny)
     return value, *percentiles(drawn, units), min(1.0, max(p, 2.0 ** (1 - units)))
@@ -254,12 +261,18 @@ def _weights(units: int, seed: int, draws: int) -> Iterator[Floats]:
 
 
 def percentiles(drawn: Floats, units: int) -> tuple[float | None, float | None]:
-    """The expanded percentile interval of bootstrap statistics over `units` units."""
-    drawn = drawn[np.isfinite(drawn)]
+    """The expanded percentile interval of bootstrap statistics over `units` units.
+
+    What is not finite in them could be anything, and so counts as beyond either end; None where an end is among those.
+    """
     if units < 2 or not len(drawn):
         return None, None
-    low, high = np.quantile(drawn, [tail(units), 1 - tail(units)])
-    return float(low), float(high)
+    known = np.isfinite(drawn)
+    ends = [
+        float(np.quantile(np.where(known, drawn, beyond), share, method="linear" if known.all() else method))
+        for beyond, share, method in ((-np.inf, tail(units), "lower"), (np.inf, 1 - tail(units), "higher"))
+    ]
+    return (ends[0], ends[1]) if np.isfinite(ends).all() else (None, None)
 
 
 def tail(units: int) -> float:
@@ -275,6 +288,9 @@ def _by_cluster(values: Floats, clusters: ArrayLike) -> tuple[Floats, Floats]:
 
 def _codes(clusters: ArrayLike) -> tuple[NDArray[np.intp], int]:
     """Clusters as numbers 0, 1, … in sorted order, and how many there are."""
+    given = np.asarray(clusters)
+    if given.dtype.kind in "fO" and any(c is None or c != c for c in given.ravel().tolist()):
+        raise NotFinite("Nothing is computed from values without a cluster (None or NaN).")
     unique, codes = np.unique(np.asarray(clusters), return_inverse=True)
     return codes.ravel(), len(unique)
 
@@ -286,7 +302,7 @@ def _ratio(top: Any, bottom: Any) -> Any:
 
 
 def _floats(values: ArrayLike) -> Floats:
-    return np.asarray(values, dtype=np.float64)
+    return checked(values)
 
 
 def _letter(index: int) -> str:
