@@ -17,10 +17,10 @@ class Budget:
         name: of the preset or file.
         device_bytes: weights, optimiser, activations and memory state; on CPU the process's peak above its start.
         host_bytes: peak main memory of the process.
-        train_seconds: of training, on the device.
+        train_seconds: of training, on the device (of a CPU: seconds it computes, not those that pass).
         train_tokens: input tokens read in training, padding excluded, repeats counted.
         train_flops: of training, analytic (three forward passes a step).
-        eval_seconds: of one cell's evaluation.
+        eval_seconds: of one cell's evaluation, counted as those of training.
         added_parameters: that a method adds to its backbone.
         seeds: number of seeds, unless the command says otherwise.
         tasks: per task name, default options of the evaluation (what is scored), for example ``pg19.extent``.
@@ -57,6 +57,7 @@ _CPU: dict[str, Any] = {"device_bytes": 4 * GB, "host_bytes": 6 * GB, "added_par
 PRESETS: dict[str, Budget] = {
     b.name: b
     for b in (
+        # Seconds of the CPU, five times what the slowest model takes: a guard, and no limit of a busy machine.
         Budget("cpu-minutes", train_tokens=204_800, train_seconds=600, eval_seconds=600, seeds=2, **_CPU),
         Budget("cpu-minutes-flops", train_flops=6.6e11, train_seconds=600, eval_seconds=600, seeds=2, **_CPU),
         # About 4,200 tokens of SmolLM2 per book: eight windows of 512. Questions go to 8,192 tokens.
@@ -75,9 +76,10 @@ PRESETS: dict[str, Budget] = {
             **_CPU,
         ),
         Budget("smoke", train_tokens=2_048, train_seconds=60, eval_seconds=60, seeds=1, **_CPU),
+        # Those at equal tokens have no clock: it would end the slower models' trainings before their tokens are read.
         Budget("gpu-minutes", device_bytes=80 * GB, train_seconds=180, eval_seconds=600, seeds=2),
-        Budget("gpu-24g-hour", device_bytes=24 * GB, train_tokens=20_000_000, train_seconds=3600, seeds=2),
-        Budget("gpu-80g-hour", device_bytes=80 * GB, train_tokens=100_000_000, train_seconds=3600, seeds=2),
+        Budget("gpu-24g-hour", device_bytes=24 * GB, train_tokens=20_000_000, seeds=2),
+        Budget("gpu-80g-hour", device_bytes=80 * GB, train_tokens=100_000_000, seeds=2),
     )
 }
 FRACTIONS = ("train_seconds", "train_flops", "eval_seconds")  # limits that need not be whole numbers

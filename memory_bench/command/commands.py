@@ -5,14 +5,16 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from memory_bench import plugins
-from memory_bench.budget import load_budget
+from memory_bench.budget import GB, load_budget
 from memory_bench.card import HELPERS, NAMED, BackboneCard
 from memory_bench.cell import Cell, digest, to_json
 from memory_bench.data.library import LABELS, Library
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
     from memory_bench.running.worker import Job
 
 RUNS = Path("results/runs")
-SMALL = 5_000_000  # parameters below which a cell gets one thread and cells run side by side
+SMALL = 5_000_000  # parameters below which a cell gets one thread
+THREADS = 2  # for a larger backbone on the CPU, however many cores there are: with others sums are rounded otherwise
+CELL_BYTES = 6 * GB  # main memory for each of the cells that run side by side on large backbones
 
 
 def _note(sentence: str) -> None:
@@ -117,12 +121,29 @@ def _out_folder(options: Options, request: Request, grid: Grid) -> Path:
     return RUNS / f"{name}-{digest([cell.key for cell in grid.cells])[:6]}"
 
 
-def workers_and_threads(card: BackboneCard, device: str) -> tuple[int, int]:
-    """How many cells run side by side, and torch's threads in each; all of them are on the first GPU, if any."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def threads_for(card: BackboneCard, device: str) -> int:
+    """Torch's threads in a cell on a backbone.
+
+    On the CPU a number of the backbone's own, as it moves numbers (of long streams by up to 0.3 %): the same cell on
+    another machine, or beside cells on another backbone, is computed alike.
+    """
     if device == "cuda":
-        return 1, cores
-    return (cores, 1) if card.parameters < SMALL else (1, cores)
+        return cores()
+    return 1 if card.parameters < SMALL else THREADS
+
+
+def workers_for(cards: Collection[BackboneCard], device: str) -> int:
+    """How many cells on these backbones run side by side; all of them are on the first GPU, if any."""
+    if device == "cuda" or not cards:
+        return 1
+    busy = max(threads_for(card, device) for card in cards)
+    room = psutil.virtual_memory().total // CELL_BYTES if busy > 1 else cores()
+    return max(1, min(cores() // busy, room))
+
+
+def cores() -> int:
+    """Of the CPU, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _executor(name: str, workers: int) -> Executor:
@@ -171,9 +192,9 @@ def carry_out(prepared: Prepared, store: Store, options: Options) -> None:
         for s in prepared.grid.skipped:
             error(f"Skipped: {s.model} on {s.task}: {s.reason}.")
     cards = {c.training.backbone.name: prepared.backbones.card(c.training.backbone.name) for c in todo}
-    largest = max(cards.values(), key=lambda c: c.parameters, default=None)
-    workers, threads = workers_and_threads(largest, "cuda" if _cuda() else "cpu") if largest else (1, 1)
-    jobs = [make_job(cell, prepared.out, options, threads) for cell in todo]
+    device = "cuda" if _cuda() else "cpu"
+    workers, threads = workers_for(cards.values(), device), {n: threads_for(c, device) for n, c in cards.items()}
+    jobs = [make_job(cell, prepared.out, options, threads[cell.training.backbone.name]) for cell in todo]
     if jobs:
         with _terminable(), closing(_executor(options.executor, workers).run(jobs)) as events:
             Display(len(jobs), quiet=options.quiet).follow(events)

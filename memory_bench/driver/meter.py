@@ -1,4 +1,8 @@
-"""Counts what a cell spends, and stops it where the budget says so. One meter a cell, handed down; no globals."""
+"""Counts what a cell spends, and stops it where the budget says so. One meter a cell, handed down; no globals.
+
+Seconds are the device's: of a GPU those that pass, of a CPU those that the process computes on it, all of its threads
+together. What else the machine is busy with must not end a training before its tokens are read.
+"""
 
 import resource
 import sys
@@ -37,7 +41,7 @@ class Meter(Watcher):
         self.where = ""
         self.train_passes = TRAIN_PASSES  # one more where activations are recomputed
         self._phase: Phase = "eval"
-        self._started = time.monotonic()
+        self._started = self._now()
         self._steps = 0
         self._start_bytes = psutil.Process().memory_info().rss
         if device.type == "cuda":
@@ -53,7 +57,7 @@ class Meter(Watcher):
         Raises:
             BudgetExceeded: see `enforce`.
         """
-        self._phase, self._started = name, time.monotonic()
+        self._phase, self._started = name, self._now()
         before = self._seconds(name)
         try:
             yield
@@ -61,22 +65,25 @@ class Meter(Watcher):
             self.enforce()
         finally:
             self._synchronise()
-            setattr(self.usage, f"{name}_seconds", before + time.monotonic() - self._started)
+            setattr(self.usage, f"{name}_seconds", before + self._now() - self._started)
             self.read_memory()
 
     @contextmanager
     def uncharged(self) -> Iterator[None]:
         """See `Watcher.uncharged`: the clock stands still."""
         self._synchronise()
-        before = time.monotonic()
+        before = self._now()
         try:
             yield
         finally:
             self._synchronise()
-            self._started += time.monotonic() - before
+            self._started += self._now() - before
 
     def _seconds(self, name: Phase) -> float:
         return self.usage.train_seconds if name == "train" else self.usage.eval_seconds
+
+    def _now(self) -> float:
+        return time.process_time() if self.device.type == "cpu" else time.monotonic()
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
@@ -84,7 +91,7 @@ class Meter(Watcher):
 
     def elapsed(self) -> float:
         """Seconds in the current phase (earlier phases of the same name included)."""
-        return self._seconds(self._phase) + time.monotonic() - self._started
+        return self._seconds(self._phase) + self._now() - self._started
 
     def stepped(
         self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int, *, absorbed: bool = False

@@ -10,6 +10,7 @@ from functools import cached_property
 
 from memory_bench.budget import Budget, Usage
 from memory_bench.cell import Cell, Choice, digest
+from memory_bench.recipe import RECIPES, fixed_steps
 from memory_bench.record import Record
 from memory_bench.report.rows import Row, Scorer, make_row, unanswered
 from memory_bench.statistics import pairing
@@ -31,7 +32,8 @@ class Board:
     Attributes:
         cell: any of its cells, for what they share.
         metric: the headline.
-        rows: ranked, then those over budget, then those without a result; look-ahead rows are not among them.
+        rows: ranked, then those with an unequal training, those over budget, those without a result; look-ahead rows
+            are not among them.
         ahead: rows whose predictions could see the text they predict, which no table ranks.
         pretrained: rows that were loaded instead of trained under the budget; neither ranked nor paired.
         pairs: differences between all ranked rows.
@@ -88,10 +90,36 @@ class Board:
         return "train_tokens" if self.ended_by == "steps" else self.ended_by
 
     @cached_property
+    def unequal(self) -> Mapping[str, str]:
+        """Rows whose training was not as long as the others', by label, with what ended it; they are ranked last.
+
+        The clock ended it before the tokens, FLOPs or steps that the budget or the recipe gives to all, or something
+        else did than what ended most of the board's trainings.
+        """
+        found: dict[str, str] = {}
+        for row in self.rows:
+            ends = [end for record in row.records if (end := self._other_end(record))]
+            if ends:
+                found[row.label] = "; ".join(dict.fromkeys(ends))
+        return found
+
+    def _other_end(self, record: Record) -> str:
+        end, used = record.usage.training_ended_by, record.usage
+        recipe = RECIPES.get(record.cell.training.recipe.name)
+        steps = fixed_steps(recipe) if recipe is not None else 0
+        goal = steps or self.budget.train_tokens or self.budget.train_flops
+        if not used.train_tokens or end in ("", "none", "pretrained"):
+            return ""
+        if not (end == "train_seconds" and goal) and end == self.ended_by:
+            return ""
+        reached = f" after {used.train_steps:,} of {steps:,} steps" if steps else f" after {used.train_tokens:,} tokens"
+        return f"training ended by {end}{reached}"
+
+    @cached_property
     def letters(self) -> dict[str, str]:
         """Per ranked row, the letters it shares with the rows it cannot be told apart from."""
         named = {name for pair in self.pairs for name in (pair.a, pair.b)}
-        order = [row.label for row in self.rows if row.label in named]
+        order = [row.label for row in self.rows if row.label in named and row.label not in self.unequal]
         return letters(order, {(p.a, p.b): 0.0 if p.told_apart else 1.0 for p in self.pairs}, pairing.ALPHA)
 
     @property
@@ -100,8 +128,10 @@ class Board:
         return next((row for row in self.rows if row.model == WINDOW and row.headline), None)
 
     def against_window(self, row: Row) -> Difference | None:
-        """`row` - window, from the board's pairs."""
-        return None if self.window is None else self.pair(row.label, self.window.label)
+        """`row` - window, from the board's pairs; None where their trainings are not equal."""
+        if self.window is None or {row.label, self.window.label} & self.unequal.keys():
+            return None
+        return self.pair(row.label, self.window.label)
 
     def pair(self, a: str, b: str) -> Difference | None:
         """The difference a - b; None where they were not compared."""
@@ -204,11 +234,12 @@ def _board(store: Store, tasks: Mapping[str, Scorer], groups: Sequence[Sequence[
     board = Board(cell, metric, tuple(rows))
     sign = -1 if board.higher_is_better else 1
 
-    def rank(row: Row) -> tuple[bool, int, float, str]:
+    def rank(row: Row) -> tuple[bool, int, bool, float, str]:
         value = row.headline.value if row.headline else 0.0
         return (
             row.headline is None,
             ("ok", "over_budget", "failed", "skipped").index(row.status),
+            row.label in board.unequal,
             sign * value,
             row.label,
         )

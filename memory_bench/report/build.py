@@ -86,7 +86,11 @@ class Report:
     def _board(self, board: Board, links: bool) -> list[str]:
         out = [f"### {words.title(board)}", words.scope(board)]
         said = " ".join(s for s in (words.direction(board), words.levels(board), words.winners(board)) if s)
-        out += [said, *(f"> Warning: {warning}" for warning in words.known_already(board)), to_markdown(quality(board))]
+        out += [
+            *([said] if said else []),
+            *(f"> Warning: {warning}" for warning in words.known_already(board)),
+            to_markdown(quality(board)),
+        ]
         if board.ahead:
             out += ["Look-ahead: these predictions could see text they predict, so they are not ranked.",
                     to_markdown(look_ahead(board))]  # fmt: skip

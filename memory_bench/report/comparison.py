@@ -29,6 +29,7 @@ class Comparison:
         pairs: every two of them.
         missing: rows without a number or without shared samples, with the reason.
         by_distance: of retention, (slice, difference) at every distance and of half-lives, corrected together.
+        unequal: labels of rows whose training was not as long as that of the others on their board.
     """
 
     board: Board
@@ -36,6 +37,7 @@ class Comparison:
     pairs: tuple[Difference, ...]
     missing: tuple[str, ...] = ()
     by_distance: tuple[tuple[str, Difference], ...] = ()
+    unequal: frozenset[str] = frozenset()
 
     def table(self) -> Table:
         """One line a pair."""
@@ -54,7 +56,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """Title, table, and what could not be compared."""
-        out = [f"### {words.title(self.board)}", words.direction(self.board)]
+        out = [f"### {words.title(self.board)}", *filter(None, [words.direction(self.board)])]
         out += [to_markdown(self.table())] if self.pairs else ["Nothing to compare here."]
         if self.by_distance:
             lines = by_distance.table(self.by_distance, self.models, self.board.metric, self.verdict)
@@ -87,8 +89,16 @@ class Comparison:
     def verdict(self, pair: Difference) -> str:
         """Which of the two is better, or why that cannot be said."""
         if pair.told_apart:
-            return f"{pair.a if (pair.value > 0) == self.board.higher_is_better else pair.b} is better"
+            first = pair.a if (pair.value > 0) == self.board.higher_is_better else pair.b
+            doubt = self._doubt(pair)
+            return f"{first} is ahead, no winner: {doubt}" if doubt else f"{first} is better"
         return "within the noise between seeds" if pair.adjusted < pairing.ALPHA else "cannot be told apart"
+
+    def _doubt(self, pair: Difference) -> str:
+        """Why a difference makes no winner; empty where it does."""
+        if {pair.a, pair.b} & self.unequal:
+            return "their trainings are not equal"
+        return "one seed" if min(len(self.models[label].seed_values) for label in (pair.a, pair.b)) < 2 else ""
 
     def _number(self, label: str) -> float | None:
         own = self.models[label].headline
@@ -175,7 +185,9 @@ def _compare(chosen: Sequence[Entry], seed_values: Mapping[str, Sequence[float]]
     ]
     far = tuple(by_distance.compared(usable, board))
     models = {label: row for label, _, row in chosen}
-    return Comparison(board, models, tuple(pairs), by_distance=far, missing=(*missing, *ahead, *loaded))
+    unequal = frozenset(label for label, own, row in chosen if row.label in own.unequal)
+    said = (*missing, *ahead, *loaded)
+    return Comparison(board, models, tuple(pairs), by_distance=far, missing=said, unequal=unequal)
 
 
 def _shared(board: Board) -> str:

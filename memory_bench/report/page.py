@@ -97,7 +97,8 @@ def _board(board: Board, place: int, certificates: Mapping[str, str], drawn: Seq
     said = " ".join(s for s in (words.direction(board), words.levels(board), words.winners(board)) if s)
     out = [
         f'<h3 id="board-{place}">{_text(words.title(board))}</h3>',
-        f'<p class="scope">{_text(words.scope(board))}</p><p>{_text(said)}</p>',
+        f'<p class="scope">{_text(words.scope(board))}</p>',
+        *([f"<p>{_text(said)}</p>"] if said else []),
         *(f'<p class="warning">{_text(warning)}</p>' for warning in words.known_already(board)),
         _table(quality(board)),
     ]

@@ -142,21 +142,23 @@ def long_rows(boards: Sequence[Board], certificates: Mapping[str, str]) -> list[
     """
     result = []
     for board in boards:
+        better = board.higher_is_better if any(row.headline for row in board.everything) else None
         for row in board.everything:
             spent = {f: v for f, v in asdict(cost(row)).items() if f in COLUMNS}
+            told = "; ".join([*filter(None, [board.unequal.get(row.label)]), detail(row)])
             common = {
                 "model": row.label, "backbone": board.backbone, "task": board.task, "data": board.data,
                 "budget": board.budget.name, "seeds": len(row.records), "status": row.status, **spent,
-                "parity": certificates.get(row.model, "none"), "role": row.role, "detail": detail(row),
+                "parity": certificates.get(row.model, "none"), "role": row.role, "detail": told,
             }  # fmt: skip
             lines: list[dict[str, object]] = [
                 {"metric": e.metric, "slice": row.marked(e.slice), "value": e.value, "ci_low": e.low,
                  "ci_high": e.high, "n": e.n, "unit": e.unit, "higher_is_better": e.higher_is_better,
-                 **({"detail": f"{e.note}; {detail(row)}"} if e.note else {})}
+                 **({"detail": f"{e.note}; {told}"} if e.note else {})}
                 for e in row.estimates
             ]  # fmt: skip
             nothing: dict[str, object] = {"metric": board.metric, "slice": row.marked(""), "n": 0, "unit": "",
-                                          "higher_is_better": board.higher_is_better}  # fmt: skip
+                                          "higher_is_better": better}  # fmt: skip
             for line in lines or [nothing]:
                 result.append({name: _plain({**common, **line}.get(name)) for name in COLUMNS})
     return result
@@ -179,9 +181,23 @@ def notes(row: Row, board: Board) -> str:
     said += row.notes
     if row.status != "ok":
         said.append(f"{row.status.replace('_', ' ')}: {'; '.join(row.reasons)}")
-    ends = {r.usage.training_ended_by for r in row.records if r.usage.train_tokens} - {board.ended_by, ""}
-    said += [f"training ended by {name}" for name in sorted(ends)]
+    said += [f"{board.unequal[row.label]}: not ranked"] if row.label in board.unequal else []
+    said += ["one seed"] if row.headline and len(row.seed_values) < 2 and not row.pretrained else []
+    said += other_threads(row, board)
     return "; ".join(said)
+
+
+def other_threads(row: Row, board: Board) -> list[str]:
+    """A note where a row was computed on the CPU with another number of threads than most of its board."""
+
+    def threads(some: Row) -> list[int]:
+        facts = [r.provenance for r in some.records if r.provenance.get("device") == "cpu"]
+        return [int(f["threads"]) for f in facts if f.get("threads")]
+
+    every = [n for other in board.everything for n in threads(other)]
+    usual = max(every, key=every.count, default=0)
+    odd = sorted({n for n in threads(row) if n != usual})
+    return [f"computed with {', '.join(map(str, odd))} threads, others with {usual}"] if odd else []
 
 
 def detail(row: Row) -> str:

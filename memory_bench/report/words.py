@@ -108,7 +108,8 @@ def scope(board: Board) -> str:
     if extent := board.cell.task.config.get("extent"):
         parts.append(f"extent {extent}")
     if board.ended_by == "steps":
-        parts.append("the data's own number of training steps, the same for all, instead of the budget's tokens")
+        same = "the same for all" if not board.unequal else "which not all rows have reached"
+        parts.append(f"the data's own number of training steps, {same}, instead of the budget's tokens")
     if board.ended_by != "none" and not any(len(row.seed_values) > 1 for row in rows):
         parts.append("one seed, so the noise between trainings is unknown")
     if board.cell.limit is not None:
@@ -119,7 +120,9 @@ def scope(board: Board) -> str:
 
 
 def direction(board: Board) -> str:
-    """What the table is ranked by."""
+    """What the table is ranked by; empty where it has no numbers."""
+    if not any(row.headline for row in board.everything):
+        return ""
     return f"Ranked by {short(board.metric)}, {'higher' if board.higher_is_better else 'lower'} is better."
 
 
@@ -130,13 +133,23 @@ def levels(board: Board) -> str:
 
 
 def winners(board: Board) -> str:
-    """The board in a sentence: who is best, and who cannot be told apart from it."""
+    """The board in a sentence: who is best, and who cannot be told apart from it.
+
+    No winner is named where a training was not equal, or where a row has one seed: the noise between trainings is
+    unknown then.
+    """
+    unequal = [row.label for row in board.rows if row.headline and row.label in board.unequal]
+    if unequal:
+        return f"No winner is named, as the trainings are not equal (see the notes of {', '.join(unequal)})."
     ranked = [row for row in board.rows if row.headline and row.status == "ok"]
     if len(ranked) < 2:
         return ""
     first = ranked[0]
     mine = set(board.letters.get(first.label, ""))
     tied = [row.label for row in ranked[1:] if mine & set(board.letters.get(row.label, ""))]
+    if len(tied) < len(ranked) - 1 and (few := [row.label for row in ranked if len(row.seed_values) < 2]):
+        whose = "" if len(few) == len(ranked) else f" for {', '.join(few)}"
+        return f"No winner is named from one seed{whose}: the noise between seeds is unknown. First: {first.label}."
     if not mine:
         return f"Best: {first.label} (no paired test for {short(board.metric)})."
     if len(tied) == len(ranked) - 1:

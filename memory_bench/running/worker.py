@@ -90,6 +90,7 @@ def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None) -> Reco
         notice: told of files that did not fit and were made again; the record's provenance names them too.
     """
     cell, store = job.cell, Store(job.out, notice)
+    torch.set_num_threads(job.threads)
     started = now()
     meter = Meter(cell.training.budget, torch.device(job.device))
     samples: pd.DataFrame | None = None
@@ -108,7 +109,7 @@ def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None) -> Reco
     except Exception as error:
         traceback.print_exc()
         result = replace(result, detail=f"{type(error).__name__}: {error}")
-    facts = provenance(device=_device_name(job.device), threads=job.threads, started=started)
+    facts = provenance(device=_device_name(job.device), threads=torch.get_num_threads(), started=started)
     notices = {"notices": list(store.warnings)} if store.warnings else {}
     result = replace(result, usage=meter.usage, provenance={**facts, **result.provenance, **notices})
     store.write_record(result, samples)
@@ -232,6 +233,7 @@ def load_trained(job: Job, notice: Notice) -> tuple[MemoryModel[Any], Loaded]:
     Raises:
         UserError, BudgetExceeded: as a cell's own evaluation would.
     """
+    torch.set_num_threads(job.threads)
     meter = Meter(job.cell.training.budget, torch.device(job.device))
     work = _begin(job, Store(job.out, notice), meter, lambda *_: None)
     return work.parts.scored(_locked(work).model, job.cell.scored_with), work.parts.loaded
