@@ -67,8 +67,8 @@ def check_samples(samples: "pd.DataFrame") -> "pd.DataFrame":
     return samples
 
 
-def _bad(samples: "pd.DataFrame", name: str) -> NDArray[np.bool_]:
-    """``[rows]``: where a column holds no value."""
+def _bad(samples: "pd.DataFrame", name: str) -> Any:
+    """``[rows]`` bool: where a column holds no value."""
     column = samples[name]
     if name in NUMBERS:
         if column.dtype.kind in "iub":

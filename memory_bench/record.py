@@ -105,7 +105,7 @@ class Record:
                 status=data["status"],
                 detail=data["detail"],
                 metrics=tuple(Estimate(**m) for m in metrics),
-                usage=Usage(**{name: math.nan if v is None else v for name, v in data["usage"].items()}),
+                usage=_usage(data["usage"]),
                 provenance=data["provenance"],
                 learned=data["learned"],
                 levels={name: math.nan if value is None else value for name, value in data["levels"].items()},
@@ -118,6 +118,12 @@ class Record:
         if record.key != data.get("key"):
             raise ValueError("its key is not that of its cell; another version wrote it, or it was edited")
         return record
+
+
+def _usage(data: dict[str, Any]) -> Usage:
+    """What was spent; NaN for what was not finite and so is not in a file."""
+    spent: dict[str, Any] = {name: math.nan if value is None else value for name, value in data.items()}
+    return Usage(**spent)
 
 
 def _finite(value: Any) -> Any:

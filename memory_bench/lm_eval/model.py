@@ -25,13 +25,13 @@ from memory_bench import plugins
 from memory_bench.cell import digest
 from memory_bench.data.library import Library
 from memory_bench.driver.generating import end_of_text
-from memory_bench.driver.stream import Watcher
 from memory_bench.errors import UserError, unknown
 from memory_bench.lm_eval import require
+from memory_bench.lm_eval.fitting import Fit
 from memory_bench.lm_eval.loading import Chosen, from_names, from_run
-from memory_bench.lm_eval.reading import Ids, Likelihood, Reader
+from memory_bench.lm_eval.reading import Counts, Ids, Likelihood, Reader
 from memory_bench.lm_eval.writing import write
-from memory_bench.protocol import MemoryModel, Nothing, State
+from memory_bench.protocol import Nothing
 from memory_bench.running.environment import cache_folder, data_folder, hub_allowed
 from memory_bench.shipped import parity_text, read_certificates
 from memory_bench.zoo.named import Backbones
@@ -43,26 +43,6 @@ from lm_eval.models.utils import normalize_gen_kwargs  # noqa: E402
 
 WINDOWS = ("lm-eval", "stream")
 LOG = logging.getLogger(__name__)
-
-
-class Counts(Watcher):
-    """What was read, and the largest state."""
-
-    def __init__(self) -> None:
-        self.tokens, self.state_bytes, self.state_host_bytes = 0, 0, 0
-
-    def stepped(
-        self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int, *, absorbed: bool = False
-    ) -> None:
-        """See `Watcher.stepped`."""
-        del model, rows, tokens, before, absorbed
-        self.tokens += real
-
-    def state(self, state: State, rows: int) -> None:
-        """See `Watcher.state`; bytes are those of one stream."""
-        size = state.size()
-        self.state_bytes = max(self.state_bytes, size.device // rows)
-        self.state_host_bytes = max(self.state_host_bytes, size.host // rows)
 
 
 class MemoryLM(TemplateLM):  # type: ignore[misc]
@@ -121,6 +101,7 @@ class MemoryLM(TemplateLM):  # type: ignore[misc]
         self.add_bos_token, self.max_gen_toks = add_bos_token, max_gen_toks
         self._device = model.model.backbone.device
         self.counts = Counts()
+        self.fit = Fit(model)
         self.reader = Reader(model.model, rows=self.batch_size, seed=model.training.seed, watcher=self.counts)
         forgets = isinstance(model.model.open(1), Nothing)
         self.window = self.reader.length if forgets and windows == "lm-eval" else None
@@ -160,6 +141,8 @@ class MemoryLM(TemplateLM):  # type: ignore[misc]
             "state_bytes": self.counts.state_bytes,
             "state_host_bytes": self.counts.state_host_bytes,
             "tokens_read": self.counts.tokens,
+            "threads": torch.get_num_threads(),
+            "not_the_boards_model": self.fit.misfits,
         }
         return {
             "model_num_parameters": sum(p.numel() for p in model.parameters()),
@@ -242,6 +225,12 @@ class MemoryLM(TemplateLM):  # type: ignore[misc]
             )
         super().set_cache_hook(cache_hook)
 
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Likelihood]:
+        """See `LM.loglikelihood`; raises UserError as `Fit.check`."""
+        self.fit.check(requests)
+        found: list[Likelihood] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return found
+
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[Likelihood]:
@@ -269,7 +258,8 @@ class MemoryLM(TemplateLM):  # type: ignore[misc]
         return context[max(0, len(context) + len(continuation) - self.window - 1) :], continuation
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """The likelihood of each whole text."""
+        """The likelihood of each whole text; raises UserError as `Fit.check`."""
+        self.fit.check(requests)
         texts = [tuple(self.tok_encode(request.args[0])) for request in requests]
         if self.window is None:
             begun = [(self.prefix_token_id, *ids) for ids in texts]
@@ -288,8 +278,9 @@ class MemoryLM(TemplateLM):  # type: ignore[misc]
         return sum(likelihood for likelihood, _ in self._loglikelihood_tokens(pairs, disable_tqdm))
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations, cut before the first stop sequence."""
+        """Greedy continuations, cut before the first stop sequence; raises UserError as `Fit.check`."""
         del disable_tqdm
+        self.fit.check(requests)
         groups: dict[tuple[tuple[str, ...], int], dict[str, None]] = {}
         wanted = [(request.args[0], self._generation(request.args[1])) for request in requests]
         for context, how in wanted:

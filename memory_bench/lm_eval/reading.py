@@ -76,6 +76,26 @@ class _Tail:
         return Line(torch.tensor([*self.ids[1:], self.lasts[0]]), torch.zeros(len(self.ids), dtype=torch.bool))
 
 
+class Counts(Watcher):
+    """What was read, and the largest state."""
+
+    def __init__(self) -> None:
+        self.tokens, self.state_bytes, self.state_host_bytes = 0, 0, 0
+
+    def stepped(
+        self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int, *, absorbed: bool = False
+    ) -> None:
+        """See `Watcher.stepped`."""
+        del model, rows, tokens, before, absorbed
+        self.tokens += real
+
+    def state(self, state: State, rows: int) -> None:
+        """See `Watcher.state`; bytes are those of one stream."""
+        size = state.size()
+        self.state_bytes = max(self.state_bytes, size.device // rows)
+        self.state_host_bytes = max(self.state_host_bytes, size.host // rows)
+
+
 class Reader:
     """A model that reads token streams.
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -218,7 +218,7 @@ def _with_unanswered(frame: "pd.DataFrame", questions: "pd.DataFrame") -> tuple[
     missing = questions[[pair not in had for pair in zip(*(questions[c] for c in EVENT), strict=True)]]
     if missing.empty:
         return frame, 0
-    nothing = {"predicted": "", "generated": "", "nll": math.nan, "choice_nll": None}
+    nothing: dict[str, Any] = {"predicted": "", "generated": "", "nll": math.nan, "choice_nll": None}
     blank = missing.assign(**{name: value for name, value in nothing.items() if name in missing})
     return pd.concat([frame, blank], ignore_index=True), len(missing)
 

@@ -267,12 +267,13 @@ def percentiles(drawn: Floats, units: int) -> tuple[float | None, float | None]:
     """
     if units < 2 or not len(drawn):
         return None, None
-    known = np.isfinite(drawn)
-    ends = [
-        float(np.quantile(np.where(known, drawn, beyond), share, method="linear" if known.all() else method))
-        for beyond, share, method in ((-np.inf, tail(units), "lower"), (np.inf, 1 - tail(units), "higher"))
-    ]
-    return (ends[0], ends[1]) if np.isfinite(ends).all() else (None, None)
+    known, outside = np.isfinite(drawn), tail(units)
+    if known.all():
+        low, high = np.quantile(drawn, [outside, 1 - outside])
+    else:
+        low = np.quantile(np.where(known, drawn, -np.inf), outside, method="lower")
+        high = np.quantile(np.where(known, drawn, np.inf), 1 - outside, method="higher")
+    return (float(low), float(high)) if np.isfinite([low, high]).all() else (None, None)
 
 
 def tail(units: int) -> float:
