@@ -76,12 +76,28 @@ def _bad(samples: "pd.DataFrame", name: str) -> Any:
         bad = ~np.isfinite(column.to_numpy(dtype=np.float64, na_value=np.nan))
         return bad & ~unanswered(samples) if name == "nll" and bad.any() else bad
     if name in TEXTS:
-        return np.asarray(column.isna())
-    asked = (samples["kind"] == "ask").to_numpy()
-    lost = asked & np.array([isinstance(value, float) for value in column], dtype=bool)
+        return _no_text(column)
+    if column.isna().all():
+        return np.array([isinstance(value, float) for value in column], dtype=bool) & _asked(samples)
+    lost = _asked(samples) & np.array([isinstance(value, float) for value in column], dtype=bool)
     if name == "accepted":
         return lost
     return lost | np.array([not _blank(v) and not all(_finite(x) for x in v) for v in column], dtype=bool)
+
+
+def _no_text(column: "pd.Series[Any]") -> Any:
+    """``[rows]`` bool: where there is something else than text."""
+    import pandas as pd
+
+    if column.dtype != object:
+        return np.asarray(column.isna())
+    if pd.api.types.infer_dtype(column, skipna=False) == "string":
+        return np.zeros(len(column), dtype=bool)
+    return np.array([not isinstance(value, str) for value in column], dtype=bool)
+
+
+def _asked(samples: "pd.DataFrame") -> Any:
+    return (samples["kind"] == "ask").to_numpy(dtype=bool)
 
 
 def unsound(estimates: Iterable["Estimate"]) -> str:

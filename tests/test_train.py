@@ -241,7 +241,7 @@ def test_the_rate_is_used() -> None:
     assert all(torch.equal(tensor, before[key]) for key, tensor in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("broken", ["loss", "aux"])
+@pytest.mark.parametrize("broken", ["loss", "aux", "gradient"])
 def test_a_loss_that_is_not_finite_is_an_error(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cls = plugins.load("models", "rmt")
     step = cls.step
@@ -250,6 +250,8 @@ def test_a_loss_that_is_not_finite_is_an_error(broken: str, monkeypatch: pytest.
         readout, state = step(self, *given, **options)
         if broken == "loss":
             return Readout(readout.hidden * math.nan, readout.head), state
+        if broken == "gradient":  # of a root at 0: the loss stays what it is
+            return Readout(readout.hidden + (0 * readout.hidden).sqrt(), readout.head), state
         return Readout(readout.hidden, readout.head, aux_loss=readout.hidden.sum() * math.inf), state
 
     monkeypatch.setattr(cls, "step", spoiled)

@@ -127,7 +127,7 @@ def lift(samples: "pd.DataFrame", seed: int = 0) -> tuple[float, float | None, f
     Raises:
         NotFinite: see `check_samples`.
     """
-    asked = check_samples(samples[samples["kind"] == "ask"])
+    asked = check_samples(samples)[samples["kind"] == "ask"]
     if unanswered(asked).any():
         return None
     right = correct(asked)

@@ -1,0 +1,203 @@
+"""Boards say no more than they know: winners, unequal trainings, boards without numbers, threads, lm-eval's door."""
+
+import csv
+import io
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from memory_bench.budget import PRESETS, Budget
+from memory_bench.card import BackboneCard
+from memory_bench.cell import Cell, Choice
+from memory_bench.command import commands
+from memory_bench.driver.meter import Meter
+from memory_bench.errors import UserError
+from memory_bench.report.board import collect
+from memory_bench.report.build import build
+from memory_bench.report.comparison import compare
+from memory_bench.report.words import direction, winners
+from memory_bench.store import Store
+from synthetic import TASKS, make_cell, make_record, text_samples
+
+
+def put(store: Store, cell: Cell, gain: float, ended_by: str = "train_tokens", steps: int = 100, **facts: Any) -> None:
+    samples = text_samples(cell.training.seed, gain)
+    record = make_record(cell, samples)
+    record.usage.training_ended_by, record.usage.train_steps = ended_by, steps
+    store.write_record(replace(record, provenance={**record.provenance, **facts}), samples)
+
+
+def test_one_seed_names_no_winner(tmp_path: Path) -> None:
+    store = Store.open_or_create(tmp_path)
+    for name, gain in (("truncation", 0.0), ("hmt", 0.05)):
+        put(store, make_cell(name), gain)
+    (board,) = collect(store, TASKS)
+    assert board.letters["hmt"] != board.letters["truncation"]
+    assert winners(board) == ("No winner is named from one seed: the noise between seeds is unknown. First: hmt.")
+    assert "| one seed" in build(store, TASKS).markdown()
+    assert compare(store, [], TASKS)[0].rows()[0]["verdict"] == "hmt is ahead, no winner: one seed"
+    put(store, make_cell("hmt", seed=1), 0.05)
+    assert "from one seed for truncation" in winners(collect(store, TASKS)[0])
+    put(store, make_cell("truncation", seed=1), 0.0)
+    (board,) = collect(store, TASKS)
+    assert winners(board) == "Best: hmt, ahead of all others."
+    assert compare(store, [], TASKS)[0].rows()[0]["verdict"] == "hmt is better"
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_training_that_the_clock_ended_is_not_ranked_as_equal(tmp_path: Path, everywhere: bool) -> None:
+    store = Store.open_or_create(tmp_path)
+    for seed in (0, 1):
+        for name, gain in (("truncation", 0.0), ("rmt", 0.02), ("hmt", 0.05)):
+            cell = make_cell(name, seed=seed)
+            cell = replace(cell, training=replace(cell.training, recipe=Choice("invented-studies")))
+            late = everywhere or (name == "hmt" and seed == 1)
+            put(store, cell, gain, *(("train_seconds", 479) if late else ("steps", 490)))
+    (board,) = collect(store, TASKS)
+    said = "training ended by train_seconds after 479 of 490 steps"
+    text = build(store, TASKS).markdown()
+    assert "Best:" not in text
+    assert "the same for all" not in text
+    if everywhere:
+        assert board.unequal == dict.fromkeys(("truncation", "rmt", "hmt"), said)
+        return
+    assert [row.label for row in board.rows] == ["rmt", "truncation", "hmt"]
+    assert board.unequal == {"hmt": said}
+    assert "hmt" not in board.letters
+    assert board.against_window(board.rows[-1]) is None
+    assert winners(board) == "No winner is named, as the trainings are not equal (see the notes of hmt)."
+    assert f"{said}: not ranked" in text
+    lines = list(csv.DictReader(io.StringIO(build(store, TASKS).csv())))
+    assert all(line["detail"].startswith(said) for line in lines if line["model"] == "hmt")
+    verdicts = {(p["a"], p["b"]): p["verdict"] for p in compare(store, [], TASKS)[0].rows()}
+    assert verdicts["truncation", "hmt"] == "hmt is ahead, no winner: their trainings are not equal"
+    assert verdicts["rmt", "truncation"] == "rmt is better"
+
+
+def test_equal_time_is_equal_where_time_is_the_budget(tmp_path: Path) -> None:
+    store = Store.open_or_create(tmp_path)
+    for seed in (0, 1):
+        for name, gain in (("truncation", 0.0), ("hmt", 0.05)):
+            put(store, make_cell(name, seed=seed, budget="gpu-minutes"), gain, "train_seconds")
+    (board,) = collect(store, TASKS)
+    assert not board.unequal
+    assert winners(board) == "Best: hmt, ahead of all others."
+
+
+def test_a_board_without_numbers_says_nothing_of_better(tmp_path: Path) -> None:
+    store = Store.open_or_create(tmp_path)
+    for name in ("truncation", "hmt"):
+        store.write_record(make_record(make_cell(name), None, "failed", "RuntimeError: no"), None)
+    (board,) = collect(store, TASKS)
+    report = build(store, TASKS)
+    assert direction(board) == winners(board) == ""
+    for text in (report.markdown(), report.html([[]])):
+        assert "is better" not in text
+    assert {line["higher_is_better"] for line in csv.DictReader(io.StringIO(report.csv()))} == {""}
+    assert "is better" not in compare(store, [], TASKS)[0].markdown()
+
+
+def card(parameters: int) -> BackboneCard:
+    return BackboneCard("b", "llama", 8, 1, 1, 1, 8, 16, 64, 32, True, parameters)
+
+
+def test_threads_are_the_backbones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = card(500_000), card(135_000_000)
+    found = set()
+    for cores in (1, 2, 16, 64):
+        monkeypatch.setattr(commands, "cores", lambda cores=cores: cores)
+        found.add((commands.threads_for(small, "cpu"), commands.threads_for(large, "cpu")))
+        assert commands.workers_for([small], "cpu") == cores
+        assert 1 <= commands.workers_for([small, large], "cpu") <= max(1, cores // 2)
+    assert found == {(1, 2)}
+
+
+def test_a_row_computed_with_other_threads_says_so(tmp_path: Path) -> None:
+    store = Store.open_or_create(tmp_path)
+    for name, threads in (("truncation", 2), ("rmt", 2), ("hmt", 16)):
+        put(store, make_cell(name), 0.01, device="cpu", threads=threads)
+    text = build(store, TASKS).markdown()
+    assert text.count("computed with 16 threads, others with 2") == 1
+
+
+def test_a_busy_machine_ends_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds are those the CPU computes; on a machine with other work many more pass."""
+    clock = iter(range(0, 10**9, 10**4))
+    monkeypatch.setattr("memory_bench.driver.meter.time.monotonic", lambda: float(next(clock)))
+    meter = Meter(Budget("b", train_tokens=100, train_seconds=60, eval_seconds=60), torch.device("cpu"))
+    with meter.phase("train"):
+        assert meter.spent_share()[0] < 1
+    with meter.phase("eval"):
+        meter.enforce()
+    assert meter.usage.train_seconds < 60
+
+
+def test_presets_at_equal_tokens_have_no_clock_of_a_busy_machine() -> None:
+    for budget in PRESETS.values():
+        if budget.train_tokens and budget.name.startswith("gpu"):
+            assert budget.train_seconds is None, budget.name
+
+
+def chosen(corpus: str, backbone: str, *, pretrained: bool = False, trained: str = "trained") -> Any:
+    training = make_cell("rmt").training
+    training = replace(training, corpus=Choice(corpus), backbone=Choice(backbone))
+    loaded = SimpleNamespace(card=SimpleNamespace(pretrained=pretrained))
+    return SimpleNamespace(training=training, loaded=loaded, trained=trained)
+
+
+STAND_IN, REAL = {"data": "pubmedqa (stand-in: invented studies)"}, {"data": "pubmedqa"}
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="the extra lm-eval is not installed")
+@pytest.mark.parametrize(
+    ("task", "document", "model", "said"),
+    [
+        ("mb_pubmedqa", STAND_IN, chosen("books", "tiny"), "has a backbone and a training of its own"),
+        ("mb_pubmedqa", STAND_IN, chosen("invented-studies", "invented-studies"), ""),
+        ("mb_pubmedqa", REAL, chosen("books", "tiny"), "rmt was trained on books, and .* trains it on pubmedqa"),
+        ("mb_pubmedqa", REAL, chosen("pubmedqa", "tiny"), ""),
+        ("mb_pubmedqa", REAL, chosen("books", "smollm2-135m", pretrained=True), ""),
+        ("mb_pg19", {"data": "pg19"}, chosen("pubmedqa", "tiny"), "trained on pubmedqa, .* trains it on books"),
+        ("mb_pg19", {"data": "pg19"}, chosen("books", "tiny"), ""),
+        ("mb_key_value", {"data": "key-value"}, chosen("key-value,load=1", "key-value"), ""),
+        ("lambada_openai", {}, chosen("pubmedqa", "tiny"), ""),
+    ],
+)
+def test_lm_eval_reads_our_tasks_with_the_boards_model(
+    task: str, document: dict[str, Any], model: Any, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from memory_bench.lm_eval.fitting import Fit
+
+    request = SimpleNamespace(task_name=task, doc=document)
+    fit = Fit(model)
+    if said:
+        with pytest.raises(UserError, match=said):
+            fit.check([request])
+    else:
+        fit.check([request])
+    other = Fit(SimpleNamespace(**{**vars(model), "trained": "nothing to train"}))
+    other.check([request, request])
+    own_backbone = "backbone" in said
+    assert len(other.misfits) == own_backbone == ("own" in caplog.text)  # untrained models fit any training
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="the extra lm-eval is not installed")
+def test_lm_evals_door_refuses_what_is_not_finite() -> None:
+    from test_finite import POISON, poisoned
+
+    from memory_bench.errors import NotFinite
+    from memory_bench.lm_eval.reading import Counts, Reader
+    from memory_bench.lm_eval.writing import write
+
+    reader = Reader(poisoned("truncation", segment=4), rows=2, seed=0, watcher=Counts())
+    with pytest.raises(NotFinite, match="non-finite likelihood"):
+        list(reader.likelihoods({(1, 2, POISON): [(3,)]}))
+    with pytest.raises(NotFinite, match="non-finite likelihood"):
+        list(reader.texts([(1, POISON, 3, 4)]))
+    with pytest.raises(NotFinite, match="non-finite logits in an answer"):
+        list(write(reader, [(1, POISON)], 2, lambda ids: False))
