@@ -167,12 +167,26 @@ def provenance(*, device: str, threads: int, started: str, finished: str = "") -
     return {
         "versions": versions(),
         "platform": platform.platform(),
+        "processor": processor(),
         "device": device,
         "threads": threads,
         **checkout(),
         "started": started,
         "finished": finished or now(),
     }
+
+
+@lru_cache(maxsize=1)
+def processor() -> str:
+    """The processor's model: another one rounds otherwise, and a training then ends elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].split("\n")
+    except OSError:
+        lines = []
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in facts:
+        return platform.processor() or platform.machine()
+    return f"{facts['model name']} (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
 
 
 @lru_cache(maxsize=1)

@@ -235,6 +235,7 @@ def test_provenance_names_no_place() -> None:
     assert str(Path(__file__).parents[1]) not in text
     assert os.uname().nodename not in text
     assert set(checkout()) == {"commit", "dirty"}
+    assert found["processor"]  # another one may give other numbers
     assert {"python", "torch", "transformers", "pandas", "memory-bench"} <= set(found["versions"])
 
 

@@ -109,6 +109,7 @@ def test_a_cell_has_the_same_numbers_twice(jobs: Prepare, tmp_path: Path) -> Non
     assert [r.status for r in first] == ["ok"] * 4
     again = run_inline([replace(job, out=tmp_path / "again") for job in asked])
     assert numbers(first) == numbers(again)
+    assert all(r.provenance["processor"] and r.provenance["vector_unit"] for r in first)
     for job in asked:
         one, other = (Store(folder).samples(job.cell.key) for folder in (job.out, tmp_path / "again"))
         assert one is not None

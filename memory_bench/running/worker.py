@@ -110,6 +110,7 @@ def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None) -> Reco
         traceback.print_exc()
         result = replace(result, detail=f"{type(error).__name__}: {error}")
     facts = provenance(device=_device_name(job.device), threads=torch.get_num_threads(), started=started)
+    facts["vector_unit"] = torch.backends.cpu.get_cpu_capability()
     notices = {"notices": list(store.warnings)} if store.warnings else {}
     result = replace(result, usage=meter.usage, provenance={**facts, **result.provenance, **notices})
     store.write_record(result, samples)
