@@ -5,8 +5,8 @@
     python benchmarks/boards.py --readme                            # README's tables from the shipped records
 
 - Every board is one `memory-bench` command, in the table `BOARDS`. It runs into a folder of its own under --work, which
-  is named after the content of the code and the versions of the packages: what was interrupted goes on, and what other
-  code made is never taken over.
+  is named after the content of the code, the versions of packages and the processor: what was interrupted goes on, and
+  what other code or another machine made is never taken over.
 - Only finished boards are shipped, and only after the last one ran: records say whether the checkout was changed, and
   a shipped board changes it. For the same reason it starts from a clean checkout only (--dirty allows others).
 - The hub is not asked, so that stand-ins stay stand-ins and the backbone is the one the records name.
@@ -29,7 +29,7 @@ from typing import Any
 import readme
 
 from memory_bench.cell import digest
-from memory_bench.record import changed_files, versions
+from memory_bench.record import changed_files, processor, versions
 from memory_bench.running.options import parse_seeds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,10 +89,10 @@ def environment() -> dict[str, str]:
 
 
 def of_code() -> str:
-    """12 hexadecimal digits of the code's content and of the packages it runs with."""
+    """12 hexadecimal digits of what numbers depend on beside the command: the code's content, packages, processor."""
     files = sorted(p for folder in CODE for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".toml"))
     content = [[str(p.relative_to(ROOT)), hashlib.sha256(p.read_bytes()).hexdigest()] for p in files]
-    return digest([content, versions()])[:12]
+    return digest([content, versions(), processor()])[:12]
 
 
 def core_minutes(name: str) -> float | None:

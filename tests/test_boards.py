@@ -67,6 +67,60 @@ def test_prose_about_boards_quotes_no_figure(start: str, end: str) -> None:
     assert not re.findall(r"[^\n]*\d(?:\.\d| ?%| points)[^\n]*", prose), "figures belong into the measured tables"
 
 
+CONCLUDED = {
+    "HMT's recall adds nothing": lambda on: all(
+        abs(on(board, "pg19", "hmt") - on(board, "pg19", "hmt (recall off)")) < 0.005
+        for board in ("tiny-stand-ins", "tiny-real")
+    ),
+    "cache is at chance and the memories are not": lambda on: (
+        abs(on("tiny-stand-ins", "pubmedqa", "xl-cache") - 1 / 3) < 0.05
+        and min(on("tiny-stand-ins", "pubmedqa", memory) for memory in ("hmt", "rmt", "mplus")) > 0.5
+    ),
+    "the retrieved end of it, does as well": lambda on: (
+        max(on("tiny-real", "pg19", "retrieval"), on("tiny-real", "pg19", "xl-cache")) <= on("tiny-real", "pg19", "hmt")
+    ),
+    "A gate that starts almost closed stays so": lambda on: (
+        abs(on("tiny-real", "pg19", "memorizing") - on("tiny-real", "pg19", "truncation")) < 0.002
+    ),
+    "a side network begins below the model it reads": lambda on: (
+        on("tiny-real", "pg19", "longmem") > on("tiny-real", "pg19", "truncation") + 0.01
+    ),
+    "a context far beyond the trained one is worse than none": lambda on: (
+        on("tiny-real", "pg19", "full-context") > on("tiny-real", "pg19", "truncation") + 0.01
+    ),
+    "Nobody at this size answers the real PubMedQA better": lambda on: (
+        max(on("tiny-real", "pubmedqa", label) for label in ("hmt", "rmt", "mplus", "armt", "retrieval")) < 0.562
+    ),
+    "HMT, which answers fewer questions right at four windows, keeps at sixteen what the others lose": lambda on: all(
+        on("tiny-stand-ins", "pubmedqa", "hmt") < on("tiny-stand-ins", "pubmedqa", other)
+        and on("tiny-stand-ins", "pubmedqa", "hmt", FAR) > on("tiny-stand-ins", "pubmedqa", other, FAR) + 0.05
+        for other in ("rmt", "mplus")
+    ),
+    "does show a memory, with Memorizing Transformer's and not without": lambda on: (
+        on("squad-real", "squad-retention", "memorizing", "", "answer_logprob")
+        > on("squad-real", "squad-retention", "memorizing (memory off)", "", "answer_logprob") + 1
+    ),
+    "Stores keep what they hold": lambda on: all(
+        on("retention-tiny", "key-value", label, "distance=512") > 0.9 for label in ("full-context", "memorizing")
+    ),
+    "lasts longer than its rows do, and then not at all": lambda on: (
+        on("retention-tiny", "key-value", "memoryllm", "distance=128") > 0.5
+        and on("retention-tiny", "key-value", "memoryllm", "distance=512") < 0.15
+    ),
+}
+FAR = "distance=384"
+
+
+@pytest.mark.parametrize("sentence", CONCLUDED)
+def test_what_readme_concludes_is_in_the_records(boards: ModuleType, sentence: str) -> None:
+    assert sentence in " ".join(README.split())
+
+    def on(board: str, task: str, label: str, slice_: str = "", metric: str = "") -> float:
+        return float(boards.readme.value(boards.readme.shown(board, task).rows[label], slice_, metric))
+
+    assert CONCLUDED[sentence](on), f"README says '{sentence}', the records do not"
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=named)
 def test_boards_are_of_the_code_as_it_is(path: Path, tmp_path: Path) -> None:
     assert not stale(path, tmp_path), f"{named(path)} is of other code: benchmarks/boards.py remakes it"
