@@ -6,6 +6,7 @@ import re
 import statistics
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -157,6 +158,22 @@ def test_a_raised_version_is_seen(kind: str, tmp_path: Path, monkeypatch: pytest
     before, had = stale(path, tmp_path), plugins.load(kind, name).version
     monkeypatch.setattr(plugins.load(kind, name), "version", had + 1)
     assert any(f" {name} " in said and f"not {had + 1}" in said for said in stale(path, tmp_path) - before)
+
+
+def test_seeds_of_the_first_command_stand_beside_all(boards: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    had = boards.readme.records("tiny-stand-ins")
+    first = [r for r in had if r.cell.training.seed < 2]
+    more = [
+        replace(r, cell=replace(r.cell, training=replace(r.cell.training, seed=r.cell.training.seed + 2)))
+        for r in first
+    ]
+    monkeypatch.setattr(boards.readme, "records", lambda board: first + more)
+    head, _, *lines = boards.readme.by_seed().split("\n")
+    assert head.startswith("| accuracy, % | seed 0 | seed 1 | seed 2 | seed 3 | seeds 0 and 1 | all 4 | sd | at ")
+    for line in lines:  # the same numbers again: means are equal
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1:3] == cells[3:5]
+        assert cells[5] == cells[6]
 
 
 @pytest.mark.parametrize("path", [p for p in SHIPPED if (p.parent / "leaderboard.csv").is_file()], ids=named)
