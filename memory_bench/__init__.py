@@ -8,11 +8,14 @@
 - `corpus.py`: lines of tokens and batches of them
 - `episode.py`: what a task gives to the driver
 - `errors.py`: what can go wrong, as types: `UserError`, `DataError`, `BudgetExceeded`
+- `finite.py`: numbers that are none are refused
 - `plugins.py`: entry points, scratch files, options checked against their types
 - `protocol.py`: what a memory model is; start here
 - `recipe.py`: how models are trained, as data
 - `record.py`: records and provenance
+- `samples.py`: a cell's scored events as a file that knows whose they are
 - `shipped.py`: where reference cases and certificates are
+- `sources.py`: the sources that a plug-in consists of
 - `state.py`: states as values: rows, detach, size
 - `store.py`: the folder of a run; atomic writes, locks
 """

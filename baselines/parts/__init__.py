@@ -9,6 +9,7 @@
 - `long_term.py`: M+'s store and retriever
 - `lora.py`: low-rank adapters beside a backbone
 - `pool.py`: passes over a pool: what MemoryLLM and M+ share
+- `pool_frame.py`: one decoder layer over memory and text rows: positions, masks, keys
 - `pool_layout.py`: official checkpoints of MemoryLLM and M+
 - `pool_state.py`: the pool as data: options, dropping, filling
 - `ring.py`: a ring buffer of keys and values as a value

@@ -1,6 +1,8 @@
 """What a backbone is. `Backbone` and `Past` are the public names, loaded when they are asked for: they load torch.
 
+- `agreement.py`: our loop over the layers, compared with the model's own forward
 - `embedder.py`: a frozen sentence encoder that reads token ids
+- `families.py`: which family a model is of, by the modules of its layers
 - `layers.py`: one decoder layer at a time: `project`, `attend`, `close`; copies of layers
 - `model.py`: Hugging Face models behind `embed`, `run`, `head` and the verbs of their layers
 - `outline.py`: a backbone's shape without its weights

@@ -12,6 +12,7 @@
 - `packages.py`: pinned files through pip, checked by SHA-256
 - `passages.py`: questions about passages, stories: what they are, and their files
 - `pubmedqa_split.py`: ids of the official test split
+- `rows.py`: records of data files, checked
 - `standins.py`: what any machine can get or make
 - `studies.py`: invented studies
 - `worlds.py`: a small simulated world

@@ -6,6 +6,7 @@ Nothing outside this package imports lm-eval, and nothing in it does before it i
 - `data.py`: our tasks as documents for it
 - `documents.py`: its documents as episodes
 - `finding.py`: its task files, by name
+- `fitting.py`: may a model read this task?
 - `judging.py`: its metrics, from our samples
 - `loading.py`: which model lm-eval reads with: named, or trained by a run
 - `model.py`: our models as an lm-eval model

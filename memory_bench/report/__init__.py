@@ -6,6 +6,7 @@
 - `by_distance.py`: differences at every distance and of half-lives
 - `comparison.py`: `compare`: differences within and between runs
 - `costs.py`: what a row spent
+- `distances.py`: accuracy by distance, and whether the order changes
 - `drawing.py`: colours, markers and axes of all plots
 - `layout.py`: tables of text in Markdown and LaTeX
 - `page.py`: `leaderboard.html`

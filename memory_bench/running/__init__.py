@@ -7,5 +7,6 @@
 - `grid.py`: from names to cells
 - `options.py`: what a user may ask of a run: options, suites
 - `planning.py`: what a run would cost
+- `superseded.py`: results of inputs that have changed, set aside
 - `worker.py`: one cell in one process: joins model, backbone, task and budget
 """
