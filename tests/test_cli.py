@@ -129,12 +129,14 @@ def test_corrupt_data_are_a_sentence_before_anything_trains(
     assert not list(out.glob("cells/*"))
 
 
-@pytest.mark.parametrize("content", ["{", '{"model_type": "bert"}'])
-def test_a_corrupt_backbone_is_a_sentence(content: str, world: Any, call: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"), [("{", "config.json"), ('{"model_type": "bert"}', "'bert' is not a supported backbone")]
+)
+def test_a_corrupt_backbone_is_a_sentence(content: str, said: str, world: Any, call: Run, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     code, _, err = call("run", *world.arguments("--backbone", str(tmp_path)), *BASIC)
     assert code == 2
-    assert "config.json" in sentence(err)
+    assert said in sentence(err)
 
 
 def test_a_file_where_the_out_folder_should_be(world: Any, call: Run, tmp_path: Path) -> None:

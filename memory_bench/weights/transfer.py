@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from memory_bench.backbone.families import KNOWN
 from memory_bench.backbone.model import Backbone
 from memory_bench.errors import DataError, UserError
+from memory_bench.weights.quiet import quietly
 from memory_bench.weights.released import Release, Shape, few
 
 # Buffers that older transformers saved.
@@ -81,8 +82,8 @@ def meta_backbone(config: Mapping[str, Any], dtype: torch.dtype = torch.float32)
     plain = dict(config)
     kind = plain.pop("model_type", "")
     try:
-        known = AutoConfig.for_model(kind, **plain)
-        with torch.device("meta"):
+        with quietly(), torch.device("meta"):
+            known = AutoConfig.for_model(kind, **plain)
             return cast(nn.Module, AutoModelForCausalLM.from_config(known, dtype=dtype))
     except Exception as error:  # whatever a model's own code raises on a configuration that it cannot take
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -25,8 +25,10 @@ from memory_bench.backbone.small import CLOSED, TINY, small_model
 from memory_bench.cell import digest
 from memory_bench.errors import DataError
 from memory_bench.files.artefacts import Damaged, read_json, write_json
+from memory_bench.weights.quiet import quietly
 from memory_bench.zoo.named import Backbones
 
+NOTED = 1e11  # operations of a pass that takes so long that it is said
 SOURCES = ("agreement", "model", "families", "layers")  # files of the room `backbone` that a result depends on
 
 
@@ -51,8 +53,8 @@ def check_agreement(backbones: Backbones, name: str, dtype: str = "float32", ask
     with FileLock(file.with_suffix(".lock")):
         known = _read(file)
         if known is None or (known["asked"] < asked and not known["fault"]):
-            backbones.report(f"Comparing {name} with its own forward pass (once, then remembered).")
-            found = _compared(backbones, name, dtype, device, asked)
+            with quietly():
+                found = _compared(backbones, name, dtype, device, asked)
             known = {"schema": 1, "name": name, "dtype": dtype, "device": device, "asked": asked, **asdict(found)}
             known["deviation"] = found.deviation if math.isfinite(found.deviation) else None
             write_json(file, known)
@@ -66,7 +68,10 @@ def _compared(backbones: Backbones, name: str, dtype: str, device: str, asked: i
     """In float32 wherever that fits; in another precision as well, held against it."""
     exact = dtype == "float32" or 3 * 4 * backbones.card(name).parameters < _memory(device)
     model = _model(backbones, name, torch.float32 if exact else getattr(torch, dtype), device)
-    tokens = text_length(Backbone(model), asked, _memory(device) // 2)
+    backbone = Backbone(model)
+    tokens = text_length(backbone, asked, _memory(device) // 2)
+    if backbone.flops(tokens, tokens) > NOTED:
+        backbones.report(f"Comparing {name} with its own forward pass on {tokens:,} tokens (once, then remembered).")
     while True:
         try:
             found = compare(model, tokens)
