@@ -69,7 +69,13 @@ def check_metrics(task: Task, episodes: Sequence[Episode]) -> None:
     told = [row["kind"] == "read" or row["distance_tokens"] >= 0 for row in rows]  # evidence of the others was not read
     known = pd.DataFrame(
         [
-            {**row, "nll": 0.0 if sure else row["nll"], "predicted": row["answer"], "generated": row["answer"]}
+            {
+                **row,
+                "nll": 0.0 if sure else row["nll"],
+                "predicted": row["answer"],
+                "generated": row["answer"],
+                "greedy": True,
+            }
             for row, sure in zip(rows, told, strict=True)
         ]
     )
