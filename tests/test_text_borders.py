@@ -12,10 +12,12 @@ from memory_bench import plugins
 from memory_bench.backbone.model import Backbone
 from memory_bench.backbone.tokenizer import Tokens, word_level
 from memory_bench.budget import Budget
+from memory_bench.data import Study
 from memory_bench.driver.encoding import Before, encode_asked, encode_episode
 from memory_bench.driver.observe import observe
 from memory_bench.episode import Ask, Episode, Read
 from memory_bench.errors import DataError
+from memory_bench.tasks import pubmedqa
 from memory_bench.testing import card_of, tiny_backbone
 
 CHOICES = (" yes", " no", " maybe")
@@ -156,3 +158,13 @@ def test_memories_ask_where_the_fork_begins_earlier() -> None:
         assert rows["nll"].notna().all()
         assert sorted(set(rows["control"])) == ["", "ceiling", "foreign", "wiped"]
         assert rows[rows["control"] == ""]["start"].tolist() == [15, 16, 15] * 2
+
+
+def test_examples_are_trained_on_as_they_are_asked(tokens: Tokens) -> None:
+    study = Study("1", "is it", (prose(6), f"{prose(7)}."), "no", "")
+    line = pubmedqa.training_line(study, tokens, 0)
+    text = "\n".join(study.contexts) + pubmedqa.prompt(study.question)
+    assert line.ids.tolist() == tokens(f"{text} no")[0]
+    assert line.ids[line.scored].tolist() == tokens(f"{text} no")[0][len(tokens(text)[0]) :]
+    assert line.given is not None
+    assert tokens.tokenizer.decode(line.ids[line.given].tolist()).strip(" .\n").startswith("Question")
