@@ -337,6 +337,19 @@ def test_a_program_that_puts_names_together_is_read_as_far_as_it_can_be(tmp_path
     assert sorted(sources.of_file(tmp_path / "a.py").files) == ["a.py", "b.py", "c.py"]
 
 
+def test_a_file_counts_with_libraries_that_are_not_installed(package: Callable[..., Path], tmp_path: Path) -> None:
+    """As an editable installation is, or a folder on PYTHONPATH."""
+    home = package("acme-memory", "1.2")
+    (tmp_path / "elsewhere").mkdir()
+    file = tmp_path / "elsewhere/mine.py"
+    file.write_text("import numpy, pytest, yaml, torch.nn\nfrom acme import deeper\n")
+    found = sources.of_file(file)
+    before = found.revision
+    assert sorted(found.files) == ["acme", "acme.deeper", "mine.py"]
+    (home / "deeper.py").write_text("VALUE = 2\n")
+    assert sources.of_file(file).revision != before
+
+
 def labels(cells: tuple[Cell, ...]) -> list[str]:
     return [cell.label for cell in cells]
 
