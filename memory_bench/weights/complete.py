@@ -108,10 +108,15 @@ def _wrapper(names: Collection[str]) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No table of what is filled in, which transformers prints; here it is one sentence."""
+    from transformers.utils import logging as told
+
     logger = logging.getLogger("transformers")
-    before = logger.level
+    level, bars = logger.level, told.is_progress_bar_enabled()
     try:
         logger.setLevel(logging.CRITICAL)
+        told.disable_progress_bar()
         yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)
+        if bars:
+            told.enable_progress_bar()
