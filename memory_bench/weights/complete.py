@@ -5,9 +5,7 @@ prefix, buffers that older versions saved. Prefixes of wrappers (``_orig_mod.``,
 whoever reads the folder next would find random weights again; the sentence says where they come from.
 """
 
-import logging
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 
 from memory_bench.backbone.tokenizer import Tokens
 from memory_bench.errors import DataError
+from memory_bench.weights.quiet import quietly
 from memory_bench.weights.released import few, lost_shards
 from memory_bench.weights.transfer import DERIVED
 
@@ -40,7 +39,7 @@ def load_whole(name: str, folder: Path, dtype: torch.dtype, *, shapes_only: bool
         raise DataError(f"The backbone {name} is incomplete: its index lists {few(lost)}, which the folder lacks.")
     if (folder / "adapter_config.json").is_file():
         raise DataError(f"{name} has an adapter beside its weights (adapter_config.json): merge it, or take it away.")
-    with _quiet():
+    with quietly():  # its table of what it filled in is one sentence here
         try:
             build: Any = transformers.AutoModelForCausalLM.from_pretrained
             model, report = build(
@@ -103,20 +102,3 @@ def refuse_larger_tokenizer(name: str, tokens: Tokens, rows: int) -> None:
 def _wrapper(names: Collection[str]) -> str:
     """The wrapper's prefix that all of these names have; empty without one."""
     return next((p for p in WRAPPERS if names and all(n.startswith(p) for n in names)), "")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No table of what is filled in, which transformers prints; here it is one sentence."""
-    from transformers.utils import logging as told
-
-    logger = logging.getLogger("transformers")
-    level, bars = logger.level, told.is_progress_bar_enabled()
-    try:
-        logger.setLevel(logging.CRITICAL)
-        told.disable_progress_bar()
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            told.enable_progress_bar()

@@ -1,20 +1,23 @@
 """transformers without its progress bars and warnings, where they would stand between our own sentences."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Inside, transformers reports errors alone."""
-    from transformers.utils import logging
+    """Inside, transformers says nothing: what is wrong comes as an exception, and is said in a sentence."""
+    from transformers.utils import logging as told
 
-    level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    # The level of its root logger alone: some of its modules say more where their own level is raised.
+    logger = logging.getLogger("transformers")
+    level, shown = logger.level, told.is_progress_bar_enabled()
+    logger.setLevel(logging.CRITICAL)
+    told.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        logger.setLevel(level)
         if shown:
-            logging.enable_progress_bar()
+            told.enable_progress_bar()
