@@ -144,3 +144,19 @@ def test_longmem_reads_as_its_backbone_does(odd: str) -> None:
     x, encoded = own.hidden_states[0], model.encode(segment)
     side = model.side_pass(model.open(2), segment, encoded).hidden
     torch.testing.assert_close(side[1] - x, 2 * (own.hidden_states[1] - x), atol=5e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("types", "sees"), [(("sliding", "full"), True), (("full", "sliding"), False)])
+def test_a_side_layer_of_longmem_sees_what_the_block_it_copies_sees(types: tuple[str, str], sees: bool) -> None:
+    kind = load(MODELS["longmem"])
+    assert not isinstance(kind, Exception), kind
+    backbone = tiny_backbone("ministral", layer_types=[f"{name}_attention" for name in types])
+    config = replace(kind.fit(card_of(backbone), Budget("tests")), segment=24, reduction=2)  # type: ignore[attr-defined]
+    model: Any = kind(backbone, config, torch.Generator()).eval()  # one side layer, a copy of the second block
+    ids = torch.randint(64, (2, 24), generator=torch.Generator().manual_seed(0))
+    ids[1] = ids[0].where(torch.arange(24) > 0, (ids[0, 0] + 1) % 64)  # the first tokens differ
+    segment = Segment.full(ids)
+    encoded = model.encode(segment)
+    own = model.side_pass(model.open(2), segment, encoded).hidden[1] - (encoded.hidden[2] - encoded.hidden[0])
+    assert (float((own[0, -1] - own[1, -1]).abs().max()) > 1e-4) == sees
