@@ -362,9 +362,13 @@ def test_a_converted_backbone_is_checked(world: Any, tmp_path: Path, monkeypatch
     monkeypatch.setattr(backbones, "fetch_package", lambda *given, **options: tmp_path)
     monkeypatch.setattr(gguf, "convert_wheel", lambda wheel, folder: shutil.copytree(world.backbone, folder))
     notices: list[str] = []
-    found = backbones.Backbones(Library(world.data, tmp_path, hub=False), tmp_path, hub=False, notice=notices.append)
-    revision = found.card("smollm2-135m-q4").revision
-    assert revision == found.card(str(world.backbone)).revision, "checksums are no part of the model"
-    flip(tmp_path / "backbones" / "smollm2-135m-q4" / "model.safetensors")
-    assert found.card("smollm2-135m-q4").revision == revision
+
+    def of_a_command(name: str) -> str:
+        library = Library(world.data, tmp_path, hub=False)
+        return backbones.Backbones(library, tmp_path, hub=False, notice=notices.append).card(name).revision
+
+    revision = of_a_command("smollm2-135m-q4")
+    assert revision == of_a_command(str(world.backbone)), "checksums are no part of the model"
+    flip(tmp_path / "backbones" / f"smollm2-135m-q4-{gguf.REVISION}" / "model.safetensors")
+    assert of_a_command("smollm2-135m-q4") == revision
     assert len(notices) == 1

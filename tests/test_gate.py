@@ -16,6 +16,8 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from memory_bench.baselines.rmt import RMT
+from memory_bench.baselines.truncation import Truncation
 from memory_bench.cli import app
 from memory_bench.errors import UserError
 from memory_bench.gate import reference
@@ -407,22 +409,19 @@ def test_what_cannot_be_compared_is_a_sentence_and_2(
     assert "Traceback" not in err
 
 
-LEAK = """
-from memory_bench.baselines.truncation import Truncation as Honest
-class Truncation(Honest):
-    def step(self, state, segment, *, write=True):
-        readout, state = super().step(state, segment, write=write)
+def test_a_leak_is_said_to_be_an_improvement(call: Run, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = world.arguments("--tasks", "pg19", "--seeds", "3", "--no-controls", "--quiet", "--models", "truncation")
+    assert call("run", *asked, "--out", "honest")[0] == 0
+    step = Truncation.step
+
+    def told(self: Truncation, *given: Any, **options: Any) -> Any:
+        readout, state = step(self, *given, **options)
         weight = self.backbone.model.lm_head.weight  # every position is told which token it predicts
-        readout.hidden[:, :-1] += 2 * weight[segment.ids[:, 1:]]
+        readout.hidden[:, :-1] += 2 * weight[given[1].ids[:, 1:]]
         return readout, state
-"""
 
-
-def test_a_leak_is_said_to_be_an_improvement(call: Run, world: Any) -> None:
-    asked = world.arguments("--tasks", "pg19", "--seeds", "3", "--no-controls", "--quiet")
-    Path("leak.py").write_text(LEAK)
-    for model, out in (("truncation", "honest"), ("./leak.py:Truncation", "leak")):
-        assert call("run", *asked, "--models", model, "--out", out)[0] == 0
+    monkeypatch.setattr(Truncation, "step", told)
+    assert call("run", *asked, "--out", "leak")[0] == 0
     assert call("check", "honest", "--write", "gate.jsonl")[0] == 0
     code, out, _ = call("check", "honest", "--against", "gate.jsonl")
     assert (code, "IMPROVED" in out) == (0, False)
@@ -432,23 +431,20 @@ def test_a_leak_is_said_to_be_an_improvement(call: Run, world: Any) -> None:
     assert "IMPROVED: " in out
 
 
-NEVER_WRITTEN = """
-from memory_bench.baselines.rmt import RMT as Written
-class RMT(Written):
-    def step(self, state, segment, *, write=True):
-        return super().step(state, segment, write=False)
-"""
-
-
 @pytest.mark.skipif(not SHIPPED.is_file(), reason="no reference here")
 def test_a_memory_that_is_never_written_is_red(call: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cells of the gate's own suite, against its own reference."""
     monkeypatch.setattr("memory_bench.running.grid.CONTROLS", ())
     rmt = [text for text in SHIPPED.read_text().splitlines() if json.loads(text)["model"] == "rmt"]
     Path("rmt.jsonl").write_text("\n".join(rmt) + "\n")
-    Path("broken.py").write_text(NEVER_WRITTEN)
-    for model, wanted in (("rmt", 0), ("./broken.py:RMT", 1)):
-        given = ("--suite", "gate", "--models", model, "--seeds", "0,", "--executor", "inline", "--quiet")
+    step = RMT.step
+
+    def unwritten(self: RMT, state: Any, segment: Any, *, write: bool = True) -> Any:
+        return step(self, state, segment, write=False)
+
+    for broken, wanted in ((step, 0), (unwritten, 1)):
+        monkeypatch.setattr(RMT, "step", broken)
+        given = ("--suite", "gate", "--models", "rmt", "--seeds", "0,", "--executor", "inline", "--quiet")
         assert call("run", *given, "--out", f"out{wanted}")[0] == 0
         code, out, _ = call("check", f"out{wanted}", "--against", "rmt.jsonl")
         assert code == wanted, out

