@@ -11,6 +11,7 @@ Unusual here:
 
 import math
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -29,6 +30,7 @@ from memory_bench.zoo.pretrain import encode_documents
 CONTROLS = ("wiped", "foreign")
 EXCERPTS = 32  # of stand-in works: as many as the data folder has PG-19 test books
 FIRST_SLICE = 256  # tokens; slices of the position double from here
+LARGEST = math.log(sys.float_info.max)  # of what a float can hold the exponential
 
 
 def books_corpus(library: Library, encode: Encode) -> Corpus:
@@ -101,17 +103,25 @@ def sums_by_unit(reads: pd.DataFrame) -> pd.DataFrame:
 
 
 def _estimate(metric: str, sums: pd.DataFrame, per: str, seed: int, name: str, unit: str) -> Estimate:
-    """Surprisal per byte, token or word with its interval; a perplexity is the exponential of both."""
+    """Surprisal per byte, token or word with its interval; a perplexity is the exponential of both.
+
+    Where that is larger than a float can be it is no number, and says so: of text without blanks a word is a paragraph.
+    """
     interval: Interval = ratio_interval(sums["nll"].to_numpy(), sums[per].to_numpy(), seed=seed)
     value, low, high = (None if v is None else _convert(metric, v) for v in interval)
     assert value is not None
-    return Estimate(metric, value, low, high, len(sums), name, unit, higher_is_better=False)
+    if math.inf in (low, high):
+        low = high = None
+    note = f"exp({interval[0]:.1f}), beyond the largest float" if value == math.inf else ""
+    return Estimate(metric, math.nan if note else value, low, high, len(sums), name, unit, False, note)
 
 
 def _convert(metric: str, nats: float) -> float:
     if metric == "bits_per_byte":
         return nats / math.log(2)
-    return float(np.exp(nats)) if metric.startswith("ppl") else nats
+    if metric.startswith("ppl"):
+        return float(np.exp(nats)) if nats < LARGEST else math.inf
+    return nats
 
 
 class PG19(LanguageModeling):

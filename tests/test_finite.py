@@ -316,3 +316,27 @@ def test_a_seed_without_a_number_is_not_averaged_away() -> None:
     broken = replace(records[1].metrics[0], value=math.nan)
     rows = [[records[0], replace(records[1], metrics=(broken, *records[1].metrics[1:]))]]
     assert "bits_per_byte" not in {line.metric for line in lines(rows, {}) if not line.slice}
+
+
+def test_a_perplexity_too_large_for_a_float_says_so_and_fails_nothing() -> None:
+    """Of text without blanks a word is a paragraph."""
+    samples = text_samples(0, 0.0, documents=3)
+    found = {e.metric: e for e in task("pg19").metrics(samples.assign(words=(samples["start"] == 0).astype(int)))}
+    assert not unsound(found.values())
+    assert math.isnan(found["ppl_word"].value)
+    assert found["ppl_word"].note.endswith("beyond the largest float")
+    assert math.isfinite(found["bits_per_byte"].value)
+
+
+def test_a_hidden_entry_of_the_vocabulary_is_no_fault() -> None:
+    backbone = tiny_backbone()
+    hidden = torch.zeros(1, 2, backbone.width)
+    for logit, sound in ((-math.inf, True), (math.inf, False), (math.nan, False)):
+        bias = torch.zeros(backbone.vocab)
+        bias[3] = logit
+        head = backbone.model.get_output_embeddings()  # type: ignore[operator]
+        handle = head.register_forward_hook(lambda module, given, out, bias=bias: out + bias)
+        with backbone.watched() as finite:
+            backbone.head(hidden)
+        handle.remove()
+        assert all(map(bool, finite)) is sound

@@ -22,7 +22,7 @@ from memory_bench.report.build import build
 from memory_bench.report.comparison import compare
 from memory_bench.report.words import direction, winners
 from memory_bench.store import Store
-from synthetic import TASKS, make_cell, make_record, text_samples
+from synthetic import TASKS, make_cell, make_record, question_samples, text_samples
 
 
 def put(store: Store, cell: Cell, gain: float, ended_by: str = "train_tokens", steps: int = 100, **facts: Any) -> None:
@@ -77,6 +77,58 @@ def test_a_training_that_the_clock_ended_is_not_ranked_as_equal(tmp_path: Path, 
     verdicts = {(p["a"], p["b"]): p["verdict"] for p in compare(store, [], TASKS)[0].rows()}
     assert verdicts["truncation", "hmt"] == "hmt is ahead, no winner: their trainings are not equal"
     assert verdicts["rmt", "truncation"] == "rmt is better"
+
+
+def test_a_recipe_with_other_steps_is_no_equal_training(tmp_path: Path) -> None:
+    store = Store.open_or_create(tmp_path)
+    for seed in (0, 1):
+        for name, gain, recipe in (("truncation", 0.0, ""), ("rmt", 0.02, ""), ("hmt", 0.05, "-short")):
+            cell = make_cell(name, seed=seed)
+            cell = replace(cell, training=replace(cell.training, recipe=Choice(f"key-value{recipe}")))
+            put(store, cell, gain, "steps", 150 if recipe else 450)
+    (board,) = collect(store, TASKS)
+    assert board.unequal == {"hmt": "training has 150 steps, others' have 450"}
+    assert [row.label for row in board.rows] == ["rmt", "truncation", "hmt"]
+    assert winners(board).startswith("No winner is named")
+    assert "the same for all" not in build(store, TASKS).markdown()
+
+
+def test_runs_with_other_budgets_of_one_name_have_no_winner(tmp_path: Path) -> None:
+    stores = {}
+    for run, tokens in (("short", 1000), ("long", 9000)):
+        stores[run] = Store.open_or_create(tmp_path / run)
+        for seed in (0, 1):
+            cell = make_cell("hmt", seed=seed)
+            budget = Budget("mine", train_tokens=tokens)
+            put(stores[run], replace(cell, training=replace(cell.training, budget=budget)), tokens / 1e5)
+    (pair,) = compare(stores, [], TASKS)[0].rows()
+    assert pair["verdict"] == "hmt@long is ahead, no winner: their trainings are not equal"
+
+
+def test_a_seed_that_failed_makes_no_winner_of_the_others(tmp_path: Path) -> None:
+    store = Store.open_or_create(tmp_path)
+    for seed in (0, 1, 2):
+        for name, gain in (("truncation", 0.0), ("rmt", 0.02), ("hmt", 0.05)):
+            if (name, seed) != ("hmt", 2):
+                put(store, make_cell(name, seed=seed), gain)
+    store.write_record(make_record(make_cell("hmt", seed=2), None, "failed", "NotFinite: no"), None)
+    (board,) = collect(store, TASKS)
+    assert winners(board) == "Best: rmt, ahead of all others that finished (hmt did not)."
+    verdicts = {(p["a"], p["b"]): p["verdict"] for p in compare(store, [], TASKS)[0].rows()}
+    assert verdicts["rmt", "hmt"] == "hmt is ahead, no winner: hmt failed with other seeds"
+    assert verdicts["rmt", "truncation"] == "rmt is better"
+
+
+def test_where_nobody_finished_nobody_gains_by_answering_less(tmp_path: Path) -> None:
+    store = Store.open_or_create(tmp_path)
+    for name, share, count in (("truncation", 0.5, 40), ("rmt", 0.9, 10)):
+        samples = question_samples(0, {16: share})
+        samples = samples[samples["episode"].isin(sorted(samples["episode"].unique())[:count])]
+        cell = make_cell(name, "pubmedqa")
+        store.write_record(make_record(cell, samples, "over_budget", "eval_seconds@question 9"), samples)
+    (board,) = collect(store, TASKS)
+    assert [row.label for row in board.rows] == ["truncation", "rmt"]
+    assert "30 of 40 questions unanswered, counted as wrong" in build(store, TASKS).markdown()
 
 
 def test_equal_time_is_equal_where_time_is_the_budget(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ class Backbone(Layers):
         divisor = float(declared(cast(Any, self.model).config, "logits_scaling") or 1.0)  # Granite
         logits = logits if divisor == 1 else logits / divisor
         if self._finite is not None:
-            self._finite.append(torch.isfinite(logits).all())
+            self._finite.append(torch.isfinite(logits.amax(dim=-1)).all())  # −inf hides an entry: no fault
         return logits
 
     def begin(self, embeds: Tensor, positions: Tensor) -> Tensor:
@@ -251,7 +251,10 @@ class Backbone(Layers):
 
     @contextmanager
     def watched(self) -> Iterator[list[Tensor]]:
-        """Inside, every call of `head` adds to the list whether all of its logits are finite, a bool on the device."""
+        """Inside, every call of `head` adds to the list whether its logits are sound, a bool on the device.
+
+        NaN and +inf are not, nor is nothing but −inf; of a hidden entry of the vocabulary −inf is as it should be.
+        """
         outer, self._finite = self._finite, []
         try:
             yield self._finite

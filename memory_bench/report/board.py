@@ -93,8 +93,8 @@ class Board:
     def unequal(self) -> Mapping[str, str]:
         """Rows whose training was not as long as the others', by label, with what ended it; they are ranked last.
 
-        The clock ended it before the tokens, FLOPs or steps that the budget or the recipe gives to all, or something
-        else did than what ended most of the board's trainings.
+        The clock ended it before the tokens, FLOPs or steps that the budget or the recipe gives to all, something else
+        did than what ended most of the board's trainings, or its recipe has another number of steps than theirs.
         """
         found: dict[str, str] = {}
         for row in self.rows:
@@ -105,15 +105,22 @@ class Board:
 
     def _other_end(self, record: Record) -> str:
         end, used = record.usage.training_ended_by, record.usage
-        recipe = RECIPES.get(record.cell.training.recipe.name)
-        steps = fixed_steps(recipe) if recipe is not None else 0
+        steps = _steps(record)
         goal = steps or self.budget.train_tokens or self.budget.train_flops
         if not used.train_tokens or end in ("", "none", "pretrained"):
             return ""
+        if end == "steps" == self.ended_by and steps != self._usual_steps:
+            return f"training has {steps:,} steps, others' have {self._usual_steps:,}"
         if not (end == "train_seconds" and goal) and end == self.ended_by:
             return ""
         reached = f" after {used.train_steps:,} of {steps:,} steps" if steps else f" after {used.train_tokens:,} tokens"
         return f"training ended by {end}{reached}"
+
+    @cached_property
+    def _usual_steps(self) -> int:
+        """Of the trainings that their recipe's steps ended, what most have."""
+        ended = [_steps(r) for row in self.rows for r in row.records if r.usage.training_ended_by == "steps"]
+        return max(ended, key=ended.count, default=0)
 
     @cached_property
     def letters(self) -> dict[str, str]:
@@ -142,6 +149,20 @@ class Board:
                 low, high = (None if x is None else -x for x in (p.high, p.low))
                 return replace(p, a=a, b=b, value=-p.value, low=low, high=high)
         return None
+
+
+def _steps(record: Record) -> int:
+    """The number of steps of a training whose recipe has one, else 0."""
+    recipe = RECIPES.get(record.cell.training.recipe.name)
+    return fixed_steps(recipe) if recipe is not None else 0
+
+
+def training_goal(record: Record) -> tuple[str, float] | None:
+    """What a training was to reach: the steps of its recipe, else the first limit of its budget; None without any."""
+    if steps := _steps(record):
+        return "steps", steps
+    limits = ((name, getattr(record.cell.training.budget, name)) for name in TRAINING_LIMITS)
+    return next(((name, float(limit)) for name, limit in limits if limit is not None), None)
 
 
 def collect(store: Store, tasks: Mapping[str, Scorer], keys: Collection[str] | None = None) -> list[Board]:

@@ -7,7 +7,7 @@ from typing import Any
 from memory_bench.cell import digest
 from memory_bench.errors import UserError, unknown
 from memory_bench.report import by_distance, words
-from memory_bench.report.board import Board, collect
+from memory_bench.report.board import Board, collect, training_goal
 from memory_bench.report.layout import NONE, Table, to_markdown
 from memory_bench.report.rows import Row, Scorer
 from memory_bench.report.tables import delta, interval, number, short
@@ -96,9 +96,12 @@ class Comparison:
 
     def _doubt(self, pair: Difference) -> str:
         """Why a difference makes no winner; empty where it does."""
-        if {pair.a, pair.b} & self.unequal:
+        both = [self.models[label] for label in (pair.a, pair.b)]
+        if {pair.a, pair.b} & self.unequal or len({training_goal(row.records[0]) for row in both}) > 1:
             return "their trainings are not equal"
-        return "one seed" if min(len(self.models[label].seed_values) for label in (pair.a, pair.b)) < 2 else ""
+        if failed := [row.label for row in both if any(record.status == "failed" for record in row.records)]:
+            return f"{' and '.join(failed)} failed with other seeds"
+        return "one seed" if min(len(row.seed_values) for row in both) < 2 else ""
 
     def _number(self, label: str) -> float | None:
         own = self.models[label].headline

@@ -139,17 +139,26 @@ def marked(slice_: str, look_ahead: int, pretrained: bool = False) -> str:
 
 
 def unanswered(records: Sequence[Record], samples: Samples) -> dict[int, "pd.DataFrame"]:
-    """Per seed, the questions that complete cells were asked: the denominator for those that ran over budget."""
+    """Per seed, the questions that complete cells were asked: the denominator for those that ran over budget.
+
+    Where no cell of a seed is complete they are all that one of them got to.
+    """
+    import pandas as pd
+
     whole: dict[int, pd.DataFrame] = {}
+    partial: dict[int, list[pd.DataFrame]] = {}
     for record in records:
         frame = samples[record.key]
-        if record.status != "ok" or frame is None:
+        if record.status not in ("ok", "over_budget") or frame is None:
             continue
         asked = frame[(frame["kind"] == "ask") & (frame["control"] == "")]
         seed = record.cell.training.seed
-        if len(asked) > len(whole.get(seed, ())):
+        if record.status == "over_budget":
+            partial.setdefault(seed, []).append(asked)
+        elif len(asked) > len(whole.get(seed, ())):
             whole[seed] = asked
-    return whole
+    some = {s: pd.concat(f).drop_duplicates(EVENT) for s, f in partial.items() if s not in whole}
+    return {**some, **whole}
 
 
 def make_row(

@@ -108,7 +108,7 @@ def scope(board: Board) -> str:
     if extent := board.cell.task.config.get("extent"):
         parts.append(f"extent {extent}")
     if board.ended_by == "steps":
-        same = "the same for all" if not board.unequal else "which not all rows have reached"
+        same = "the same for all" if not board.unequal else "which not all rows have had"
         parts.append(f"the data's own number of training steps, {same}, instead of the budget's tokens")
     if board.ended_by != "none" and not any(len(row.seed_values) > 1 for row in rows):
         parts.append("one seed, so the noise between trainings is unknown")
@@ -135,8 +135,8 @@ def levels(board: Board) -> str:
 def winners(board: Board) -> str:
     """The board in a sentence: who is best, and who cannot be told apart from it.
 
-    No winner is named where a training was not equal, or where a row has one seed: the noise between trainings is
-    unknown then.
+    No winner is named where a training was not equal, where a row has one seed, as the noise between trainings is
+    unknown then, or without a paired test. Rows that did not finish are named beside it: they may be better.
     """
     unequal = [row.label for row in board.rows if row.headline and row.label in board.unequal]
     if unequal:
@@ -151,10 +151,14 @@ def winners(board: Board) -> str:
         whose = "" if len(few) == len(ranked) else f" for {', '.join(few)}"
         return f"No winner is named from one seed{whose}: the noise between seeds is unknown. First: {first.label}."
     if not mine:
-        return f"Best: {first.label} (no paired test for {short(board.metric)})."
+        return f"No winner is named, as there is no paired test for {short(board.metric)}. First: {first.label}."
     if len(tied) == len(ranked) - 1:
         return f"No row can be told apart from the first, {first.label}."
-    return f"Best: {first.label}" + (f", not told apart from {', '.join(tied)}." if tied else ", ahead of all others.")
+    lost = [row.label for row in board.rows if row.status in ("over_budget", "failed")]
+    finished = f" that finished ({', '.join(lost)} did not)" if lost else ""
+    if tied:
+        return f"Best{finished}: {first.label}, not told apart from {', '.join(tied)}."
+    return f"Best: {first.label}, ahead of all others{finished}."
 
 
 def missing_boards(boards: Sequence[Board]) -> list[tuple[str, str]]:
