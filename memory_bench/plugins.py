@@ -30,6 +30,11 @@ from memory_bench.files.content import digest_of
 from memory_bench.sources import Sources, of_file, of_module
 
 DISTRIBUTION = "memory-bench"
+NEEDED = {
+    "models": ("Config", "fit", "families", "ablations", "open", "step", "flops"),
+    "tasks": ("Config", "headline", "needs", "episodes", "plan", "corpus", "metrics"),
+}
+"""What a class must have, by kind of plug-in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +105,10 @@ def load(kind: str, name: str) -> Any:
     ``memory_bench.<kind>.families``.
 
     Raises:
-        UserError: no such name or file, or it cannot be imported.
+        UserError: no such name or file, it cannot be imported, or it is something else than `kind` says.
     """
     if ".py:" in name:
-        return _from_file(*name.rsplit(":", 1))
+        return _checked(_from_file(*name.rsplit(":", 1)), kind, name)
     family, _, member = name.partition(":")
     if family in (families := installed(f"{kind}.families")):
         return _loaded(families[family], kind, family).named(member)
@@ -111,7 +116,17 @@ def load(kind: str, name: str) -> Any:
     if name not in known:
         singular = kind.removesuffix("s")
         raise unknown(singular, name, known, f"`memory-bench list {kind}` shows all." if kind != "parity" else "")
-    return _loaded(known[name], kind, name)
+    return _checked(_loaded(known[name], kind, name), kind, name)
+
+
+def _checked(found: Any, kind: str, name: str) -> Any:
+    """What a name stands for, if it is a class that has what is asked of its kind."""
+    needed = NEEDED.get(kind, ())
+    lacking = [n for n in needed if not hasattr(found, n) or n in getattr(found, "__abstractmethods__", ())]
+    if needed and (not isinstance(found, type) or lacking):
+        lacks = f"it has no {', '.join(lacking)}" if isinstance(found, type) else "it is no class"
+        raise UserError(f"{name} is no {kind.removesuffix('s')}: {lacks}.")
+    return found
 
 
 def _loaded(entry: EntryPoint, kind: str, name: str) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from memory_bench.errors import UserError
 from memory_bench.report.comparison import compare
 from memory_bench.store import Store
-from synthetic import TASKS, few_questions, make_cell, make_record, make_store, question_samples
+from synthetic import TASKS, few_questions, make_cell, make_record, make_store, question_samples, text_samples
 
 
 def test_compare_models_of_one_run(tmp_path: Path) -> None:
@@ -61,3 +61,14 @@ def test_compare_mistakes(tmp_path: Path) -> None:
         compare(store, ["rmtt", "truncation"], TASKS)
     with pytest.raises(UserError, match="no two results"):
         compare(store, ["rmt"], TASKS)
+
+
+def test_what_has_no_paired_test_is_said(tmp_path: Path) -> None:
+    store = Store.open_or_create(tmp_path)
+    for name, segment in (("rmt", 128), ("hmt", 32)):
+        samples = text_samples(0, 0.0, documents=2, segment=segment)
+        store.write_record(make_record(make_cell(name), samples), samples)
+    (found,) = compare(store, [], TASKS)
+    assert found.pairs == ()
+    assert "Nothing to compare here." in (text := found.markdown())
+    assert "so no paired test" in text

@@ -380,7 +380,7 @@ def test_a_control_is_the_shipped_one(world: Any, tmp_path: Path) -> None:
     assert found["truncation"] == ("truncation", 4, "control")
 
 
-def test_a_second_package_takes_no_name(world: Any, package: Callable[..., Path]) -> None:
+def test_a_second_package_takes_no_name(world: Any, package: Callable[..., Path], tmp_path: Path) -> None:
     package("acme-memory", "1.2", truncation="acme.model:Truncation", fresh="acme.model:RMT")
     package("other", "1", fresh="acme.model:Truncation", passkey="acme.model:RMT")
     known = plugins.installed("models")
@@ -396,8 +396,26 @@ def test_a_second_package_takes_no_name(world: Any, package: Callable[..., Path]
     assert found["truncation@acme-memory"] == ("acme-memory 1.2", 4)
     assert found["truncation"] == ("", 16)
     assert found["fresh@other"][0] == "other 1"
+    (tmp_path / "other.py").write_text(MODEL.format(imports="").replace("Truncation", "Fresh"))
+    with pytest.raises(UserError, match="would both be called fresh@other"):
+        planned(world, f"{tmp_path}/other.py:Fresh,fresh@other")
     with pytest.raises(UserError, match="'passkey' is a model and also a task or the backbone"):
         planned(world, "passkey", "passkey", settings={"passkey": {"segment": 4}})
+
+
+def test_what_is_no_model_or_task_is_refused(world: Any, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    others = "from pathlib import Path\nimport torch as t\nfrom memory_bench.protocol import MemoryModel as Base"
+    file.write_text(MODEL.format(imports=others))
+    for name, said in (
+        ("Base", "it has no Config, open, step, flops"),
+        ("Path", "it has no Config, fit"),
+        ("t", "it is no class"),
+    ):
+        with pytest.raises(UserError, match=rf"mine\.py:{name} is no model: {said}"):
+            planned(world, f"{file}:{name}")
+    with pytest.raises(UserError, match=r"mine\.py:RMT is no task: it has no headline"):
+        planned(world, "truncation", f"{file}:RMT")
 
 
 def test_one_label_never_stands_for_two_rows(world: Any) -> None:

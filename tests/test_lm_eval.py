@@ -28,11 +28,12 @@ from memory_bench.episode import Ask, Read
 from memory_bench.errors import DataError, UserError
 from memory_bench.lm_eval import data as our_data
 from memory_bench.lm_eval import writing
-from memory_bench.lm_eval.loading import one_cell
+from memory_bench.lm_eval.loading import from_run, one_cell
 from memory_bench.lm_eval.task import LmEvalConfig, LmEvalTask
 from memory_bench.plugins import load
 from memory_bench.protocol import DecodePlan, Segment
 from memory_bench.testing import check_task, tiny_backbone
+from memory_bench.zoo.named import Backbones
 from synthetic import make_store
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
@@ -283,6 +284,15 @@ def test_a_runs_checkpoint_is_read_with(world: World, tmp_path: Path, monkeypatc
     file.parent.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="is not there"):
         MemoryLM(model="rmt", run=out, device="cpu")
+
+
+def test_a_runs_labels_are_those_of_its_last_command(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    key = next(r.key for r in store.records() if r.cell.training.model.name == "mplus" and r.status == "ok")
+    store.write_run({"cells": [key], "roles": {key: ["asked", "mplus@mine"]}})
+    backbones = Backbones(Library(None, tmp_path, hub=False), tmp_path, hub=False)
+    with pytest.raises(UserError, match="Did you mean mplus@mine"):
+        from_run(tmp_path, "mplus@mime", backbones, seed=None, task="", device="cpu")
 
 
 def test_one_of_several_trainings_must_be_named(tmp_path: Path) -> None:

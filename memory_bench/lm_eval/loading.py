@@ -17,6 +17,7 @@ from memory_bench.files.artefacts import Notice
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import find_recipe
 from memory_bench.record import Record
+from memory_bench.report.board import as_asked
 from memory_bench.running.building import Parts, gather
 from memory_bench.running.grid import default_recipe
 from memory_bench.store import Store
@@ -101,7 +102,8 @@ def from_run(folder: Path, name: str, backbones: Backbones, *, seed: int | None,
         UserError: there is no such result, several, no checkpoint, or the backbone is another one now.
     """
     store = Store.open(folder)
-    cell = one_cell(store.records(), folder, name, seed, task)
+    roles = store.run().get("grid", {}).get("roles", {})
+    cell = one_cell([as_asked(record, roles) for record in store.records()], folder, name, seed, task)
     training, released = cell.training, cell.training.model.config.get("checkpoint")
     if not released and backbones.card(training.backbone.name).revision != training.backbone.revision:
         raise UserError(

@@ -191,7 +191,7 @@ def grouped(store: Store, keys: Collection[str] | None = None) -> list[list[list
     groups: dict[str, dict[str, dict[int, Record]]] = {}
     for record in store.records():
         if keys is None or record.key in keys:
-            record = _as_asked(record, roles)
+            record = as_asked(record, roles)
             board, row = _identity(record.cell)
             same = groups.setdefault(board, {}).setdefault(row, {})
             seed = record.cell.training.seed
@@ -210,7 +210,7 @@ def _identity(cell: Cell) -> tuple[str, str]:
     return digest(board), digest(model)
 
 
-def _as_asked(record: Record, roles: Mapping[str, Sequence[str]]) -> Record:
+def as_asked(record: Record, roles: Mapping[str, Sequence[str]]) -> Record:
     """The record with role and label of the run's last command; they are no part of a cell's identity."""
     if record.key not in roles:
         return record

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from memory_bench.cell import digest
@@ -186,6 +187,12 @@ def _compare(chosen: Sequence[Entry], seed_values: Mapping[str, Sequence[float]]
         for label, _, row in chosen
         if row.pretrained
     ]
+    tested = {frozenset((pair.a, pair.b)) for pair in pairs}
+    untested = [f"{a} and {b}" for a, b in combinations(usable, 2) if frozenset((a, b)) not in tested]
+    if untested and (board.metric in pairing.RATIOS or board.metric == "accuracy"):
+        ahead.append(f"{'; '.join(untested)}: nothing that both have scored in the same parts, so no paired test.")
+    elif untested:
+        ahead.append(f"There is no paired test for {short(board.metric)}.")
     far = tuple(by_distance.compared(usable, board))
     models = {label: row for label, _, row in chosen}
     unequal = frozenset(label for label, own, row in chosen if row.label in own.unequal)

@@ -145,8 +145,8 @@ def _names(models: Iterable[str]) -> dict[str, str]:
         if any(own[other].partition("@")[0] == own[name] and files[other] != place for other in files):
             own = {n: f"{s}@{files[n][0].stem}" if n in files and s == own[name] else s for n, s in own.items()}
     for name, place in files.items():
-        for other in files:
-            if own[other] == own[name] and files[other] != place:
+        for other in own:
+            if own[other] == own[name] and files.get(other) != place:
                 raise UserError(
                     f"{name} and {other} would both be called {own[name]}: give a file or class another name."
                 )
