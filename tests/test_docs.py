@@ -35,6 +35,14 @@ def test_links_and_files_exist(document: Path) -> None:
     assert not [file for file in files if not (ROOT / file).exists()]
 
 
+def test_comments_name_files_that_exist() -> None:
+    folders = "memory_bench|hmt|baselines|tasks|tests|docs|benchmarks"
+    own = (file for folder in (*folders.split("|"), "results/claims") for file in (ROOT / folder).rglob("*"))
+    for file in sorted(f for f in own if f.suffix in (".py", ".toml")):
+        named = re.findall(rf"(?<![\w/.-])(?:{folders})/[\w/]+\.(?:py|md|toml)\b", file.read_text(encoding="utf-8"))
+        assert not [name for name in named if not (ROOT / name).exists()], file
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_exist(document: Path) -> None:
     command: Any = get_command(app)
