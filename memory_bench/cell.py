@@ -35,7 +35,6 @@ class Choice:
 
 
 CHOICES = ("model", "backbone", "corpus", "recipe")
-CONTENT = ("revision", "package", "code")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +83,6 @@ class Cell:
     def key(self) -> str:
         """16 hexadecimal digits of what determines the numbers."""
         return digest(self._plain())
-
-    @property
-    def asked(self) -> str:
-        """As `key`, but without contents: the same before and after a change of weights, sources or texts."""
-        plain = self._plain()
-        for choice in (plain["task"], *(plain["training"][name] for name in CHOICES)):
-            for name in CONTENT:
-                choice.pop(name, None)
-        return digest(plain)
 
     def _plain(self) -> dict[str, Any]:
         plain = asdict(self)

@@ -1,5 +1,6 @@
 """A backbone that does not compute here what its own forward computes is refused before anything runs."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,12 @@ def test_a_change_in_16_bits_alone_is_found() -> None:
     assert not compare(changed(lambda hidden, where: hidden.dtype == torch.bfloat16), TOKENS).fault
     assert not compare(exact, TOKENS, fine).fault
     assert compare(exact, TOKENS, half).fault
+
+
+def test_frequencies_in_32_bits_are_no_obstacle_in_16() -> None:
+    """OLMo's."""
+    model = drawn("olmo")
+    assert not compare(model, 100, copy.deepcopy(model).to(torch.bfloat16)).fault
 
 
 def test_texts_are_longer_than_what_a_configuration_names() -> None:

@@ -131,6 +131,14 @@ GAPS: dict[str, tuple[Callable[[Path], object], str]] = {
         "left over: model.layers.0.self_attn.q_proj.bias",
     ),
     "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "has an adapter beside its weights"),
+    "codes of a quantiser": (
+        lambda f: change(f, lambda w: {k: v.to(torch.int8) if "up_proj" in k else v for k, v in w.items()}),
+        r"are whole numbers \(I8: model.layers.0.mlp.up_proj.weight",
+    ),
+    "codes in a pickle": (
+        lambda f: pickled(f, lambda w: {k: v.byte() if k == "lm_head.weight" else v for k, v in w.items()}),
+        r"are whole numbers \(uint8: lm_head.weight\)",
+    ),
     "half a file": (
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000]),
         "Cannot read the weights in .*model.safetensors",
@@ -189,6 +197,59 @@ def test_an_added_token_without_an_embedding_counts(tmp_path: Path, check: Calla
     plain["added_tokens"] = [{"id": VOCAB, "content": "<pad>", **flags}]
     (folder / "tokenizer.json").write_text(json.dumps(plain))
     check(folder, r"token 300 \('<pad>'\)")
+
+
+def test_a_token_that_begins_a_text_has_an_embedding(tmp_path: Path, check: Callable[..., None]) -> None:
+    """As after a vocabulary was pruned: the template still names the old id."""
+    folder = write(tmp_path / "model")
+    plain = json.loads((folder / "tokenizer.json").read_text())
+    start = {"id": "<s>", "ids": [900], "tokens": ["<s>"]}
+    text = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*text, {"Sequence": {"id": "B", "type_id": 1}}]
+    plain["post_processor"] = {
+        "type": "TemplateProcessing", "single": text, "pair": pair, "special_tokens": {"<s>": start},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(plain))
+    check(folder, "puts token 900 before a text")
+
+
+def test_a_missing_tokenizer_is_one_line(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match="has no tokenizer that can be loaded") as caught:
+        Backbones(Library(None, tmp_path, hub=False), tmp_path / "cache", hub=False).check(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_code_that_is_not_run_is_said(tmp_path: Path) -> None:
+    folder, said = write(tmp_path / "model"), list[str]()
+    change(folder, dict, auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"})
+    backbones = Backbones(Library(None, tmp_path, hub=False), tmp_path / "cache", hub=False, report=said.append)
+    backbones.check(str(folder))
+    backbones.check(str(folder))
+    assert said == [f"{folder} comes with code of its own, which is not run: transformers' llama is."]
+
+
+def test_a_config_is_an_object_and_no_more_than_its_class_knows(tmp_path: Path) -> None:
+    """GPT-2 has as many heads of keys as of queries, whatever another program wrote beside them."""
+    folder = write(tmp_path / "model", "gpt2")
+    change(folder, dict, num_key_value_heads=1, head_dim=2)
+    backbones = Backbones(Library(None, tmp_path, hub=False), tmp_path / "cache", hub=False)
+    loaded = backbones.load(str(folder))
+    sizes = loaded.backbone.kv_heads, loaded.backbone.head_width
+    assert sizes == (loaded.backbone.heads, loaded.backbone.width // loaded.backbone.heads)
+    assert sizes == (loaded.card.kv_heads, loaded.card.head_width)
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(DataError, match=r"its config.json holds no object"):
+        Backbones(Library(None, tmp_path, hub=False), tmp_path / "cache", hub=False).card(str(folder))
+
+
+def test_results_have_a_folder_of_their_own(world: Any, invoke: Any) -> None:
+    arguments = world.arguments("--models", "truncation", "--tasks", "pg19", "--backbone", str(world.backbone))
+    code, _, err = invoke("run", *arguments, "--out", str(world.backbone))
+    assert code == 2
+    assert "is the folder of a model" in err
+    assert not (world.backbone / "run.json").exists()
 
 
 def test_commands_refuse_before_anything_runs(world: Any, invoke: Any, tmp_path: Path) -> None:

@@ -61,6 +61,15 @@ def declared(config: Any, name: str) -> Any:
     return getattr(config, name, None) if hasattr(type(config), name) else None
 
 
+def attention_sizes(family: str, config: Any) -> tuple[int, int]:
+    """Heads of keys and values, and a head's width. GPT-2 and OPT have one size of each, whatever a file adds to it."""
+    heads = int(config.num_attention_heads)
+    shared, width = (getattr(config, name, None) for name in ("num_key_value_heads", "head_dim"))
+    if family != "llama":
+        shared = width = None
+    return int(shared or heads), int(width or config.hidden_size // heads)
+
+
 def windows_of(config: Any, layers: int) -> tuple[int | None, ...]:
     """Per layer, its sliding window; where a class has types of layers, of those that are called sliding."""
     window, types = declared(config, "sliding_window"), declared(config, "layer_types")

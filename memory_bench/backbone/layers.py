@@ -114,7 +114,7 @@ class Layers(nn.Module):
             return x
         cos, sin = rotation
         left, right = x.chunk(2, dim=-1)
-        return x * cos + torch.cat([-right, left], dim=-1) * sin
+        return (x * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)  # OLMo turns in float32
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         """Scaled dot-product attention ``[rows, tokens, heads * head]``.

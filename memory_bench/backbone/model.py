@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_bench.backbone.embedder import Embedder
-from memory_bench.backbone.families import declared, find_decoder, windows_of
+from memory_bench.backbone.families import attention_sizes, declared, find_decoder, windows_of
 from memory_bench.backbone.layers import Layers, Rotation, itself
 from memory_bench.backbone.reuse import Pass, Passes, Resumed
 from memory_bench.state import State
@@ -101,9 +101,8 @@ class Backbone(Layers):
         self.layers = len(self._blocks)
         self.windows = windows_of(config, self.layers)
         self.heads = int(config.num_attention_heads)
-        self.kv_heads = int(getattr(config, "num_key_value_heads", None) or self.heads)
+        self.kv_heads, self.head_width = attention_sizes(self.family, config)
         hidden = int(config.hidden_size)
-        self.head_width = int(getattr(config, "head_dim", None) or hidden // self.heads)
         self.hidden_width = hidden
         self.width = int(self._embedding.weight.shape[1])
         self.vocab = int(self._embedding.weight.shape[0])

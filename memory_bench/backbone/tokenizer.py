@@ -176,5 +176,6 @@ def _convert(folder: Path) -> Tokenizer:
     try:
         fast: Tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
     except Exception as error:
-        raise DataError(f"{folder.name} has no tokenizer that can be loaded (tokenizer.json): {error}.") from error
+        said = " ".join(str(error).split())[:200].rstrip(" .")
+        raise DataError(f"{folder.name} has no tokenizer that can be loaded (tokenizer.json): {said}.") from error
     return fast

@@ -115,6 +115,8 @@ def _needs(grid: Grid) -> list[str]:
 
 def _out_folder(options: Options, request: Request, grid: Grid) -> Path:
     if options.out is not None:
+        if (options.out / "config.json").is_file():  # whose files count, so that results would change the backbone
+            raise UserError(f"--out {options.out} is the folder of a model: give the results one of their own.")
         return options.out
     title = Path(options.suite).stem if options.suite else f"{'+'.join(request.models)}-{'+'.join(request.tasks)}"
     name = "".join(c if c.isalnum() or c in "+-_.=" else "_" for c in title)[:80]

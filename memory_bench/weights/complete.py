@@ -5,6 +5,7 @@ prefix, buffers that older versions saved. Prefixes of wrappers (``_orig_mod.``,
 whoever reads the folder next would find random weights again; the sentence says where they come from.
 """
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import torch
 from memory_bench.backbone.tokenizer import Tokens
 from memory_bench.errors import DataError
 from memory_bench.weights.quiet import quietly
-from memory_bench.weights.released import few, lost_shards
+from memory_bench.weights.released import few, headers, lost_shards
 from memory_bench.weights.transfer import DERIVED
 
+WHOLE = re.compile(r"u?int|bool|[IU]\d", re.IGNORECASE)  # types that hold no fractions
 WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DataParallel", "_fsdp_wrapped_module.": "FSDP"}
 
 
@@ -56,6 +58,7 @@ def load_whole(name: str, folder: Path, dtype: torch.dtype, *, shapes_only: bool
             raise DataError(f"Cannot load a causal language model from {name}: {reason}") from error
     if not gaps:
         refuse_gaps(name, report)
+        _refuse_whole_numbers(name, folder, model)
     return model
 
 
@@ -85,6 +88,24 @@ def refuse_gaps(name: str, report: dict[str, Any]) -> None:
         )
 
 
+def _refuse_whole_numbers(name: str, folder: Path, model: Any) -> None:
+    """Refuse quantised weights without their quantiser: transformers takes the codes for values.
+
+    Raises:
+        DataError: naming the first of them.
+    """
+    if getattr(model.config, "quantization_config", None) is not None:
+        return  # transformers has loaded it with that
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    stored = {weight: dtype for file in files for weight, (_, dtype) in headers(file).items()}
+    whole = sorted(w for w, dtype in stored.items() if WHOLE.match(dtype) and not DERIVED.search(w))
+    if whole:
+        raise DataError(
+            f"The weights of {name} are whole numbers ({stored[whole[0]]}: {few(whole)}), and its config.json says "
+            "nothing of how they were quantised: use the model in 16 or 32 bits."
+        )
+
+
 def refuse_larger_tokenizer(name: str, tokens: Tokens, rows: int) -> None:
     """Refuse a tokenizer with ids beyond the embedding's `rows`; an embedding with more rows than ids is padded.
 
@@ -96,6 +117,10 @@ def refuse_larger_tokenizer(name: str, tokens: Tokens, rows: int) -> None:
         raise DataError(
             f"The tokenizer of {name} is larger than its embedding: token {last} ('{token}') is beyond the model's "
             f"{rows} rows."
+        )
+    if beyond := [i for i in tokens.beginning if i >= rows]:
+        raise DataError(
+            f"The tokenizer of {name} puts token {beyond[0]} before a text, which is beyond the model's {rows} rows."
         )
 
 

@@ -44,7 +44,7 @@ class Release:
     def _headers(self) -> dict[str, tuple[Shape, str]]:
         found: dict[str, tuple[Shape, str]] = {}
         for file in self.files:
-            for name, header in _headers(file).items():
+            for name, header in headers(file).items():
                 if name in found:
                     raise DataError(f"The checkpoint {self.name} has {name} in two files.")
                 found[name] = header
@@ -180,9 +180,15 @@ def _json(path: Path) -> dict[str, Any]:
     return read if isinstance(read, dict) else {}
 
 
-def _headers(file: Path) -> dict[str, tuple[Shape, str]]:
+def headers(file: Path) -> dict[str, tuple[Shape, str]]:
+    """Shape and type of every tensor in a file of weights, by name; no values are read.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     if file.suffix != ".safetensors":
-        return {n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in _unpickled(file).items()}
+        found = _unpickled(file, "meta").items()
+        return {n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in found}
     from safetensors import safe_open
 
     try:
@@ -204,10 +210,10 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
             yield name, handle.get_tensor(name)
 
 
-def _unpickled(file: Path) -> dict[str, Tensor]:
+def _unpickled(file: Path, device: str = "cpu") -> dict[str, Tensor]:
     """The tensors of a ``torch.save`` file; no object in it is ever built but tensors and plain containers."""
     try:
-        read = torch.load(file, map_location="cpu", weights_only=True)
+        read = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"Cannot read tensors alone from the checkpoint's {file.name}: {reason}") from error

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from memory_bench.backbone.families import find_decoder
+from memory_bench.backbone.families import attention_sizes, find_decoder
 from memory_bench.backbone.model import Backbone
 from memory_bench.backbone.small import CLOSED, TINY, TINY_VERSION, small_card, small_model
 from memory_bench.backbone.tokenizer import Tokens, load_tokens, train_bpe, word_level
@@ -178,6 +178,10 @@ class Backbones:
             return
         folder = self._model_folder(name)
         refuse_larger_tokenizer(name, load_tokens(folder), self.card(name).vocab)
+        config = read_config(name, folder)
+        if "AutoModelForCausalLM" in (config.get("auto_map") or {}):
+            kind = config["model_type"]
+            self.report(f"{name} comes with code of its own, which is not run: transformers' {kind} is.")
         if filled:
             load_whole(name, folder, torch.float32, shapes_only=True)
         self._checked.add((name, filled))
@@ -265,9 +269,12 @@ def read_config(name: str, folder: Path) -> dict[str, Any]:
         DataError: there is none that can be read.
     """
     try:
-        return cast(dict[str, Any], json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{name} is no model folder: cannot read its config.json ({error}).") from error
+    if not isinstance(read, dict):
+        raise DataError(f"{name} is no model folder: its config.json holds no object.")
+    return read
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -302,10 +309,11 @@ def _card_from_config(name: str, folder: Path, hashes: Hashes) -> BackboneCard:
     def size(*names: str) -> int | None:
         return next((int(value) for n in names if (value := getattr(config, n, None))), None)
 
-    hidden, heads, longest = config.hidden_size, config.num_attention_heads, size("max_position_embeddings") or 1024
+    hidden, longest = config.hidden_size, size("max_position_embeddings") or 1024
+    kv_heads, head_width = attention_sizes(family, config)
     return BackboneCard(
         name=name, family=family, width=size("word_embed_proj_dim") or hidden, layers=config.num_hidden_layers,
-        heads=heads, kv_heads=size("num_key_value_heads") or heads, head_width=size("head_dim") or hidden // heads,
+        heads=config.num_attention_heads, kv_heads=kv_heads, head_width=head_width,
         mlp_width=size("intermediate_size", "ffn_dim", "n_inner") or 4 * hidden, vocab=config.vocab_size,
         window=min(512, longest // 2), pretrained=True,
         parameters=_count_parameters(folder), max_positions=None if family == "llama" else longest,
