@@ -96,7 +96,10 @@ def test_a_mistake_is_a_sentence(arguments: tuple[str, ...], said: str, world: A
         ("train_tokens = 5 5", "Cannot read the budget file"),
         ("tasks = 5", "tasks must be tables of options"),
         ("[tasks]\npg19 = 5", "tasks must be tables of options"),
-        ("train_tokens = 5\n[tasks.pg91]\nextent = 'full'", "Unknown task in the budget 'b' 'pg91'. Did you mean pg19?"),
+        (
+            "train_tokens = 5\n[tasks.pg91]\nextent = 'full'",
+            "Unknown task in the budget 'b' 'pg91'. Did you mean pg19?",
+        ),
         ("eval_seconds = 5", "never ends training"),
     ],
 )

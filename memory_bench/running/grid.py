@@ -301,8 +301,8 @@ def _check_backbones(cells: Sequence[Cell], backbones: Backbones, dtype: str) ->
 def _check_settings(request: Request) -> None:
     """Every ``--set`` and ``--limit`` must concern something that runs, a budget's options some task that there is."""
     for task in request.budget.tasks:
-        if ":" not in task and task not in (known := {*request.tasks, *plugins.installed("tasks")}):
-            raise unknown(f"task in the budget '{request.budget.name}'", task, known)
+        if ":" not in task and task not in (tasks := {*request.tasks, *plugins.installed("tasks")}):
+            raise unknown(f"task in the budget '{request.budget.name}'", task, tasks)
     for task in request.limits:
         if task and task not in request.tasks:
             raise unknown("task in --limit", task, request.tasks)
