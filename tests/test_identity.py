@@ -112,10 +112,18 @@ def test_hashes_are_remembered_until_a_file_changes(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(content.time, "time", lambda: later)
     assert hashes.of(file) == first
     (note,) = (tmp_path / "hashes").iterdir()
-    note.write_text("f" * 64)
-    assert hashes.of(file) == "f" * 64, "not read again"
-    note.write_text("nonsense")
-    assert hashes.of(file) == first
+    with monkeypatch.context() as unread:
+        unread.setattr(content, "sha256", lambda path: pytest.fail(f"{path} is read again"))
+        assert hashes.of(file) == first
+    written = note.read_text()
+    for other in ("nonsense", "", "f" * 64, written[:64], f"{'f' * 64}{written[64:]}", f"{written}\n"):
+        note.write_text(other)
+        assert hashes.of(file) == first, "what was not written there is not used"
+    (tmp_path / "other").write_bytes(b"two")
+    hashes.of(tmp_path / "other")
+    (foreign,) = set((tmp_path / "hashes").iterdir()) - {note}
+    shutil.copy(foreign, note)
+    assert hashes.of(file) == first, "another file's hash is not used"
     facts = file.stat()
     file.write_bytes(b"two")
     os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))

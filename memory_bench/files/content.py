@@ -6,7 +6,6 @@ and it could change once more within the same tick.
 """
 
 import hashlib
-import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -57,12 +56,17 @@ def _facts(file: Path) -> tuple[str, int, int, int, int, int]:
 
 
 def _read(note: Path) -> str:
-    """A remembered hash; empty if there is none or something else."""
+    """A remembered hash; empty if there is none, or not the one that was written there."""
     try:
         text = note.read_text(encoding="ascii")
     except (OSError, ValueError):
         return ""
-    return text if re.fullmatch(r"[0-9a-f]{64}", text) else ""
+    return text[:64] if text == _vouched(note, text[:64]) else ""
+
+
+def _vouched(note: Path, found: str) -> str:
+    """What is written for a hash: it, and a checksum of it at this place."""
+    return f"{found} {digest_of((note.name, found))}"
 
 
 def _write(note: Path, text: str) -> None:
@@ -70,5 +74,5 @@ def _write(note: Path, text: str) -> None:
     with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile("w", dir=note.parent, delete=False, encoding="ascii") as file:
-            file.write(text)
+            file.write(_vouched(note, text))
         Path(file.name).replace(note)
