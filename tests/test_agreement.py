@@ -141,6 +141,7 @@ def test_texts_are_longer_than_what_a_configuration_names() -> None:
     assert text_length(tiny_backbone("gpt2"), 0, 1 << 34) == 192  # it has no further positions
     assert text_length(tiny_backbone("llama"), 7000, 1 << 34) == 7000  # inputs of the run
     assert text_length(tiny_backbone("mistral-window"), 1 << 20, 1 << 28) < 8000  # what memory allows
+    assert 1e5 < text_length(tiny_backbone("llama"), 10**23, 1 << 40) < 1e6  # what patience allows
 
 
 def test_smollm2_is_compared_within_seconds() -> None:

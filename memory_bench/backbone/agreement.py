@@ -23,6 +23,7 @@ from memory_bench.backbone.model import Backbone, Past
 
 USUAL, LEAST = 4096, 1024  # tokens of the long text where no length is named: as many as `FLOPS` allow, at least …
 FLOPS = 1e12  # of one pass over it (a SmolLM2 of 135M parameters reads 2,048 tokens in it)
+PATIENCE = 10  # times `FLOPS` for the inputs that a run asks for
 BEYOND = 257  # tokens past the longest length that is named
 CHECKED = 512  # positions of the long text whose logits are compared
 PIECE = 512
@@ -200,12 +201,17 @@ def named_lengths(config: Mapping[str, Any]) -> list[int]:
 
 
 def text_length(backbone: Backbone, asked: int, memory: int) -> int:
-    """Tokens of the long text: past every length that is named, as many as were asked for, in `memory` bytes."""
+    """Tokens of the long text: past every length that is named, as many as were asked for, in `memory` bytes.
+
+    What is asked for is cut where a pass would take `PATIENCE` times as long as the usual one may.
+    """
     config = cast(Any, backbone.model).config
     flops = FLOPS if backbone.device.type == "cpu" else 1000 * FLOPS
     usual = USUAL
     while usual > LEAST and backbone.flops(usual, usual // 2, predicted=CHECKED) > flops:
         usual //= 2
+    while asked > usual and backbone.flops(asked, asked // 2, predicted=CHECKED) > PATIENCE * flops:
+        asked = asked * 3 // 4
     tokens = max(usual, asked, *(length + BEYOND for length in named_lengths(config.to_dict())))
     square = 6 * any(backbone.windows)  # bytes of masks, and of scores where they are held at once
     square += 0 if getattr(config, "_attn_implementation", "") == "sdpa" else 8 * backbone.heads
