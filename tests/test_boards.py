@@ -97,6 +97,11 @@ CONCLUDED = {
         and on("tiny-stand-ins", "pubmedqa", "hmt", FAR) > on("tiny-stand-ins", "pubmedqa", other, FAR) + 0.05
         for other in ("rmt", "mplus")
     ),
+    "HMT with and without it cannot be told apart, at sixteen it is what keeps the answer": lambda on: (
+        abs(on("tiny-stand-ins", "pubmedqa", "hmt") - on("tiny-stand-ins", "pubmedqa", "hmt (recall off)")) < 0.05
+        and on("tiny-stand-ins", "pubmedqa", "hmt", FAR)
+        > on("tiny-stand-ins", "pubmedqa", "hmt (recall off)", FAR) + 0.2
+    ),
     "does show a memory, with Memorizing Transformer's and not without": lambda on: (
         on("squad-real", "squad-retention", "memorizing", "", "answer_logprob")
         > on("squad-real", "squad-retention", "memorizing (memory off)", "", "answer_logprob") + 1
