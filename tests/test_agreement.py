@@ -106,6 +106,17 @@ def test_a_change_that_begins_somewhere_is_found_there(when: Callable[[Tensor, A
     assert not compare(changed(lambda hidden, where: False), 600).fault
 
 
+def test_hidden_entries_of_the_vocabulary_hide_no_deviation() -> None:
+    def hide(head: Any, args: Any, out: Tensor) -> Tensor:
+        return out.index_fill(-1, torch.tensor([5, 7]), -torch.inf)
+
+    right, wrong = tiny_backbone("llama").model, changed(lambda hidden, positions: hidden.shape[1] > 64)
+    for model in (right, wrong):
+        model.get_output_embeddings().register_forward_hook(hide)  # type: ignore[operator]
+    assert not compare(right, TOKENS).fault
+    assert "deviate" in compare(wrong, TOKENS).fault
+
+
 def test_padding_that_moves_positions_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Backbone.positions
     monkeypatch.setattr(Backbone, "positions", lambda self, mask: own(self, mask, count_padding=True))

@@ -177,11 +177,16 @@ def _judged(ours: Tensor, right: Tensor, theirs: Tensor | None) -> tuple[float, 
 def _relative(logits: Tensor, right: Tensor) -> Tensor:
     """``|logits - right| / |right|`` per position, both centred over the vocabulary.
 
-    Not-a-number in `right` is the model's own affair and counts as agreement, whatever ours is there.
+    Entries of the vocabulary that a model hides (infinities in `right`) must be the same in ours, and the others are
+    compared. Not-a-number in `right` is the model's own affair and counts as agreement, whatever ours is there.
     """
-    ours, theirs = (x.float() - x.float().mean(dim=-1, keepdim=True) for x in (logits, right))
+    hidden = right.isinf()
+    counted = (~hidden).sum(dim=-1, keepdim=True).clamp(min=1)
+    plain = [x.float().masked_fill(hidden, 0.0) for x in (logits, right)]
+    ours, theirs = ((x - x.sum(dim=-1, keepdim=True) / counted).masked_fill(hidden, 0.0) for x in plain)
     found = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp(min=1e-6)
-    found = found.masked_fill(~theirs.isfinite().all(dim=-1), 0.0)
+    found = found.masked_fill(((logits != right) & hidden).any(dim=-1), math.inf)
+    found = found.masked_fill(right.isnan().any(dim=-1), 0.0)
     return torch.where(found.isfinite(), found, math.inf)
 
 
