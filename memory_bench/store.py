@@ -153,7 +153,7 @@ class Store:
     def record(self, key: str) -> Record | None:
         """The result of a cell; None where there is none, or (with a warning) where it or its samples are broken."""
         found = self._read(key)
-        return None if found is None else found[0]
+        return None if found is None else self._sound(found[0])
 
     def _sound(self, record: Record) -> Record:
         """The record, failed where its numbers are not finite: earlier versions filed such results as ``ok``."""
@@ -188,7 +188,7 @@ class Store:
         if older := sum(CHECKSUM not in data for _, data in found):
             self.warn(f"{older} of {len(found)} results have no checksums, as an older version wrote them; they are "
                       "used as they are.")  # fmt: skip
-        return [record for record, _ in found]
+        return [self._sound(record) for record, _ in found]
 
     def samples(self, key: str) -> "pd.DataFrame | None":
         """A cell's scored events; None where there are none, or (with a warning) where its files are broken."""
@@ -217,7 +217,7 @@ class Store:
         except (OSError, ValueError) as error:
             self.warn(f"{place} is not used and the cell counts as not done: {error}.")
             return None
-        return self._sound(record), data
+        return record, data
 
     def _check_samples(self, record: Record, data: dict[str, Any]) -> None:
         path = self.cell_folder(record.key) / SAMPLES
