@@ -20,7 +20,7 @@ from memory_bench.budget import load_budget
 from memory_bench.cell import Cell, from_json, to_json
 from memory_bench.data.library import Library
 from memory_bench.errors import UserError
-from memory_bench.files import content
+from memory_bench.files import artefacts, content
 from memory_bench.files.content import Hashes
 from memory_bench.lm_eval.finding import task_sources
 from memory_bench.running.grid import Request, make_task, plan_grid, refuse_changed
@@ -108,8 +108,8 @@ def test_hashes_are_remembered_until_a_file_changes(tmp_path: Path, monkeypatch:
     file.write_bytes(b"one")
     first = hashes.of(file)
     assert not (tmp_path / "hashes").exists(), "it could change again within the same tick of the clock"
-    later = time.time() + 9
-    monkeypatch.setattr(content.time, "time", lambda: later)
+    later = time.time_ns() + 9_000_000_000
+    monkeypatch.setattr(artefacts.time, "time_ns", lambda: later)
     assert hashes.of(file) == first
     (note,) = (tmp_path / "hashes").iterdir()
     with monkeypatch.context() as unread:

@@ -135,9 +135,14 @@ def checksum_of(value: Mapping[str, Any]) -> str:
 def sha256(path: Path) -> str:
     """SHA-256 of a file's content, 64 hexadecimal digits, read once per process as long as the file stays the same."""
     status = path.stat()
-    if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < RECENT:
+    if not settled(status):
         return _read_sum(path)
     return _known_sum(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def settled(status: os.stat_result) -> bool:
+    """The last change is so long ago that another one would show in the file's times."""
+    return time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) >= RECENT
 
 
 @lru_cache(maxsize=4096)

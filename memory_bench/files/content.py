@@ -6,15 +6,12 @@ and it could change once more within the same tick.
 """
 
 import hashlib
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from memory_bench.files.artefacts import sha256
-
-SETTLED = 2.0  # seconds; the coarsest clock of a file system
+from memory_bench.files.artefacts import settled, sha256
 
 
 class Hashes:
@@ -38,8 +35,7 @@ class Hashes:
         if note is not None and (known := _read(note)):
             return known
         found = sha256(file)
-        settled = time.time() - max(facts[2], facts[3]) / 1e9 > SETTLED
-        if note is not None and settled and _facts(file) == facts:
+        if note is not None and settled(file.stat()) and _facts(file) == facts:
             _write(note, found)
         return found
 
