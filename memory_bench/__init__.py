@@ -7,7 +7,7 @@
 - `cli.py`: the command line
 - `corpus.py`: lines of tokens and batches of them
 - `episode.py`: what a task gives to the driver
-- `errors.py`: what can go wrong, as types: `UserError`, `DataError`, `BudgetExceeded`
+- `errors.py`: what can go wrong, as types: `UserError`, `DataError`, `NotFinite`
 - `finite.py`: numbers that are none are refused
 - `plugins.py`: entry points, scratch files, options checked against their types
 - `protocol.py`: what a memory model is; start here

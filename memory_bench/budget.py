@@ -52,6 +52,41 @@ class Budget:
         return all(limit != 0 for limit in (self.train_tokens, self.train_flops, self.train_seconds))
 
 
+def amount(limit: str, value: float) -> str:
+    """`value` of the limit (or field of `Usage`) called `limit`, for a person: ``150 MB``, ``1.05 s``, ``49,152``."""
+    if limit.endswith("_seconds"):
+        return f"{value:.3g} s" if value < 1000 else f"{value:,.0f} s"
+    if limit.endswith("_flops"):
+        return f"{value:.3g}"
+    if not limit.endswith("_bytes"):
+        return f"{value:,.0f}"
+    size, unit = float(value), 0
+    while size >= 999.5 and unit < len(BYTE_UNITS) - 1:
+        size, unit = size / 1000, unit + 1
+    return f"{size:.3g} {BYTE_UNITS[unit]}"
+
+
+BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+class BudgetExceeded(Exception):
+    """A limit of the budget was passed where passing it ends the work. Caught only by the worker.
+
+    Its text is a cell's `detail`: ``device_bytes 150 MB, 163 MB at segment 37/391``.
+
+    Attributes:
+        limit: the budget's field, for example ``device_bytes``.
+        allowed: by the budget, in the limit's unit.
+        used: when it struck; None where what asked for more was refused before it had it.
+        where: the place in the work, for example ``segment 37/391``.
+    """
+
+    def __init__(self, limit: str, allowed: float, used: float | None, where: str) -> None:
+        spent = "more was asked for" if used is None else amount(limit, used)
+        super().__init__(f"{limit} {amount(limit, allowed)}, {spent} at {where or 'the start'}")
+        self.limit, self.allowed, self.used, self.where = limit, allowed, used, where
+
+
 GB = 10**9
 _CPU: dict[str, Any] = {"device_bytes": 4 * GB, "host_bytes": 6 * GB, "added_parameters": 50_000_000}
 PRESETS: dict[str, Budget] = {

@@ -19,20 +19,6 @@ class NotFinite(UserError):
     """
 
 
-class BudgetExceeded(Exception):
-    """A limit of the budget was reached where reaching it ends the work. Caught only by the worker.
-
-    Attributes:
-        limit: the budget's field, for example ``device_bytes``.
-        where: the place in the work, for example ``segment 37/391``.
-    """
-
-    def __init__(self, limit: str, where: str) -> None:
-        super().__init__(f"{limit}@{where}")
-        self.limit = limit
-        self.where = where
-
-
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
     """The error for a name that does not exist, with the nearest one that does.
 

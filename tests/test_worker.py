@@ -242,10 +242,10 @@ def test_models_without_a_memory_run_on_a_pretrained_backbone(jobs: Prepare) -> 
 @pytest.mark.parametrize(
     ("limits", "detail"),
     [
-        ({"eval_seconds": 1e-4}, "eval_seconds@segment"),
-        ({"device_bytes": 1000}, "device_bytes@segment"),
-        ({"host_bytes": 1000}, "host_bytes@segment"),
-        ({"added_parameters": 5}, "added_parameters@"),
+        ({"eval_seconds": 1e-4}, "eval_seconds 0.0001 s, "),
+        ({"device_bytes": 1000}, "device_bytes 1 kB, "),
+        ({"host_bytes": 1000}, "host_bytes 1 kB, "),
+        ({"added_parameters": 5}, "added_parameters 5, "),
     ],
 )
 def test_a_passed_limit_is_a_result(limits: dict[str, Any], detail: str, jobs: Prepare) -> None:
@@ -262,8 +262,8 @@ def test_a_passed_limit_is_a_result(limits: dict[str, Any], detail: str, jobs: P
     ("trouble", "status", "detail"),
     [
         ("raise", "failed", "ValueError: as I like it"),
-        ("memory", "over_budget", "device_bytes@segment 1 (out of memory)"),
-        ("cuda", "over_budget", "device_bytes@segment 1 (out of memory)"),
+        ("memory", "over_budget", "device_bytes 4 GB, more was asked for at segment 1"),
+        ("cuda", "over_budget", "device_bytes 4 GB, more was asked for at segment 1"),
         ("none", "ok", ""),
     ],
 )

@@ -1,7 +1,9 @@
 """Reads episodes with a model, asks, trains, and meters all of it.
 
 - `asking.py`: questions on forks of a stream
+- `beacon.py`: where a cell is, told to its watcher
 - `checkpoints.py`: trained memories on disk
+- `clock.py`: seconds of a cell
 - `encoding.py`: episodes as tokens, with bytes and words
 - `generating.py`: answers in the model's own words
 - `meter.py`: counts and stops

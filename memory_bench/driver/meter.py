@@ -15,9 +15,8 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from memory_bench.budget import Budget, Usage
+from memory_bench.budget import Budget, BudgetExceeded, Usage
 from memory_bench.driver.stream import Watcher, segment_length
-from memory_bench.errors import BudgetExceeded
 from memory_bench.protocol import MemoryModel, State
 
 Phase = Literal["train", "eval"]
@@ -142,10 +141,10 @@ class Meter(Watcher):
         for name, used in (("device_bytes", self.usage.peak_device_bytes), ("host_bytes", self.usage.peak_host_bytes)):
             limit = getattr(self.budget, name)
             if limit is not None and used > limit:
-                raise BudgetExceeded(name, self.where)
+                raise BudgetExceeded(name, limit, used, self.where)
         limit = self.budget.eval_seconds
         if self._phase == "eval" and limit is not None and self.elapsed() > limit:
-            raise BudgetExceeded("eval_seconds", self.where)
+            raise BudgetExceeded("eval_seconds", limit, self.elapsed(), self.where)
 
     def spent_share(self, *, tokens: bool = True) -> tuple[float, str]:
         """The largest share of a training limit used so far, and that limit's name.

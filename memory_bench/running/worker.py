@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from memory_bench import plugins
-from memory_bench.budget import Budget, Usage
+from memory_bench.budget import Budget, BudgetExceeded, Usage
 from memory_bench.cell import Cell, Choice, from_json, to_json
 from memory_bench.data.library import Library
 from memory_bench.driver.asking import Row
@@ -26,7 +26,7 @@ from memory_bench.driver.meter import Meter
 from memory_bench.driver.observe import observe
 from memory_bench.driver.train import Trained, train, trained_parameters, untrained
 from memory_bench.episode import Estimate, Task
-from memory_bench.errors import BudgetExceeded, NotFinite, UserError
+from memory_bench.errors import NotFinite, UserError
 from memory_bench.files.artefacts import Notice
 from memory_bench.finite import unsound
 from memory_bench.protocol import MemoryModel
@@ -103,7 +103,7 @@ def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None) -> Reco
         result = replace(result, status="over_budget", detail=str(error))
     except (MemoryError, torch.OutOfMemoryError):
         meter.read_memory()
-        result = replace(result, status="over_budget", detail=f"device_bytes@{meter.where} (out of memory)")
+        result = replace(result, status="over_budget", detail=_refused(meter))
     except UserError as error:
         result = replace(result, detail=str(error))
     except Exception as error:
@@ -265,11 +265,16 @@ def _count_parameters(model: MemoryModel[Any], recipe: Recipe, usage: Usage) -> 
     usage.trained_parameters = sum(p.numel() for p in trained.values())
 
 
+def _refused(meter: Meter) -> str:
+    """The detail of a cell that was refused memory before it had it."""
+    return str(BudgetExceeded("device_bytes", meter.budget.device_bytes or 0, None, meter.where))
+
+
 def _check_added(model: MemoryModel[Any], budget: Budget) -> None:
     """Refuse a method that adds too many parameters before it is trained."""
     added = model.added_parameters()
     if budget.added_parameters is not None and added > budget.added_parameters:
-        raise BudgetExceeded("added_parameters", f"{added} added")
+        raise BudgetExceeded("added_parameters", budget.added_parameters, added, "the start")
 
 
 def _mark_look_ahead(estimate: Estimate, look_ahead: int, pretrained: bool = False) -> Estimate:
