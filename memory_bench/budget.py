@@ -76,14 +76,15 @@ class BudgetExceeded(Exception):
 
     Attributes:
         limit: the budget's field, for example ``device_bytes``.
-        allowed: by the budget, in the limit's unit.
+        allowed: by the budget, in the limit's unit; None where it sets none and the machine refused.
         used: when it struck; None where what asked for more was refused before it had it.
         where: the place in the work, for example ``segment 37/391``.
     """
 
-    def __init__(self, limit: str, allowed: float, used: float | None, where: str) -> None:
+    def __init__(self, limit: str, allowed: float | None, used: float | None, where: str) -> None:
         spent = "more was asked for" if used is None else amount(limit, used)
-        super().__init__(f"{limit} {amount(limit, allowed)}, {spent} at {where or 'the start'}")
+        bound = "of this machine" if allowed is None else amount(limit, allowed)
+        super().__init__(f"{limit} {bound}, {spent} at {where or 'the start'}")
         self.limit, self.allowed, self.used, self.where = limit, allowed, used, where
 
 

@@ -267,7 +267,7 @@ def _count_parameters(model: MemoryModel[Any], recipe: Recipe, usage: Usage) -> 
 
 def _refused(meter: Meter) -> str:
     """The detail of a cell that was refused memory before it had it."""
-    return str(BudgetExceeded("device_bytes", meter.budget.device_bytes or 0, None, meter.where))
+    return str(BudgetExceeded("device_bytes", meter.budget.device_bytes, None, meter.where))
 
 
 def _check_added(model: MemoryModel[Any], budget: Budget) -> None:
