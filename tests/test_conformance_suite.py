@@ -19,6 +19,7 @@ from memory_bench.testing import (
     check_model,
     check_task,
     measure_look_ahead,
+    measured_flops,
     memory,
     model_checks,
     numbers,
@@ -212,3 +213,18 @@ def test_a_correct_task_passes() -> None:
 def test_every_flaw_of_a_task_is_caught(flaw: str, sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
         check_task(Quiz(flaw), Library(None, Path("unused")))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_counter_knows_every_way_to_write_a_product(grad: bool) -> None:
+    """PyTorch's own counts nothing for these on a CPU (findings/torch-flop-counter-spelling.sh)."""
+    keys, query, text = torch.randn(64, 32), torch.randn(32), torch.randn(2, 16, 32)
+    lstm = torch.nn.LSTM(32, 32, num_layers=2, batch_first=True)
+    layer = torch.nn.TransformerEncoderLayer(32, 4, 48, dropout=0.0, batch_first=True)
+    with torch.set_grad_enabled(grad):
+        assert measured_flops(lambda: keys @ query) == 2 * 64 * 32
+        assert measured_flops(lambda: torch.addmv(torch.zeros(64), keys, query)) == 2 * 64 * 32
+        assert measured_flops(lambda: torch.dot(query, query)) == 2 * 32
+        assert measured_flops(lambda: lstm(text)) == 2 * 2 * (2 * 16) * 4 * 2 * 32 * 32
+        fused, written = (measured_flops(lambda mode=mode: layer.train(mode)(text)) for mode in (False, True))
+    assert fused == written > 0

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_conformance import KINDS, MODELS, build, load
 
 from memory_bench.protocol import MemoryModel, Segment
 from memory_bench.testing import Check, model_checks
+from tests.test_conformance import KINDS, MODELS, build, load
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 # Of the spread of the logits: bfloat16 keeps 8 bits, and a hard choice of memories may fall differently now and then.

@@ -9,6 +9,7 @@ and leaves the global random state alone. ``check_task(task, library)`` does the
 - `measures.py`: instruments: look-ahead, FLOPs
 - `memory.py`: promises about memory
 - `numbers.py`: promises about numbers
+- `operations.py`: operations of kernels that PyTorch's counter does not know
 - `tasks.py`: promises about tasks
 """
 

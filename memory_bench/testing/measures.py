@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from memory_bench.protocol import MemoryModel, Segment
+from memory_bench.testing.operations import FORMULAS
 
 Build = Callable[[], MemoryModel[Any]]
 Check = Callable[[Build], None]
@@ -109,18 +110,11 @@ def measure_look_ahead(
 
 
 def measured_flops(run: Callable[[], object]) -> int:
-    """Operations of all matrix products in `run()` (multiply-add = 2), attention included.
+    """Operations of all matrix products in `run()` (multiply-add = 2), attention and vectors included.
 
-    PyTorch's counter has no formula for the CPU's attention kernel and would count it as nothing.
+    PyTorch's counter knows no formula for some of the CPU's kernels and would count them as nothing.
     """
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    count: Callable[..., int] = sdpa_flop_count
-
-    def of_all_heads(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:  # of shapes
-        return count(q, [*k[:1], q[1], *k[2:]], [*v[:1], q[1], *v[2:]])  # heads may share keys and values
-
-    mapping: dict[Any, Any] = {kernel: of_all_heads}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+    with FlopCounterMode(display=False, custom_mapping=dict(FORMULAS)) as counter:
         run()
     return int(counter.get_total_flops())
 
