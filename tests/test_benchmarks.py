@@ -39,3 +39,19 @@ def test_settings_fit_their_models(adapters: ModuleType) -> None:
     for setting in adapters.settings(layers=2):
         if setting.model in plugins.installed("models"):
             plugins.load("models", setting.model).Config(**setting.config)
+
+
+def test_the_device_script_keeps_what_it_has_when_an_item_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    device = importlib.import_module("device")
+    hangs, ends = (sys.executable, "-c", "import time; time.sleep(60)"), (sys.executable, "-c", "print('measured')")
+    asked = [device.Item("hangs", hangs, 0.2), device.Item("ends", ends, 0.7), device.Item("late", ends, 0.0)]
+    told = device.run(asked, tmp_path, 10.0)
+    assert [t["ended"] for t in told] == ["stopped after 2 s", "exit code 0", "no time left"]
+    assert (tmp_path / "ends.log").read_text() == "measured\n"
+    rows = list(device.streams("cpu", [64], ["truncation"], 32))
+    assert rows[0]["tokens_per_second"] > 0
+    for item in device.items(tmp_path, None, True):
+        assert item.command[0] == sys.executable
