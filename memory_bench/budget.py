@@ -20,8 +20,11 @@ class Budget:
         train_seconds: of training, on the device (of a CPU: seconds it computes, not those that pass).
         train_tokens: input tokens read in training, padding excluded, repeats counted.
         train_flops: of training, analytic (three forward passes a step).
-        eval_seconds: of one cell's evaluation, counted as those of training.
+        eval_seconds: of one cell's evaluation, counted as those of training. Its controls may take as long for each of
+            their `CONTROL_PASSES`.
         added_parameters: that a method adds to its backbone.
+        own_curriculum: a recipe that brings its own number of steps is trained to its end, whatever `train_tokens` and
+            `train_flops` say; else they end it as any other.
         seeds: number of seeds, unless the command says otherwise.
         tasks: per task name, default options of the evaluation (what is scored), for example ``pg19.extent``.
     """
@@ -34,6 +37,7 @@ class Budget:
     train_flops: float | None = None
     eval_seconds: float | None = None
     added_parameters: int | None = None
+    own_curriculum: bool = False
     seeds: int = 1
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -50,6 +54,24 @@ class Budget:
     def trains(self) -> bool:
         """There is room for training: no limit on it is zero."""
         return all(limit != 0 for limit in (self.train_tokens, self.train_flops, self.train_seconds))
+
+    @property
+    def counts(self) -> bool:
+        """Training is limited in tokens or FLOPs, so its seconds are a guard beside what is equal for all."""
+        return self.train_tokens is not None or self.train_flops is not None
+
+    def seconds(self, phase: str) -> tuple[str, float] | None:
+        """(name, seconds) of the limit on ``train``, ``eval`` or ``control``; None where there is none.
+
+        Controls have no limit of their own: each of their passes may take what the evaluation may.
+        """
+        limit = self.train_seconds if phase == "train" else self.eval_seconds
+        if limit is None or phase not in ("train", "eval", "control"):
+            return None
+        return f"{phase}_seconds", limit * (CONTROL_PASSES if phase == "control" else 1)
+
+
+CONTROL_PASSES = 3  # over an evaluation: memory wiped, memory foreign, evidence before the question
 
 
 def amount(limit: str, value: float) -> str:
@@ -89,7 +111,9 @@ class BudgetExceeded(Exception):
 
 
 GB = 10**9
-_CPU: dict[str, Any] = {"device_bytes": 4 * GB, "host_bytes": 6 * GB, "added_parameters": 50_000_000}
+# A data set's curriculum is the same for all models, and learnt to its end or not at all.
+_OWN: dict[str, Any] = {"own_curriculum": True}
+_CPU: dict[str, Any] = {"device_bytes": 4 * GB, "host_bytes": 6 * GB, "added_parameters": 50_000_000, **_OWN}
 PRESETS: dict[str, Budget] = {
     b.name: b
     for b in (
@@ -113,9 +137,9 @@ PRESETS: dict[str, Budget] = {
         ),
         Budget("smoke", train_tokens=2_048, train_seconds=60, eval_seconds=60, seeds=1, **_CPU),
         # Those at equal tokens have no clock: it would end the slower models' trainings before their tokens are read.
-        Budget("gpu-minutes", device_bytes=80 * GB, train_seconds=180, eval_seconds=600, seeds=2),
-        Budget("gpu-24g-hour", device_bytes=24 * GB, train_tokens=20_000_000, seeds=2),
-        Budget("gpu-80g-hour", device_bytes=80 * GB, train_tokens=100_000_000, seeds=2),
+        Budget("gpu-minutes", device_bytes=80 * GB, train_seconds=180, eval_seconds=600, seeds=2, **_OWN),
+        Budget("gpu-24g-hour", device_bytes=24 * GB, train_tokens=20_000_000, seeds=2, **_OWN),
+        Budget("gpu-80g-hour", device_bytes=80 * GB, train_tokens=100_000_000, seeds=2, **_OWN),
     )
 }
 FRACTIONS = ("train_seconds", "train_flops", "eval_seconds")  # limits that need not be whole numbers
@@ -150,7 +174,9 @@ def _check(values: dict[str, Any], path: Path) -> None:
     """Whether known limits have the type that they need."""
     if not isinstance(values.get("name", ""), str):
         raise UserError(f"Budget file {path}: name must be a text, not {values['name']!r}.")
-    for key in values.keys() - {"name", "tasks"}:
+    if not isinstance(values.get("own_curriculum", False), bool):
+        raise UserError(f"Budget file {path}: own_curriculum must be true or false, not {values['own_curriculum']!r}.")
+    for key in values.keys() - {"name", "tasks", "own_curriculum"}:
         value = values[key]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"Budget file {path}: {key} must be a number, not {value!r}.")
@@ -163,7 +189,13 @@ def _check(values: dict[str, Any], path: Path) -> None:
 
 @dataclass(slots=True)
 class Usage:
-    """What one cell spent; filled by the meter, written even when the cell fails."""
+    """What one cell spent; filled by the meter, written even when the cell fails.
+
+    Attributes that are not named by a limit of `Budget`:
+        control_seconds: of the controls, which are the harness's own and no part of `eval_seconds`.
+        peak_reserved_bytes: what an accelerator's allocator had taken at most, used or not; 0 on a CPU.
+        training_ended_by: see `memory_bench.driver.train.Trained`.
+    """
 
     parameters: int = 0
     added_parameters: int = 0
@@ -176,7 +208,9 @@ class Usage:
     scored_tokens: int = 0
     eval_flops: float = 0.0
     eval_seconds: float = 0.0
+    control_seconds: float = 0.0
     peak_device_bytes: int = 0
+    peak_reserved_bytes: int = 0
     peak_host_bytes: int = 0
     state_bytes: int = 0
     state_host_bytes: int = 0

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from memory_bench.budget import Budget
+from memory_bench.recipe import RECIPES, fixed_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Training:
         plain = asdict(self)
         for name in ("eval_seconds", "seeds", "tasks", "added_parameters"):
             plain["budget"].pop(name)
-        return digest(_without_empty(plain))
+        return digest(_without_empty(_ruled(plain)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Cell:
         del plain["role"], plain["label"], plain["training"]["budget"]["seeds"], plain["training"]["budget"]["tasks"]
         if not self.scored_with:  # keys of cells from before there was such a thing stay what they are
             del plain["scored_with"]
-        _without_empty(plain["training"], plain["task"])
+        _without_empty(_ruled(plain["training"]), plain["task"])
         return plain
 
     @property
@@ -104,6 +105,23 @@ def _without_empty(training: dict[str, Any], *more: dict[str, Any]) -> dict[str,
         for name in ("package", "code"):
             if not choice[name]:
                 del choice[name]
+    return training
+
+
+def limits(training: Training) -> dict[str, Any]:
+    """The limits that a training is under, and what else its budget says, as plain data."""
+    return _ruled(asdict(training))["budget"]  # type: ignore[no-any-return]
+
+
+def _ruled(training: dict[str, Any]) -> dict[str, Any]:
+    """`training`; whether its curriculum obeys the budget's tokens and FLOPs is left where that may alter it.
+
+    Curricula were always their own limit once, so keys name only those that are not.
+    """
+    budget, recipe = training["budget"], RECIPES.get(training["recipe"]["name"])
+    counted = budget["train_tokens"] is not None or budget["train_flops"] is not None
+    if budget["own_curriculum"] or not counted or recipe is None or not fixed_steps(recipe):
+        del budget["own_curriculum"]
     return training
 
 
@@ -128,4 +146,5 @@ def from_json(data: dict[str, Any]) -> Cell:
 def training_from_json(data: dict[str, Any]) -> Training:
     """The training in a cell that `to_json` wrote."""
     parts = {name: Choice(**data[name]) for name in CHOICES}
-    return Training(**parts, budget=Budget(**data["budget"]), seed=data["seed"])
+    # Where a budget does not say, it is from before one could: a curriculum was its own limit.
+    return Training(**parts, budget=Budget(**{"own_curriculum": True, **data["budget"]}), seed=data["seed"])

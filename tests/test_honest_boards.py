@@ -180,7 +180,14 @@ def test_a_row_computed_with_other_threads_says_so(tmp_path: Path) -> None:
 def test_a_busy_machine_ends_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds are those the CPU computes; on a machine with other work many more pass."""
     clock = iter(range(0, 10**9, 10**4))
-    monkeypatch.setattr("memory_bench.driver.meter.time.monotonic", lambda: float(next(clock)))
+    passed = [0.0]
+
+    def passing() -> float:
+        passed[0] = float(next(clock))
+        return passed[0]
+
+    monkeypatch.setattr("memory_bench.driver.clock.time.monotonic", passing)
+    monkeypatch.setattr("memory_bench.driver.clock.waited", lambda pid: passed[0])
     meter = Meter(Budget("b", train_tokens=100, train_seconds=60, eval_seconds=60), torch.device("cpu"))
     with meter.phase("train"):
         assert meter.spent_share()[0] < 1

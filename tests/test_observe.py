@@ -248,13 +248,14 @@ def test_only_the_main_pass_is_charged() -> None:
     assert usage[0].state_bytes == usage[1].state_bytes > 0
 
 
-def test_the_clock_stands_still_for_controls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_controls_have_a_clock_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "process_time", lambda: clock[0])
-    meter = Meter(Budget("test", eval_seconds=3), torch.device("cpu"))
+    meter = Meter(Budget("test", eval_seconds=4), torch.device("cpu"))
     with meter.phase("eval"):
         clock[0] += 1
-        with meter.uncharged():
+        with meter.control("wiped"):
             clock[0] += 10
         clock[0] += 1
-    assert meter.usage.eval_seconds == 2
+    assert meter.usage.eval_seconds == pytest.approx(2, abs=0.1)
+    assert meter.usage.control_seconds == pytest.approx(10, abs=0.1)

@@ -13,7 +13,7 @@ Unusual here:
   per layer (layers that are alike share tensors), and a pass takes the entry of its layer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -114,6 +114,7 @@ class Backbone(Layers):
         self.key_shift = nn.ParameterList(shifts)
         self._passes: Passes | None = None  # only inside `reusing`
         self._finite: list[Tensor] | None = None  # only inside `watched`
+        self._told: Callable[[], None] | None = None  # likewise
         self.model.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -164,6 +165,8 @@ class Backbone(Layers):
         logits = logits if divisor == 1 else logits / divisor
         if self._finite is not None:
             self._finite.append(torch.isfinite(logits.amax(dim=-1)).all())  # −inf hides an entry: no fault
+        if self._told is not None:
+            self._told()
         return logits
 
     def begin(self, embeds: Tensor, positions: Tensor) -> Tensor:
@@ -249,16 +252,20 @@ class Backbone(Layers):
             self._passes = outer
 
     @contextmanager
-    def watched(self) -> Iterator[list[Tensor]]:
+    def watched(self, told: Callable[[], None] | None = None) -> Iterator[list[Tensor]]:
         """Inside, every call of `head` adds to the list whether its logits are sound, a bool on the device.
 
         NaN and +inf are not, nor is nothing but −inf; of a hidden entry of the vocabulary −inf is as it should be.
+
+        Args:
+            told: called at every call of `head`, that is for every token that is written.
         """
-        outer, self._finite = self._finite, []
+        outer, told_before = self._finite, self._told
+        self._finite, self._told = [], told
         try:
             yield self._finite
         finally:
-            self._finite = outer
+            self._finite, self._told = outer, told_before
 
     def resume(
         self, embeds: Tensor, places: tuple[Tensor, ...], context: tuple[State, ...] = (), *, limit: int | None = None

@@ -147,7 +147,7 @@ def _compared(cache: Path) -> dict[str, list[str]]:
 
 
 def _budget(budget: Budget) -> dict[str, Any]:
-    limits = {f.name: getattr(budget, f.name) for f in fields(budget) if f.name not in ("name", "tasks")}
+    limits = {f.name: getattr(budget, f.name) for f in fields(budget) if f.name not in ("name", "tasks", "own_curriculum")}
     shown = ", ".join(f"{k} {v:,}" for k, v in limits.items() if v is not None)
     return {"name": budget.name, "status": "preset", "summary": shown, "limits": asdict(budget)}
 

@@ -9,7 +9,8 @@ where the question is asked: the ceiling, and the wiped memory, which then means
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from memory_bench.corpus import Line
 from memory_bench.driver.encoding import Question, Stream
 from memory_bench.driver.generating import generate
-from memory_bench.driver.stream import Watcher, charged, check_state, cut, line_nll, open_lines, segment_length
+from memory_bench.driver.stream import Watcher, check_state, control, cut, line_nll, open_lines, segment_length, within
 from memory_bench.episode import Ask, Decode
 from memory_bench.errors import NotFinite
 from memory_bench.protocol import MemoryModel, State
@@ -44,22 +45,29 @@ Known = dict[tuple[str, str, Ask], Outcome]
 """Outcomes of controls that do not depend on the place: by control, episode and question."""
 
 
-def ask(
+def ask(  # noqa: PLR0913
     model: MemoryModel[Any],
     streams: Sequence[Stream],
     watcher: Watcher | None,
     *,
     controls: bool,
     decode: Decode | None = None,
-) -> list[Row]:
+    answered: Collection[str] = (),
+    number: int = 0,
+    total: int = 0,
+) -> Iterator[Row]:
     """Rows for every question of `streams`, each asked where it stands.
 
     Args:
         model: in evaluation mode.
         streams: read side by side.
-        watcher: told of the steps of the main pass.
+        watcher: told of the steps; those of controls are not charged to the model.
         controls: also ask with memory wiped, foreign, and with the evidence in the prompt.
         decode: the backbone's tokenizer, backwards, for questions without choices.
+        answered: episodes whose questions have been asked already: only their controls are left, and their reading has
+            been charged.
+        number: questions that were asked before, of `total`.
+        total: see number; default: those of `streams`.
 
     Raises:
         NotFinite: a choice, an answer or what was read is not finite.
@@ -67,33 +75,41 @@ def ask(
     length = segment_length(model)
     asked = [s for s in streams if s.questions]
     if not asked:
-        return []
-    rows: list[Row] = []
+        return
     known: Known = {}
+    total = total or sum(len(s.questions) for s in asked)
     # Reading stops at the last full segment before a stream's last question.
     stops = [max(q.place(length) for q in s.questions) for s in asked]
     alive = sorted(range(len(asked)), key=lambda i: -stops[i])
     state = open_lines(model, [asked[i].line for i in alive])
-    for number in range(max(stops) + 1):
+    for place in range(max(stops) + 1):
         due: list[Due] = [
-            (row, asked[i], q) for row, i in enumerate(alive) for q in asked[i].questions if q.place(length) == number
+            (row, asked[i], q) for row, i in enumerate(alive) for q in asked[i].questions if q.place(length) == place
         ]
-        if due:
-            found = [("", _answer(model, state, due, number * length, watcher))]
-            if controls:
-                with charged(None, watcher):
-                    found += _controls(model, state, len(alive), due, number * length, known)
-            for name, outcomes in found:
-                _check(due, name, outcomes)
-            rows += [_row(d, name, o, decode) for name, outcomes in found for d, o in zip(due, outcomes, strict=True)]
-        going = [i for i in alive if stops[i] > number]
+        new = [d for d in due if d[1].episode.id not in answered]
+        with within(watcher, f"question {min(number + 1, total)}/{total}") if due else nullcontext():
+            if new:
+                yield from _rows(new, "", _answer(model, state, new, place * length, watcher), decode)
+            if due and controls:
+                for name, outcomes in _controls(model, state, len(alive), due, place * length, known, watcher):
+                    yield from _rows(due, name, outcomes, decode)
+        number += len(new)
+        going = [i for i in alive if stops[i] > place]
         if not going:
             break
         if len(going) < len(alive):
             state, alive = state.rows(torch.arange(len(going))), going
         lines, names = [asked[i].line for i in alive], [asked[i].episode.id for i in alive]
-        state = _absorb(model, state, lines, number * length, number * length, watcher, names)
-    return rows
+        charged = [name not in answered for name in names]
+        if watcher is not None:
+            watcher.at(place + 1, max(stops), names[0] if len(names) == 1 else "")
+        state = _absorb(model, state, lines, place * length, place * length, watcher, names, charged)
+
+
+def _rows(due: Sequence[Due], control: str, outcomes: Sequence[Outcome], decode: Decode | None) -> Iterator[Row]:
+    _check(due, control, outcomes)
+    for d, outcome in zip(due, outcomes, strict=True):
+        yield _row(d, control, outcome, decode)
 
 
 def _check(due: Sequence[Due], control: str, outcomes: Sequence[Outcome]) -> None:
@@ -117,13 +133,17 @@ def _absorb(
     before: int,
     watcher: Watcher | None,
     names: Sequence[str],
+    charged: Sequence[bool] | None = None,
 ) -> State:
-    """Write the full segment at `start` of every line; `before` tokens were read before it. `names` are the lines'."""
+    """Write the full segment at `start` of every line; `before` tokens were read before it. `names` are the lines'.
+
+    Lines that are not `charged` have been read before, and are read again for what is beside them.
+    """
     segment, _ = cut(lines, start, segment_length(model), model.backbone.device)
     after: State = model.absorb(state, segment)
     if watcher is not None:
-        real = int(segment.mask.sum())
-        watcher.stepped(model, len(lines), segment.ids.shape[1], before, real, absorbed=True)
+        own = segment.mask if charged is None else segment.mask[torch.tensor(charged)]
+        watcher.stepped(model, len(own), segment.ids.shape[1], before, int(own.sum()), absorbed=True)
         watcher.state(after, len(lines))
     check_state(after, before, names)
     return after
@@ -137,34 +157,45 @@ def _answer(
     return _score(model, state.rows(place), due, _heads(due, start), start, watcher)
 
 
-def _controls(
-    model: MemoryModel[Any], state: State, alive: int, due: Sequence[Due], start: int, known: Known
-) -> list[tuple[str, list[Outcome]]]:
+def _controls(  # noqa: PLR0913
+    model: MemoryModel[Any],
+    state: State,
+    alive: int,
+    due: Sequence[Due],
+    start: int,
+    known: Known,
+    watcher: Watcher | None,
+) -> Iterator[tuple[str, list[Outcome]]]:
     """The same from fresh states, from the next of the `alive` rows of `state`, and with the evidence in the prompt."""
     anywhere = [q.new_tokens > 0 and len(q.prompt) > 0 for _, _, q in due]  # without choices: the same at every place
 
-    def fresh(control: str, heads: Sequence[Tensor]) -> tuple[str, list[Outcome]]:
-        names = [(control, stream.episode.id, q.ask) for _, stream, q in due]
-        first = {name: n for n, name in reversed(list(enumerate(names)))}
-        new = [n for n, name in enumerate(names) if not anywhere[n] or (name not in known and first[name] == n)]
+    def fresh(name: str, heads: Sequence[Tensor]) -> list[Outcome]:
+        names = [(name, stream.episode.id, q.ask) for _, stream, q in due]
+        first = {known_as: n for n, known_as in reversed(list(enumerate(names)))}
+        new = [n for n, one in enumerate(names) if not anywhere[n] or (one not in known and first[one] == n)]
         # Without the stream's own text before it, the prompt is as it would be behind any other.
         chosen = [
-            (row, s, q.elsewhere() if control == "ceiling" or anywhere[n] else q) for n in new for row, s, q in [due[n]]
+            (row, s, q.elsewhere() if name == "ceiling" or anywhere[n] else q) for n in new for row, s, q in [due[n]]
         ]
         states = open_lines(model, [s.line for _, s, _ in chosen]) if chosen else state
         own = [heads[n] for n in new]
-        found = dict(zip(new, _score(model, states, chosen, own, 0, None, whole=control == "ceiling"), strict=True))
+        found = dict(zip(new, _score(model, states, chosen, own, 0, watcher, whole=name == "ceiling"), strict=True))
         known.update({names[n]: outcome for n, outcome in found.items() if anywhere[n]})
-        return control, [known[name] if anywhere[n] else found[n] for n, name in enumerate(names)]
+        return [known[one] if anywhere[n] else found[n] for n, one in enumerate(names)]
 
     heads = _heads(due, start)
-    rows = [fresh("wiped", [head[:0] if alone else head for head, alone in zip(heads, anywhere, strict=True)])]
+    with control(watcher, "wiped"):
+        wiped = fresh("wiped", [head[:0] if alone else head for head, alone in zip(heads, anywhere, strict=True)])
+    yield "wiped", wiped
     if alive > 1:
-        others = torch.tensor([(row + 1) % alive for row, _, _ in due])
-        rows.append(("foreign", _score(model, state.rows(others), due, heads, start, None)))
+        with control(watcher, "foreign"):
+            others = torch.tensor([(row + 1) % alive for row, _, _ in due])
+            foreign = _score(model, state.rows(others), due, heads, start, watcher)
+        yield "foreign", foreign
     if all(len(q.evidence) for _, _, q in due):
-        rows.append(fresh("ceiling", [_fit(q, model) for _, _, q in due]))
-    return rows
+        with control(watcher, "ceiling"):
+            ceiling = fresh("ceiling", [_fit(q, model) for _, _, q in due])
+        yield "ceiling", ceiling
 
 
 def _heads(due: Sequence[Due], start: int) -> list[Tensor]:
@@ -197,6 +228,8 @@ def _score(
         for number in range(segments):
             first = [choices[0] for choices in lines]
             names = [_called(due[n]) for n in group]
+            if watcher is not None:
+                watcher.at(number + 1, segments + 1)
             after = _absorb(model, after, first, number * length, before + number * length, watcher, names)
         left = [[_from(line, segments * length) for line in choices] for choices in lines]
         if generates:
@@ -288,6 +321,8 @@ def _at_once(
         own = state if size >= len(lines) else state.rows(torch.arange(first, first + len(part)))
         asked = [_until(choices[0], len(choices[0]) - 1) for choices in part]
         segment, _ = cut(asked, 0, max(len(line) for line in asked), model.backbone.device)
+        if watcher is not None:
+            watcher.at(1, 1)
         readout, _ = model.step(own, segment, write=False)
         if watcher is not None:
             watcher.stepped(model, len(part), segment.ids.shape[1], before, int(segment.mask.sum()))

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from memory_bench.driver.clock import Reading
+
 SIZE = 4096
 
 
@@ -20,13 +22,14 @@ class Place:
     Attributes:
         phase: ``start`` (before anything is charged), ``train``, ``eval``, ``control`` or ``end``.
         where: the place in the work, for a person: ``segment 37/391 of hamlet``.
-        began: reading of the cell's clock (`memory_bench.driver.clock.Clock`) from which this phase's seconds count.
+        began: reading of the cell's clock (`memory_bench.driver.clock.Clock`) from which this phase's seconds count:
+            a watcher's ``clock.since(place.began)`` is what the phase has spent, earlier ones of its name included.
         held: bytes that the process held before the model was built, and that it is not charged with.
     """
 
     phase: str = "start"
     where: str = ""
-    began: float = 0.0
+    began: Reading = Reading()
     held: int = 0
 
 
@@ -54,8 +57,11 @@ class Beacon:
         """What was told last; None: nothing yet, or it is being written."""
         text = self._map[:].partition(b"\0")[0]
         try:
-            return Place(**json.loads(text)) if text else None
-        except (ValueError, TypeError):
+            if not text:
+                return None
+            told = json.loads(text)
+            return Place(**{**told, "began": Reading(*told["began"])})
+        except (ValueError, TypeError, KeyError):
             return None
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from memory_bench.corpus import Line
-from memory_bench.driver.stream import Watcher, charged, cut, line_nll, segment_length
+from memory_bench.driver.stream import Watcher, control, cut, line_nll, segment_length
 from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, State
 
 
@@ -44,22 +44,26 @@ def generate(
     prompt, _ = cut(prompts, 0, max(map(len, prompts)), model.backbone.device)
     prompt = prompt.right_aligned()
     tokens = max(count for _, count in answers)
+    if watcher is not None:
+        watcher.at(1, 1)
     with model.backbone.reusing():
         plan = DecodePlan(tokens, end_of_text(model), fold=not whole)
-        with model.backbone.watched() as finite:
+        with model.backbone.watched(None if watcher is None else watcher.ticked) as finite:
             new = model.decode(state, prompt, plan)
         broken = set() if all(map(bool, finite)) else _broken(model, state, prompt, plan)
         if watcher is not None:
             read = prompt.ids.shape[1]
             real = int(prompt.mask.sum()) + sum(count for _, count in answers)
             watcher.stepped(model, len(lines), read + tokens, before, real)
-        with charged(None, watcher):
+        with control(watcher, "right answer"):
             right = [line.ids[len(line) - count :] for line, (count, _) in zip(lines, answers, strict=True)]
             longest = prompt.ids.shape[1] + max(map(len, right))
             if whole or longest <= segment_length(model):
                 nll = _surprisal(model, state, prompt, right)
+                if watcher is not None:
+                    watcher.ticked()
             else:
-                nll = line_nll(model, lines, state=state)
+                nll = line_nll(model, lines, state=state, before=before, watcher=watcher)
     nll = [math.nan if row in broken else value for row, value in enumerate(nll)]
     return [(n, ids[:count]) for n, ids, (_, count) in zip(nll, new.tolist(), answers, strict=True)]
 

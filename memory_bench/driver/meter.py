@@ -1,28 +1,29 @@
 """Counts what a cell spends, and stops it where the budget says so. One meter a cell, handed down; no globals.
 
-Seconds are the device's: of a GPU those that pass, of a CPU those that the process computes on it, all of its threads
-together. What else the machine is busy with must not end a training before its tokens are read.
+Every limit is looked at with every step of the model, in training, reading, questions, generation and controls alike.
+Seconds are those of `memory_bench.driver.clock`. Whoever watches from outside learns of every step by the beacon.
 """
 
-import resource
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 
 from memory_bench.budget import Budget, BudgetExceeded, Usage
-from memory_bench.driver.stream import Watcher, segment_length
+from memory_bench.driver.beacon import Beacon, Place
+from memory_bench.driver.clock import Clock
+from memory_bench.driver.ledger import Ledger
+from memory_bench.driver.memory import forget_peak, peak_bytes, resident
+from memory_bench.driver.stream import Watcher
 from memory_bench.protocol import MemoryModel, State
+
+__all__ = ["BACKWARD_PASSES", "TRAIN_PASSES", "Meter", "Phase", "peak_bytes"]
 
 Phase = Literal["train", "eval"]
 BACKWARD_PASSES = 2  # what a backward pass costs, in forward passes
 TRAIN_PASSES = 1 + BACKWARD_PASSES
-CHECK_EVERY = 16  # steps between two readings of the process's memory
+BYTES = ("device_bytes", "host_bytes")
 
 
 class Meter(Watcher):
@@ -31,23 +32,61 @@ class Meter(Watcher):
     Args:
         budget: the limits.
         device: where the model runs; on CPU device memory is the process's peak above its start.
+        beacon: told of every step, and of every beginning and end of a phase.
     """
 
-    def __init__(self, budget: Budget, device: torch.device) -> None:
-        self.budget = budget
-        self.usage = Usage()
-        self.device = device
-        self.where = ""
+    def __init__(self, budget: Budget, device: torch.device, beacon: Beacon | None = None) -> None:
+        self.budget, self.device, self.beacon = budget, device, beacon
+        self.usage, self.ledger = Usage(), Ledger()
         self.train_passes = TRAIN_PASSES  # one more where activations are recomputed
-        self._phase: Phase = "eval"
-        self._started = self._now()
-        self._steps = 0
-        self._start_bytes = psutil.Process().memory_info().rss
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            if budget.device_bytes is not None:  # the allocator itself refuses what the budget does not allow
-                total = torch.cuda.get_device_properties(device).total_memory
-                torch.cuda.set_per_process_memory_fraction(min(1.0, budget.device_bytes / total), device)
+        self._phase = "start"
+        self._within, self._step, self._control = "", "", ""
+        self._clock = Clock(wall=device.type != "cpu")
+        self._mark = self._clock.reading()
+        self.begin()
+
+    def begin(self) -> None:
+        """Charge the cell from here on: not with what the process holds now, nor with what it held before."""
+        forget_peak()
+        self._held = resident().now
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            if self.budget.device_bytes is not None:  # the allocator itself refuses what the budget does not allow
+                total = torch.cuda.get_device_properties(self.device).total_memory
+                torch.cuda.set_per_process_memory_fraction(min(1.0, self.budget.device_bytes / total), self.device)
+        self._tell()
+
+    # Where the cell is
+
+    @property
+    def where(self) -> str:
+        """The place in the work: ``optimiser step 12, segment 3/8``; empty before there is one."""
+        place = ", ".join(filter(None, (self._within, self._step)))
+        return place + (f" (control {self._control})" if self._control and place else "")
+
+    def at(self, number: int, total: int, name: str = "") -> None:
+        """See `Watcher.at`; the beacon is told."""
+        alone = total == 1 and self._within  # a question in one step is a place of its own
+        self._step = "" if alone else f"segment {number}/{total}"
+        if name and not self._within:
+            self._step += f" of {name.removesuffix(f' (control {self._control})')}"
+        self._settle()
+        self._tell()
+
+    @contextmanager
+    def within(self, place: str) -> Iterator[None]:
+        """See `Watcher.within`."""
+        outer = self._within, self._step
+        self._within, self._step = place, ""
+        yield
+        self._within, self._step = outer  # where it fails, the place stays
+
+    def _tell(self) -> None:
+        if self.beacon is not None:
+            began = self._mark.before(self._spent())
+            self.beacon.tell(Place(self._phase, self.where, began, self._held))
+
+    # Phases and their clocks
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
@@ -56,33 +95,55 @@ class Meter(Watcher):
         Raises:
             BudgetExceeded: see `enforce`.
         """
-        self._phase, self._started = name, self._now()
-        before = self._seconds(name)
+        outer = self._enter(name)
+        self._within = self._step = self._control = ""
+        self._tell()
         try:
             yield
             self._synchronise()
             self.enforce()
         finally:
             self._synchronise()
-            setattr(self.usage, f"{name}_seconds", before + self._now() - self._started)
             self.read_memory()
+            self.ledger.rest()
+            self._enter(outer)
+            self._tell()
 
     @contextmanager
-    def uncharged(self) -> Iterator[None]:
-        """See `Watcher.uncharged`: the clock stands still."""
+    def control(self, name: str) -> Iterator[None]:
+        """See `Watcher.control`: a clock of its own, which the budget bounds as well; one in another is part of it."""
+        if self._phase == "control":
+            yield
+            return
         self._synchronise()
-        before = self._now()
+        place = self._within, self._step
+        outer, self._control = self._enter("control"), name
+        self._tell()
         try:
             yield
+            self._synchronise()
+            self.enforce()
+            self._control, (self._within, self._step) = "", place  # where it fails, the place stays
         finally:
             self._synchronise()
-            self._started += self._now() - before
+            self._enter(outer)
+            self._tell()
 
-    def _seconds(self, name: Phase) -> float:
-        return self.usage.train_seconds if name == "train" else self.usage.eval_seconds
+    def _enter(self, phase: str) -> str:
+        """Go over into another phase; the one before is returned."""
+        self._settle()
+        outer, self._phase = self._phase, phase
+        return outer
 
-    def _now(self) -> float:
-        return time.process_time() if self.device.type == "cpu" else time.monotonic()
+    def _settle(self) -> None:
+        """Charge the phase with the seconds since they were last charged."""
+        now = self._clock.reading()
+        spent, self._mark = self._spent() + self._clock.between(self._mark, now), now
+        if self._phase != "start":
+            setattr(self.usage, f"{self._phase}_seconds", spent)
+
+    def _spent(self) -> float:
+        return 0.0 if self._phase == "start" else float(getattr(self.usage, f"{self._phase}_seconds"))
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
@@ -90,24 +151,33 @@ class Meter(Watcher):
 
     def elapsed(self) -> float:
         """Seconds in the current phase (earlier phases of the same name included)."""
-        return self._seconds(self._phase) + self._now() - self._started
+        self._settle()
+        return self._spent()
+
+    # What was spent
 
     def stepped(
         self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int, *, absorbed: bool = False
     ) -> None:
-        """See `Watcher.stepped`; raises `BudgetExceeded` where a hard limit is passed."""
-        flops = rows * (model.absorb_flops if absorbed else model.flops)(tokens, before)
+        """See `Watcher.stepped`; raises `BudgetExceeded` where a limit that ends the work is passed."""
+        if self._phase != "control":
+            flops = rows * (model.absorb_flops if absorbed else model.flops)(tokens, before)
+            if self._phase == "train":
+                self.usage.train_tokens += real
+                detached = 0 if absorbed else rows * model.detached_flops(tokens, before)
+                self.usage.train_flops += self.train_passes * flops - BACKWARD_PASSES * detached
+            else:
+                self.usage.eval_tokens += real
+                self.usage.eval_flops += flops
+        self.ledger.hold(model)
+        self.ticked()
+
+    def ticked(self) -> None:
+        """See `Watcher.ticked`; raises `BudgetExceeded` where a limit that ends the work is passed."""
+        self.enforce()
         if self._phase == "train":
-            self.usage.train_tokens += real
-            detached = 0 if absorbed else rows * model.detached_flops(tokens, before)
-            self.usage.train_flops += self.train_passes * flops - BACKWARD_PASSES * detached
-        else:
-            self.usage.eval_tokens += real
-            self.usage.eval_flops += flops
-        self.where = f"segment {before // segment_length(model) + 1}"
-        self._steps += 1
-        if self._steps % CHECK_EVERY == 0:
-            self.enforce()
+            self.in_time()
+        self._tell()
 
     def charge_training(self, spent: Usage) -> None:
         """Count another training, without which this one could not begin."""
@@ -116,61 +186,69 @@ class Meter(Watcher):
         self.usage.train_seconds += spent.train_seconds
 
     def state(self, state: State, rows: int) -> None:
-        """See `Watcher.state`: the largest state of one row counts."""
+        """See `Watcher.state`: the largest state of one row counts, and that of all rows as memory that is held."""
         if self._phase == "train" or not rows:
             return
         size = state.size()
-        self.usage.state_bytes = max(self.usage.state_bytes, size.device // rows)
-        self.usage.state_host_bytes = max(self.usage.state_host_bytes, size.host // rows)
+        self.ledger.state = size.device
+        if self._phase != "control":
+            self.usage.state_bytes = max(self.usage.state_bytes, size.device // rows)
+            self.usage.state_host_bytes = max(self.usage.state_host_bytes, size.host // rows)
 
     def read_memory(self) -> None:
         """Update the peaks."""
-        peak = peak_bytes()
-        self.usage.peak_host_bytes = max(self.usage.peak_host_bytes, peak)
-        above = max(0, peak - self._start_bytes)
-        on_device = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else above
-        self.usage.peak_device_bytes = max(self.usage.peak_device_bytes, on_device)
+        own, used = resident(), self.usage
+        used.peak_host_bytes = max(used.peak_host_bytes, own.peak)
+        if self.device.type == "cuda":
+            held = torch.cuda.max_memory_allocated(self.device)
+            used.peak_reserved_bytes = max(used.peak_reserved_bytes, torch.cuda.max_memory_reserved(self.device))
+        else:
+            held = max(0, own.peak - self._held)
+        used.peak_device_bytes = max(used.peak_device_bytes, held, self.ledger.total)
+
+    # What it may be
 
     def enforce(self) -> None:
         """Raise for limits that end the work wherever it is.
 
         Raises:
-            BudgetExceeded: device or host memory, or seconds of evaluation.
+            BudgetExceeded: device memory (of an accelerator also what its allocator has reserved), host memory, or
+                seconds of the evaluation or its controls.
         """
         self.read_memory()
-        for name, used in (("device_bytes", self.usage.peak_device_bytes), ("host_bytes", self.usage.peak_host_bytes)):
+        on_device = max(self.usage.peak_device_bytes, self.usage.peak_reserved_bytes)
+        for name, used in zip(BYTES, (on_device, self.usage.peak_host_bytes), strict=True):
             limit = getattr(self.budget, name)
             if limit is not None and used > limit:
                 raise BudgetExceeded(name, limit, used, self.where)
-        limit = self.budget.eval_seconds
-        if self._phase == "eval" and limit is not None and self.elapsed() > limit:
-            raise BudgetExceeded("eval_seconds", limit, self.elapsed(), self.where)
+        if self._phase != "train":
+            self.in_time()
+
+    def in_time(self) -> None:
+        """Raise where the phase has taken longer than it may; a limit of 0 on training means none, not no time.
+
+        Raises:
+            BudgetExceeded: `train_seconds`, `eval_seconds` or ``control_seconds``.
+        """
+        limit = self.budget.seconds(self._phase)
+        spent = self.elapsed()
+        if limit is not None and spent > limit[1] and (limit[1] or self._phase != "train"):
+            raise BudgetExceeded(*limit, spent, self.where)
 
     def spent_share(self, *, tokens: bool = True) -> tuple[float, str]:
         """The largest share of a training limit used so far, and that limit's name.
 
+        Where tokens or FLOPs are limited, seconds are a guard beside them (`memory_bench.driver.train`) and no share.
+
         Args:
-            tokens: count the token and FLOP limits (off for recipes that bring their own number of steps).
+            tokens: off for recipes whose own number of steps is the limit: nothing else is then.
         """
         b, u = self.budget, self.usage
         shares = [(0.0, "")]
-        if b.train_seconds is not None:
-            shares.append((self.elapsed() / b.train_seconds if b.train_seconds else 1.0, "train_seconds"))
         if tokens and b.train_tokens is not None:
             shares.append((u.train_tokens / b.train_tokens if b.train_tokens else 1.0, "train_tokens"))
         if tokens and b.train_flops is not None:
             shares.append((u.train_flops / b.train_flops if b.train_flops else 1.0, "train_flops"))
+        if tokens and b.train_seconds is not None and not b.counts:
+            shares.append((self.elapsed() / b.train_seconds if b.train_seconds else 1.0, "train_seconds"))
         return max(shares)
-
-
-def peak_bytes() -> int:
-    """The most main memory this process has held.
-
-    Linux hands a parent's ``ru_maxrss`` down to the programs it starts, so there the kernel's figure of this program's
-    own address space is read.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,13 +1,13 @@
 """Runs episodes through a model and writes down what was observed: the rows of ``samples.parquet``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from memory_bench.driver.asking import Row, ask
 from memory_bench.driver.encoding import Stream, encode_episode
-from memory_bench.driver.stream import Memory, Progress, Watcher, charged, segment_length, walk
+from memory_bench.driver.stream import Memory, Progress, Watcher, control, segment_length, walk
 from memory_bench.episode import Ask, Decode, Encode, Episode
 from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel
@@ -37,9 +37,9 @@ def observe(  # noqa: PLR0913
         encode: the backbone's tokenizer.
         seed: of the cell; with an episode's id it seeds the row's random draws.
         controls: also observe with memory wiped and foreign, and with the evidence in the prompt.
-        watcher: told of the steps of the main pass (controls are not charged to the model).
+        watcher: told of the steps; those of controls are not charged to the model.
         progress: told (episodes done, all).
-        sink: where rows are added batch by batch, for a caller who keeps them if this is cut short.
+        sink: where rows are added one by one, for a caller who keeps them if this is cut short.
         decode: the backbone's tokenizer, backwards; only questions without choices need it.
 
     Raises:
@@ -56,9 +56,10 @@ def observe(  # noqa: PLR0913
     with torch.no_grad():
         while first < len(streams):
             batch = streams[first : first + _side_by_side(model, len(streams[first].line))]
-            found = _read(model, batch, watcher, controls)
-            found += ask(model, batch, watcher, controls=controls, decode=decode)
-            rows += [{"seed": seed, **row} for row in found]
+            questions = sum(len(s.questions) for s in streams[:first]), sum(len(s.questions) for s in streams)
+            parts = [batch] if first or len(batch) == 1 else [batch[:1], batch]
+            for row in _observe_batch(model, parts, watcher, controls, decode, *questions):
+                rows.append({"seed": seed, **row})
             first += len(batch)
             if progress is not None:
                 progress(first, len(streams))
@@ -77,25 +78,50 @@ def _side_by_side(model: MemoryModel[Any], longest: int) -> int:
     return max(1, rows)
 
 
-def _read(model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher | None, controls: bool) -> list[Row]:
-    """Scored reading: the main pass and its controls."""
+def _observe_batch(
+    model: MemoryModel[Any],
+    parts: Sequence[Sequence[Stream]],
+    watcher: Watcher | None,
+    controls: bool,
+    decode: Decode | None,
+    number: int,
+    total: int,
+) -> Iterator[Row]:
+    """Rows of a batch, as they come: the main passes over its `parts`, one after the other, and then the controls.
+
+    A part holds what those before it do, whose main pass is not run again. The first batch begins with one stream: a
+    model that many at once are too much for has been observed before it ends. `number` of `total` questions were asked.
+    """
+    *small, batch = parts
+    done: set[str] = set()
+    for part in parts:
+        yield from _read(model, [s for s in part if s.episode.id not in done], watcher, "own")
+        done |= {s.episode.id for s in part}
+    for memory in ("wiped", "foreign") if controls else ():
+        with control(watcher, memory):
+            yield from _read(model, batch, watcher, memory)
+    for part in small:
+        yield from ask(model, part, watcher, controls=False, decode=decode, number=number, total=total)
+    had = [s for part in small for s in part]
+    number, answered = number + sum(len(s.questions) for s in had), {s.episode.id for s in had}
+    yield from ask(
+        model, batch, watcher, controls=controls, decode=decode, answered=answered, number=number, total=total
+    )
+
+
+def _read(
+    model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher | None, memory: Memory
+) -> Iterator[Row]:
+    """Scored reading, piece by piece."""
     scored = [s for s in streams if bool(s.line.scored.any())]
-    if not scored:
-        return []
-    rows: list[Row] = []
-    ways: list[Memory] = ["own", "wiped", "foreign"] if controls else ["own"]
-    for memory in ways:
-        own = memory == "own"
-        told = watcher if own else None
-        names = [s.episode.id + ("" if own else f" (control {memory})") for s in scored]
-        with charged(told, watcher):
-            for piece in walk(model, [s.line for s in scored], memory=memory, watcher=told, names=names):
-                sums = piece.nll.double().sum(dim=1).tolist()
-                for place, (at, nll) in enumerate(zip(piece.lines, sums, strict=True)):
-                    row = _read_row(scored[at], piece.start, piece.scored.shape[1], nll)
-                    if row is not None and bool(piece.scored[place].any()):
-                        rows.append({**row, "control": "" if own else memory})
-    return rows
+    name = "" if memory == "own" else memory
+    names = [s.episode.id + (f" (control {name})" if name else "") for s in scored]
+    for piece in walk(model, [s.line for s in scored], memory=memory, watcher=watcher, names=names):
+        sums = piece.nll.double().sum(dim=1).tolist()
+        for place, (at, nll) in enumerate(zip(piece.lines, sums, strict=True)):
+            row = _read_row(scored[at], piece.start, piece.scored.shape[1], nll)
+            if row is not None and bool(piece.scored[place].any()):
+                yield {**row, "control": name}
 
 
 def _read_row(stream: Stream, start: int, length: int, nll: float) -> Row | None:

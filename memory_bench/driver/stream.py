@@ -33,6 +33,9 @@ WHOLE = 512  # tokens per step for models that take any length
 class Watcher:
     """Told of every step by the driver; the meter overrides it."""
 
+    def at(self, number: int, total: int, name: str = "") -> None:
+        """The next step is segment `number` (from 1) of `total`, of the text called `name` where it is read alone."""
+
     def stepped(
         self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int, *, absorbed: bool = False
     ) -> None:
@@ -41,11 +44,20 @@ class Watcher:
         With `absorbed` they were only written, not predicted.
         """
 
+    def ticked(self) -> None:
+        """The model goes on with what it was last told to do: one token more of an answer is written."""
+
     def state(self, state: State, rows: int) -> None:
         """A state of `rows` rows exists."""
 
-    def uncharged(self) -> AbstractContextManager[None]:
-        """What happens inside is the harness's own (controls): its time is not the model's."""
+    def within(self, place: str) -> AbstractContextManager[None]:
+        """The steps inside are of `place`: ``question 4/200``."""
+        del place
+        return nullcontext()
+
+    def control(self, name: str) -> AbstractContextManager[None]:
+        """What happens inside is the harness's own (the control `name`): nothing of it is charged to the model."""
+        del name
         return nullcontext()
 
 
@@ -54,6 +66,10 @@ class _Later(Watcher):
 
     def __init__(self, watcher: Watcher, before: int) -> None:
         self.watcher, self.before = watcher, before
+
+    def at(self, number: int, total: int, name: str = "") -> None:
+        """See `Watcher.at`."""
+        self.watcher.at(number, total, name)
 
     def stepped(
         self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int, *, absorbed: bool = False
@@ -66,9 +82,14 @@ class _Later(Watcher):
         self.watcher.state(state, rows)
 
 
-def charged(told: Watcher | None, watcher: Watcher | None) -> AbstractContextManager[None]:
-    """The time inside is the model's where a watcher is `told` of the steps, and otherwise the harness's."""
-    return watcher.uncharged() if told is None and watcher is not None else nullcontext()
+def within(watcher: Watcher | None, place: str) -> AbstractContextManager[None]:
+    """See `Watcher.within`."""
+    return nullcontext() if watcher is None else watcher.within(place)
+
+
+def control(watcher: Watcher | None, name: str) -> AbstractContextManager[None]:
+    """See `Watcher.control`; without a name it is the main pass."""
+    return nullcontext() if watcher is None or not name else watcher.control(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +241,10 @@ def walk(  # noqa: PLR0913, C901
     state = open_lines(model, chosen) if state is None else state.rows(torch.tensor(alive))
     carry: Tensor | None = None
     start = 0
+    steps = max((-(-len(line) // length) for line in lines), default=0)
     while alive:
+        if watcher is not None:
+            watcher.at(start // length + 1, steps, names[alive[0]] if names is not None and len(alive) == 1 else "")
         segment, scored = cut(chosen, start, length, device)
         left = sum(len(line) > start + length for line in chosen)  # lines are sorted: the first `left` go on
         if memory == "foreign" and len(alive) == 1:

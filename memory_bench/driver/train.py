@@ -5,27 +5,35 @@ Unusual here:
 - A training example is cut, carried over and scored by the same `walk` as the evaluation, so segment
   borders are trained on and nothing is learned that is not asked.
 - Lengths are shares of the budget: the first limit reached ends training, and the schedule follows the
-  share that is spent.
+  share that is spent. Seconds end a training only where nothing else does: beside tokens, FLOPs or a number of steps
+  that are equal for all they are a guard, and a training that runs into it is over budget, not shorter than others.
+- Nothing is passed by more than one optimiser step. A step that would end beyond the time, by the longest of the last
+  ones, is not begun.
 - Order of data, initial values and a model's own draws come from separate generators, so all models of a comparison
   see the same data in the same order.
 """
 
 import dataclasses
 import math
+from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from memory_bench.budget import Budget
+from memory_bench.budget import Budget, BudgetExceeded
 from memory_bench.corpus import Corpus, Line
 from memory_bench.driver.meter import TRAIN_PASSES, Meter
 from memory_bench.driver.stream import Progress, segment_length, walk
 from memory_bench.errors import NotFinite
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, Stage, fixed_steps
+
+LAST = 3  # steps whose longest says how long the next one takes
+FAR = 1.2  # times a guard's seconds: what ends beyond is not begun
 
 Build = Callable[[Any], MemoryModel[Any]]
 """Makes the model of a config over the one backbone of this training."""
@@ -38,8 +46,8 @@ class Trained:
     Attributes:
         model: in evaluation mode.
         curve: (tokens read, mean surprisal of the batch in nats) of every optimiser step.
-        ended_by: the limit that ended training, ``steps`` where the recipe did, ``none`` without training (also where
-            the recipe trains only the memory and the model adds no parameters).
+        ended_by: the limit that ended training, ``steps`` where the recipe's own number of them did, ``none`` without
+            training (also where the recipe trains only the memory and the model adds no parameters).
     """
 
     model: MemoryModel[Any]
@@ -93,7 +101,8 @@ def train(
         progress: told (thousandths done, 1000).
 
     Raises:
-        BudgetExceeded: a hard limit (memory) was passed.
+        BudgetExceeded: memory; time, where it is no limit of training but a guard; or whatever leaves no room for the
+            first step.
         NotFinite: the loss or its gradient is not finite, with the optimiser step (from 0).
     """
     loop = _Loop(recipe, corpus, meter, torch.Generator().manual_seed(seed), progress or (lambda done, total: None))
@@ -111,7 +120,6 @@ def train(
     assert model is not None, "a recipe has at least one stage"
     if current != config:
         model = _next_model(build(config), model)
-    meter.usage.train_steps = loop.steps
     meter.usage.training_ended_by = loop.ended_by if loop.steps else "none"
     return Trained(model.eval().requires_grad_(False), loop.curve, meter.usage.training_ended_by)
 
@@ -131,12 +139,18 @@ class _Loop:
     def __init__(self, recipe: Recipe, corpus: Corpus, meter: Meter, rng: torch.Generator, progress: Progress) -> None:
         self.recipe, self.corpus, self.meter, self.rng, self.progress = recipe, corpus, meter, rng, progress
         self.fixed = fixed_steps(recipe)
+        self.none = untrained(meter.budget, recipe)
+        budget = meter.budget
+        self.counted = not self.fixed or (budget.counts and not budget.own_curriculum)  # the budget ends training
+        self.timed = not self.fixed and not budget.counts  # nothing but seconds does
         meter.train_passes = TRAIN_PASSES + int(recipe.checkpoint)
         self.steps, self.ended_by = 0, ""
         self.curve: list[tuple[int, float]] = []
         self._stage_end = 0.0  # share of the training at which the current stage ends
         self._parameters: list[nn.Parameter] = []
         self._optimizer: torch.optim.AdamW | None = None
+        self._took: deque[float] = deque(maxlen=LAST)  # seconds of the last steps
+        self._seen: Stage | None = None  # the stage whose activations are counted
 
     def optimise(self, model: MemoryModel[Any]) -> None:
         """Make ready to train `model`."""
@@ -150,8 +164,8 @@ class _Loop:
 
     @property
     def idle(self) -> bool:
-        """The model has nothing that the recipe trains."""
-        return self._optimizer is None
+        """The budget leaves no room for training, or the model has nothing that the recipe trains."""
+        return self.none or self._optimizer is None
 
     def run(self, model: MemoryModel[Any], stage: Stage) -> None:
         """Train until the stage's share or steps, or a limit of the budget, is used up."""
@@ -160,27 +174,90 @@ class _Loop:
         final = stage is self.recipe.stages[-1]  # ends with the limit, not with a sum of rounded shares
         last = self.steps + stage.steps if self.fixed and stage.steps is not None else None
         while True:
-            share, limit = self.meter.spent_share(tokens=not self.fixed)
+            share, limit = self.meter.spent_share(tokens=self.counted)
+            if self.steps == last:
+                self.ended_by = "steps"
+                return
             if share >= 1:
-                self.ended_by = limit
+                self.ended_by = self._spent(limit)
                 return
-            if self.steps == last or (not self.fixed and not final and share >= self._stage_end):
-                self.ended_by = "steps" if self.fixed else ""
+            if not self.fixed and not final and share >= self._stage_end:
+                self.ended_by = ""
                 return
-            done = self.steps / self.fixed if self.fixed else share
-            lines = self.corpus.batch(stage.rows, stage.segments, segment_length(model), self.rng)
-            loss = self._step(model, lines, done)
-            self.curve.append((self.meter.usage.train_tokens, loss))
-            self.steps += 1
-            self.progress(int(1000 * done), 1000)
+            if not self._begun(model, stage, max(share, self.steps / self.fixed if self.fixed else 0.0)):
+                return
 
-    def _step(self, model: MemoryModel[Any], lines: list[Line], done: float) -> float:
+    def _spent(self, limit: str) -> str:
+        """`limit`, at which training ends.
+
+        Raises:
+            BudgetExceeded: it ends before it has begun.
+        """
+        if not self.steps:
+            allowed, used = getattr(self.meter.budget, limit), getattr(self.meter.usage, limit)
+            raise BudgetExceeded(limit, allowed, used, "the first optimiser step")
+        return limit
+
+    def _begun(self, model: MemoryModel[Any], stage: Stage, done: float) -> bool:
+        """Make one optimiser step at the share `done` of the training; False where time has ended training instead."""
+        before, started = self.steps, self.meter.elapsed()
+        place = f"optimiser step {before + 1}"
+        if self._late(started, place):
+            return False
+        try:
+            with self.meter.within(place):
+                lines = self.corpus.batch(stage.rows, stage.segments, segment_length(model), self.rng)
+                self._check_room(lines, place)
+                loss = self._step(model, lines, done, stage)
+                self.curve.append((self.meter.usage.train_tokens, loss))
+                self.steps += 1
+                self.meter.usage.train_steps = self.steps
+                self.meter.ticked()
+        except BudgetExceeded as error:
+            if error.limit != "train_seconds" or not self.timed or not before:
+                raise
+            self.ended_by = "train_seconds"  # a step that was cut off is left out
+            return False
+        self._took.append(self.meter.elapsed() - started)
+        self.progress(int(1000 * done), 1000)
+        return True
+
+    def _late(self, elapsed: float, place: str) -> bool:
+        """Whether the next step would end beyond the time, which then ends training.
+
+        Raises:
+            BudgetExceeded: the time is a guard, and the step would end far beyond it.
+        """
+        limit, longest = self.meter.budget.train_seconds, max(self._took, default=0.0)
+        if not limit or not longest or elapsed + longest <= limit * (1 if self.timed else FAR):
+            return False
+        if not self.timed:
+            raise BudgetExceeded("train_seconds", limit, elapsed, f"{place}, which takes about {longest:.3g} s")
+        self.ended_by = "train_seconds"
+        return True
+
+    def _check_room(self, lines: list[Line], place: str) -> None:
+        """Refuse a first step that reads more tokens than the budget allows for all; FLOPs are refused beforehand.
+
+        Raises:
+            BudgetExceeded: naming what the step would read.
+        """
+        limit = self.meter.budget.train_tokens if self.counted else None
+        need = self.meter.usage.train_tokens + sum(map(len, lines))
+        if limit is not None and not self.steps and need > limit:
+            raise BudgetExceeded("train_tokens", limit, need, place)
+
+    def _step(self, model: MemoryModel[Any], lines: list[Line], done: float, stage: Stage) -> float:
         """One optimiser step; returns the mean surprisal of the batch's scored tokens (nats)."""
         assert self._optimizer is not None
         recipe = self.recipe
         for group in self._optimizer.param_groups:
             group["lr"] = group["factor"] * recipe.rate(done, self.steps)
-        pieces = list(walk(model, lines, detach_every=recipe.bptt, recompute=recipe.checkpoint, watcher=self.meter))
+        ledger = self.meter.ledger
+        ledger.hold(model)
+        with nullcontext() if stage is self._seen else ledger.saving():
+            pieces = list(walk(model, lines, detach_every=recipe.bptt, recompute=recipe.checkpoint, watcher=self.meter))
+        self._seen = stage
         loss = torch.stack([p.nll.sum() for p in pieces]).sum() / max(1, sum(int(p.scored.sum()) for p in pieces))
         aux = [p.aux for p in pieces if p.aux is not None] if done >= recipe.aux_from else []
         value = float(loss.detach())
@@ -195,9 +272,10 @@ class _Loop:
                 f"non-finite: the gradient of the training loss became {norm} at optimiser step {self.steps}"
             )
         self._optimizer.step()
+        ledger.train(self._parameters)
         return value
 
 
 def untrained(budget: Budget, recipe: Recipe) -> bool:
-    """The budget leaves no room for training."""
-    return not fixed_steps(recipe) and not budget.trains
+    """The budget leaves no room for training: a limit on it is zero, and not one that a curriculum stands in for."""
+    return budget.train_seconds == 0 if fixed_steps(recipe) and budget.own_curriculum else not budget.trains

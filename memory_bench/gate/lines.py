@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from memory_bench.budget import Budget, Usage
+from memory_bench.cell import limits
 from memory_bench.record import Record
 from memory_bench.report.rows import plain
 
@@ -232,7 +233,7 @@ def setting(record: Record) -> Setting:
     found = Setting(
         data=str(task.config.get("data") or task.name),
         data_revision=task.revision,
-        limits={k: v for k, v in asdict(training.budget).items() if k in LIMITS and v is not None},
+        limits={k: v for k, v in limits(training).items() if k in LIMITS and v is not None},
         options={
             **{k: v for k, v in task.config.items() if k != "data"},
             "version": task.version,

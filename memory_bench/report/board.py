@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 from memory_bench.budget import Budget, Usage
-from memory_bench.cell import Cell, Choice, digest
+from memory_bench.cell import Cell, Choice, digest, limits
 from memory_bench.recipe import RECIPES, fixed_steps
 from memory_bench.record import Record
 from memory_bench.report.rows import Row, Scorer, make_row, unanswered
@@ -203,7 +203,7 @@ def grouped(store: Store, keys: Collection[str] | None = None) -> list[list[list
 
 def _identity(cell: Cell) -> tuple[str, str]:
     """What the cells of a board share, and what those of a row share beyond it."""
-    budget = {k: v for k, v in asdict(cell.training.budget).items() if k not in ("seeds", "tasks")}
+    budget = {k: v for k, v in limits(cell.training).items() if k not in ("seeds", "tasks")}
     board = {"task": asdict(cell.task), "limit": cell.limit, "backbone": cell.training.backbone.name, "budget": budget}
     model = {"model": asdict(cell.training.model), "recipe": asdict(cell.training.recipe), "controls": cell.controls}
     model["scored_with"] = cell.scored_with
