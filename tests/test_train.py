@@ -143,7 +143,7 @@ def test_what_has_no_backward_pass_is_charged_once() -> None:
 
 
 def test_a_hard_limit_ends_the_work() -> None:
-    with pytest.raises(BudgetExceeded, match=r"host_bytes .* at segment"):
+    with pytest.raises(BudgetExceeded, match=r"host_bytes .* at optimiser step 1, segment 1/2$"):
         fit(train_tokens=10**6, host_bytes=1000)
 
 

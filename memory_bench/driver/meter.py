@@ -56,6 +56,13 @@ class Meter(Watcher):
                 torch.cuda.set_per_process_memory_fraction(min(1.0, self.budget.device_bytes / total), self.device)
         self._tell()
 
+    def another(self) -> "Meter":
+        """A meter for a training of its own under the same budget, charged from the same start."""
+        self.read_memory()  # beginning anew forgets the peak
+        other = Meter(self.budget, self.device, self.beacon)
+        other._held = self._held
+        return other
+
     # Where the cell is
 
     @property

@@ -57,7 +57,9 @@ def observe(  # noqa: PLR0913
         while first < len(streams):
             batch = streams[first : first + _side_by_side(model, len(streams[first].line))]
             questions = sum(len(s.questions) for s in streams[:first]), sum(len(s.questions) for s in streams)
-            parts = [batch] if first or len(batch) == 1 else [batch[:1], batch]
+            # The first stream is read alone, where somebody could cut this short: then there is something to show.
+            small = watcher is not None and not first and len(batch) > 1
+            parts = [batch[:1], batch] if small else [batch]
             for row in _observe_batch(model, parts, watcher, controls, decode, *questions):
                 rows.append({"seed": seed, **row})
             first += len(batch)
@@ -114,6 +116,8 @@ def _read(
 ) -> Iterator[Row]:
     """Scored reading, piece by piece."""
     scored = [s for s in streams if bool(s.line.scored.any())]
+    if not scored:
+        return
     name = "" if memory == "own" else memory
     names = [s.episode.id + (f" (control {name})" if name else "") for s in scored]
     for piece in walk(model, [s.line for s in scored], memory=memory, watcher=watcher, names=names):

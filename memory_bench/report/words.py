@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from memory_bench.budget import PRESETS
+from memory_bench.budget import PRESETS, Budget
 from memory_bench.report.board import Board
 from memory_bench.report.costs import cost
 from memory_bench.report.tables import PERCENT, number, short
@@ -109,7 +109,7 @@ def scope(board: Board) -> str:
         parts.append(f"extent {extent}")
     if board.ended_by == "steps":
         same = "the same for all" if not board.unequal else "which not all rows have had"
-        parts.append(f"the data's own number of training steps, {same}, instead of the budget's tokens")
+        parts.append(f"the data's own number of training steps, {same}{_instead(board.budget)}")
     if board.ended_by != "none" and not any(len(row.seed_values) > 1 for row in rows):
         parts.append("one seed, so the noise between trainings is unknown")
     if board.cell.limit is not None:
@@ -117,6 +117,15 @@ def scope(board: Board) -> str:
     if not board.cell.controls:
         parts.append("without controls (--no-controls)")
     return " · ".join(part for part in parts if part)
+
+
+def _instead(budget: Budget) -> str:
+    """What a curriculum that ran to its end took the place of, where the budget lets it; else it ended within that."""
+    counts = {"tokens": budget.train_tokens, "FLOPs": budget.train_flops}
+    named = " and ".join(name for name, limit in counts.items() if limit is not None)
+    if not named:
+        return ""
+    return f", instead of the budget's {named}" if budget.own_curriculum else f", within the budget's {named}"
 
 
 def direction(board: Board) -> str:

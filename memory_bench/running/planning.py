@@ -46,9 +46,11 @@ def train_tokens(cell: Cell, recipe: Recipe, card: BackboneCard) -> int | None:
     """Tokens a training will read, as far as the limits say so beforehand; None: bounded by seconds alone."""
     budget = cell.training.budget
     segment = int(cell.training.model.config.get("segment") or card.window)
-    if fixed_steps(recipe):
-        return sum((s.steps or 0) * s.rows * s.segments * segment for s in recipe.stages)
     found = []
+    if fixed_steps(recipe):
+        found.append(sum((s.steps or 0) * s.rows * s.segments * segment for s in recipe.stages))
+        if budget.own_curriculum:
+            return found[0]
     if budget.train_tokens is not None:
         found.append(budget.train_tokens)
     if budget.train_flops is not None:

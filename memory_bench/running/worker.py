@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from memory_bench import plugins
-from memory_bench.budget import Budget, BudgetExceeded, Usage
+from memory_bench.budget import BudgetExceeded, Usage
 from memory_bench.cell import Cell, Choice, from_json, to_json
 from memory_bench.data.library import Library
 from memory_bench.driver.asking import Row
@@ -204,10 +204,13 @@ def _trained(work: _Work) -> Trained:
     folder = work.store.checkpoint_folder(parts.training.key)
     found = parts.released() or parts.kept(folder, meter.usage, work.store.warn)
     if found is not None:
+        _check_added(found.model, meter)
         return found
     if untrained(parts.training.budget, parts.recipe):
-        return Trained(parts.begun(), [], "none")
-    _check_added(parts.build(parts.config), meter.budget)
+        begun = parts.begun()
+        _check_added(begun, meter)
+        return Trained(begun, [], "none")
+    _check_added(parts.build(parts.config), meter)
     if parts.cls.frozen_backbone and parts.whole:
         _train_backbone(work)
     plan = work.task.plan(work.library, pretrained=parts.loaded.card.pretrained)
@@ -249,7 +252,7 @@ def _train_backbone(work: _Work) -> None:
     window = plugins.load("models", WINDOW)
     config = asdict(window.fit(parts.loaded.card, parts.training.budget))
     first = replace(parts.training, model=Choice(WINDOW, window.version, config))
-    spent = Meter(parts.training.budget, torch.device(parts.device))
+    spent = work.meter.another()
     _locked(replace(work, parts=over(first, parts.loaded, work.backbones, None, parts.device), meter=spent))
     work.meter.charge_training(spent.usage)
 
@@ -270,11 +273,12 @@ def _refused(meter: Meter) -> str:
     return str(BudgetExceeded("device_bytes", meter.budget.device_bytes, None, meter.where))
 
 
-def _check_added(model: MemoryModel[Any], budget: Budget) -> None:
-    """Refuse a method that adds too many parameters before it is trained."""
-    added = model.added_parameters()
-    if budget.added_parameters is not None and added > budget.added_parameters:
-        raise BudgetExceeded("added_parameters", budget.added_parameters, added, "the start")
+def _check_added(model: MemoryModel[Any], meter: Meter) -> None:
+    """Refuse a method that adds too many parameters, whether it is still to be trained, was before or never is."""
+    added, allowed = model.added_parameters(), meter.budget.added_parameters
+    meter.usage.added_parameters = added
+    if allowed is not None and added > allowed:
+        raise BudgetExceeded("added_parameters", allowed, added, "the start")
 
 
 def _mark_look_ahead(estimate: Estimate, look_ahead: int, pretrained: bool = False) -> Estimate:
