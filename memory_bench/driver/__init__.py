@@ -6,6 +6,8 @@
 - `clock.py`: seconds of a cell
 - `encoding.py`: episodes as tokens, with bytes and words
 - `generating.py`: answers in the model's own words
+- `ledger.py`: bytes of tensors, by what they are for
+- `memory.py`: what the process holds and held
 - `meter.py`: counts and stops
 - `observe.py`: episodes through a model: rows of samples
 - `stream.py`: the driver: cuts, scores once, carries over, controls

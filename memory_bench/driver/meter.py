@@ -26,6 +26,15 @@ TRAIN_PASSES = 1 + BACKWARD_PASSES
 BYTES = ("device_bytes", "host_bytes")
 
 
+def training_flops(
+    model: MemoryModel[Any], rows: int, tokens: int, before: int, passes: int, absorbed: bool = False
+) -> float:
+    """FLOPs of a training step of `rows` rows, its backward pass included, in `passes` forward passes."""
+    flops = rows * (model.absorb_flops if absorbed else model.flops)(tokens, before)
+    detached = 0 if absorbed else rows * model.detached_flops(tokens, before)
+    return passes * flops - BACKWARD_PASSES * detached
+
+
 class Meter(Watcher):
     """What was spent so far (`usage`) against the limits of `budget`.
 
@@ -168,14 +177,12 @@ class Meter(Watcher):
     ) -> None:
         """See `Watcher.stepped`; raises `BudgetExceeded` where a limit that ends the work is passed."""
         if self._phase != "control":
-            flops = rows * (model.absorb_flops if absorbed else model.flops)(tokens, before)
             if self._phase == "train":
                 self.usage.train_tokens += real
-                detached = 0 if absorbed else rows * model.detached_flops(tokens, before)
-                self.usage.train_flops += self.train_passes * flops - BACKWARD_PASSES * detached
+                self.usage.train_flops += training_flops(model, rows, tokens, before, self.train_passes, absorbed)
             else:
                 self.usage.eval_tokens += real
-                self.usage.eval_flops += flops
+                self.usage.eval_flops += rows * (model.absorb_flops if absorbed else model.flops)(tokens, before)
         self.ledger.hold(model)
         self.ticked()
 

@@ -4,6 +4,7 @@
 - `console.py`: what a person sees meanwhile
 - `environment.py`: what environment variables say
 - `executors.py`: runs jobs here, or in a process each
+- `firststep.py`: limits below one optimiser step are refused
 - `grid.py`: from names to cells
 - `options.py`: what a user may ask of a run: options, suites
 - `planning.py`: what a run would cost
