@@ -82,7 +82,7 @@ class Meter(Watcher):
 
     def at(self, number: int, total: int, name: str = "") -> None:
         """See `Watcher.at`; the beacon is told."""
-        alone = total == 1 and self._within  # a question in one step is a place of its own
+        alone = total == 1 and self._within and self._phase != "train"  # a question in one step is a place of its own
         self._step = "" if alone else f"segment {number}/{total}"
         if name and not self._within:
             self._step += f" of {name.removesuffix(f' (control {self._control})')}"
