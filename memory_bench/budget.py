@@ -2,7 +2,10 @@
 
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -111,37 +114,6 @@ class BudgetExceeded(Exception):
 
 
 GB = 10**9
-# A data set's curriculum is the same for all models, and learnt to its end or not at all.
-_OWN: dict[str, Any] = {"own_curriculum": True}
-_CPU: dict[str, Any] = {"device_bytes": 4 * GB, "host_bytes": 6 * GB, "added_parameters": 50_000_000, **_OWN}
-PRESETS: dict[str, Budget] = {
-    b.name: b
-    for b in (
-        # Seconds of the CPU, five times what the slowest model takes: a guard, and no limit of a busy machine.
-        Budget("cpu-minutes", train_tokens=204_800, train_seconds=600, eval_seconds=600, seeds=2, **_CPU),
-        Budget("cpu-minutes-flops", train_flops=6.6e11, train_seconds=600, eval_seconds=600, seeds=2, **_CPU),
-        # About 4,200 tokens of SmolLM2 per book: eight windows of 512. Questions go to 8,192 tokens.
-        Budget(
-            "cpu-smol",
-            train_tokens=0,
-            eval_seconds=1800,
-            seeds=1,
-            tasks={
-                "pg19": {"extent": "bytes:20000-38500"},
-                "squad-retention": {"steps": [0, 1, 2, 4, 8, 16], "questions": 12},
-                "nq-retention": {"steps": [0, 1, 2, 4, 8, 16], "questions": 12},
-                "passkey": {"lengths": [700, 1400, 2800], "repeats": 1},
-                "babi": {"lengths": [0, 1024, 4096], "questions": 3},
-            },
-            **_CPU,
-        ),
-        Budget("smoke", train_tokens=2_048, train_seconds=60, eval_seconds=60, seeds=1, **_CPU),
-        # Those at equal tokens have no clock: it would end the slower models' trainings before their tokens are read.
-        Budget("gpu-minutes", device_bytes=80 * GB, train_seconds=180, eval_seconds=600, seeds=2, **_OWN),
-        Budget("gpu-24g-hour", device_bytes=24 * GB, train_tokens=20_000_000, seeds=2, **_OWN),
-        Budget("gpu-80g-hour", device_bytes=80 * GB, train_tokens=100_000_000, seeds=2, **_OWN),
-    )
-}
 FRACTIONS = ("train_seconds", "train_flops", "eval_seconds")  # limits that need not be whole numbers
 
 
@@ -156,6 +128,11 @@ def load_budget(name: str) -> Budget:
     path = Path(name)
     if path.suffix != ".toml":
         raise unknown("budget", name, PRESETS, "Or give a TOML file; `memory-bench list budgets` shows the presets.")
+    return _read(path)
+
+
+def _read(path: Path | Traversable) -> Budget:
+    """The limits in a TOML file, a preset's or a user's."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -167,10 +144,10 @@ def load_budget(name: str) -> Budget:
     _check(values, path)
     if math.isfinite(seeds := values.get("seeds", 1)):
         values["seeds"] = int(seeds)  # 2.0 is two of them
-    return Budget(**{"name": path.stem, **values})
+    return Budget(**{"name": path.name.removesuffix(".toml"), **values})
 
 
-def _check(values: dict[str, Any], path: Path) -> None:
+def _check(values: dict[str, Any], path: Path | Traversable) -> None:
     """Whether known limits have the type that they need."""
     if not isinstance(values.get("name", ""), str):
         raise UserError(f"Budget file {path}: name must be a text, not {values['name']!r}.")
@@ -185,6 +162,16 @@ def _check(values: dict[str, Any], path: Path) -> None:
     tasks = values.get("tasks", {})
     if not isinstance(tasks, dict) or not all(isinstance(options, dict) for options in tasks.values()):
         raise UserError(f"Budget file {path}: tasks must be tables of options, for example [tasks.pg19].")
+
+
+def preset_files() -> dict[str, Traversable]:
+    """The shipped TOML files by the name of their preset."""
+    files = {f.name.removesuffix(".toml"): f for f in resources.files("memory_bench.budgets").iterdir()}
+    return {name: file for name, file in sorted(files.items()) if file.name.endswith(".toml")}
+
+
+PRESETS: Mapping[str, Budget] = {name: _read(file) for name, file in preset_files().items()}
+"""The presets by name."""
 
 
 @dataclass(slots=True)

@@ -35,7 +35,7 @@ def test_suites_and_cases_are_listed_as_data() -> None:
     folders = packages()
     carried = {f for name, globs in patterns.items() for glob in globs for f in folders[name].glob(glob) if f.is_file()}
     wanted = [f for name in ("parity", "reported") for f in (ROOT / "results" / name).rglob("*") if f.is_file()]
-    wanted += (ROOT / "memory_bench" / "suites").glob("*.toml")
+    wanted += [f for name in ("suites", "budgets") for f in (ROOT / "memory_bench" / name).glob("*.toml")]
     wanted += (ROOT / "tasks" / "lm_eval").glob("*.yaml")
     wanted.append(ROOT / "memory_bench" / "py.typed")
     assert len(wanted) > 50

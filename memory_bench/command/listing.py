@@ -4,11 +4,12 @@ import json
 import tomllib
 from dataclasses import asdict, fields
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from memory_bench import plugins
-from memory_bench.budget import PRESETS, Budget
+from memory_bench.budget import PRESETS, Budget, amount, preset_files
 from memory_bench.card import NAMED
 from memory_bench.errors import unknown
 from memory_bench.published import reported
@@ -35,7 +36,7 @@ def rows(what: str, data: Path | None, cache: Path) -> list[dict[str, Any]]:
     if what == "backbones":
         return _backbones(cache)
     if what == "budgets":
-        return [_budget(b) for b in PRESETS.values()]
+        return [_budget(budget, file) for budget, file in zip(PRESETS.values(), preset_files().values(), strict=True)]
     if what == "suites":
         return _suites()
     if what == "reported":
@@ -146,10 +147,16 @@ def _compared(cache: Path) -> dict[str, list[str]]:
     return by_name
 
 
-def _budget(budget: Budget) -> dict[str, Any]:
+def _budget(budget: Budget, file: Traversable) -> dict[str, Any]:
     limits = {f.name: getattr(budget, f.name) for f in fields(budget) if f.name not in ("name", "tasks", "own_curriculum")}
-    shown = ", ".join(f"{k} {v:,}" for k, v in limits.items() if v is not None)
-    return {"name": budget.name, "status": "preset", "summary": shown, "limits": asdict(budget)}
+    shown = ", ".join(f"{k} {amount(k, v)}" for k, v in limits.items() if v is not None)
+    text = f"{shown}. {_first_line(file.read_text(encoding='utf-8'))}"
+    return {"name": budget.name, "status": "preset", "summary": text, "limits": asdict(budget)}
+
+
+def _first_line(text: str) -> str:
+    """What a TOML file says of itself in its first line; empty where that is no comment."""
+    return text.splitlines()[0].lstrip("# ") if text.startswith("#") else ""
 
 
 def _suites() -> list[dict[str, Any]]:
@@ -157,12 +164,11 @@ def _suites() -> list[dict[str, Any]]:
     for file in sorted(resources.files("memory_bench.suites").iterdir(), key=lambda f: f.name):
         if file.name.endswith(".toml"):
             text = file.read_text(encoding="utf-8")
-            first = text.splitlines()[0].lstrip("# ") if text.startswith("#") else ""
             found.append(
                 {
                     "name": file.name.removesuffix(".toml"),
                     "status": "suite",
-                    "summary": first,
+                    "summary": _first_line(text),
                     "options": tomllib.loads(text),
                 }
             )
