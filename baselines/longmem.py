@@ -309,9 +309,9 @@ class LongMem(MemoryModel[ChunkBank]):
         del remembered
         backbone = self.backbone
         below = sum(backbone.layer_flops(i, tokens, tokens) for i in range(self.retrieval_layer))
-        outputs = (backbone.heads + 2 * backbone.kv_heads) * backbone.head_width
         inside = backbone.width if backbone.width != backbone.hidden_width else 0  # OPT may be projected in
-        return below + 2 * tokens * backbone.hidden_width * (outputs + inside)
+        projected = backbone.project_flops(self.retrieval_layer, tokens)
+        return below + projected + 2 * tokens * backbone.hidden_width * inside
 
 
 def _copied_block(side_layer: int, reduction: int) -> int:

@@ -327,10 +327,9 @@ class Memorizing(MemoryModel[MemorizingState]):
             return 0
         whole = sum(backbone.layer_flops(layer, tokens, self._window + tokens) for layer in range(needed - 1))
         memory = sum(layer < needed - 1 for layer in self.layers) * self._memory_flops(tokens, remembered)
-        projections = backbone.hidden_width * (backbone.heads + 2 * backbone.kv_heads) * backbone.head_width
         around = backbone.flops(tokens, 0, predicted=0)  # beside the layers, OPT projects in and out: here only in
         around -= sum(backbone.layer_flops(layer, tokens, 0) for layer in range(backbone.layers))
-        return whole + memory + 2 * tokens * projections + around // 2
+        return whole + memory + backbone.project_flops(needed - 1, tokens) + around // 2
 
     @property
     def _window(self) -> int:

@@ -157,8 +157,8 @@ class Retrieval(MemoryModel[RetrievalState]):
         return {"minilm": "search=bm25"} if config.search == "minilm" else {}
 
     def added_parameters(self) -> int:
-        """The embedder's; BM25 has none."""
-        return self.search.embedder.parameters if isinstance(self.search, Cosine) else 0
+        """With the embedder's; BM25 has none."""
+        return super().added_parameters() + (self.search.embedder.parameters if isinstance(self.search, Cosine) else 0)
 
     def open(self, rows: int, *, seeds: Sequence[int] | None = None) -> RetrievalState:
         """See `MemoryModel.open`. With a limit, all slots are there from the start: the size is constant."""

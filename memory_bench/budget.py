@@ -179,6 +179,7 @@ class Usage:
     """What one cell spent; filled by the meter, written even when the cell fails.
 
     Attributes that are not named by a limit of `Budget`:
+        adapter_parameters: of `added_parameters`, those of the recipe, the same for every model that has them.
         control_seconds: of the controls, which are the harness's own and no part of `eval_seconds`.
         peak_reserved_bytes: what an accelerator's allocator had taken at most, used or not; 0 on a CPU.
         training_ended_by: see `memory_bench.driver.train.Trained`.
@@ -202,3 +203,4 @@ class Usage:
     state_bytes: int = 0
     state_host_bytes: int = 0
     training_ended_by: str = ""
+    adapter_parameters: int = 0

@@ -36,6 +36,7 @@ __all__ = ["DecodePlan", "MemoryModel", "Nothing", "Readout", "Segment", "State"
 
 S = TypeVar("S", bound=State)
 
+BACKBONE, ADAPTER = "backbone.", "backbone.adapter."  # how names of weights begin
 LOGIT_SLICE = 1 << 22  # floats of logits that exist at once while scoring: 16 MB in float32
 
 
@@ -190,6 +191,11 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
         del config
         return {}
 
+    @classmethod
+    def unadapted(cls, config: Any) -> Any:
+        """`config` without low-rank adapters of the method's own, where a recipe gives every model the same ones."""
+        return config
+
     @abstractmethod
     def open(self, rows: int, *, seeds: Sequence[int] | None = None) -> S:
         """The state of `rows` fresh streams.
@@ -292,8 +298,17 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
 
     def memory_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters the method adds to its backbone."""
-        return {name: p for name, p in self.named_parameters() if not name.startswith("backbone.")}
+        return {name: p for name, p in self.named_parameters() if not name.startswith(BACKBONE)}
+
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """Those of the adapters that the recipe gives to every model's backbone; empty without."""
+        return {name: p for name, p in self.named_parameters() if name.startswith(ADAPTER)}
 
     def added_parameters(self) -> int:
-        """How many weights the method adds to its backbone, those of frozen helpers included."""
-        return sum(p.numel() for p in self.memory_parameters().values())
+        """How many weights stand beside the backbone: the method's, the recipe's adapters, and frozen helpers'."""
+        return sum(p.numel() for p in (*self.memory_parameters().values(), *self.adapter_parameters().values()))
+
+
+def is_added(name: str) -> bool:
+    """A parameter or buffer of that name stands beside the backbone: the method's, or a recipe's adapter."""
+    return not name.startswith(BACKBONE) or name.startswith(ADAPTER)

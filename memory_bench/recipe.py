@@ -4,7 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from memory_bench.errors import unknown
+from memory_bench.errors import UserError, unknown
+
+ADAPTED = ("q", "k", "v", "o", "gate", "up", "down")
+"""What an adapter can be beside: the projections of attention and feed-forward. GPT-2 and OPT have no gate, and GPT-2
+makes q, k and v by one projection, which has one adapter if any of the three is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,12 @@ class Recipe:
         floor: the last rate as a share of the peak.
         bptt: segments between two detachments of the state; None: gradients flow through the whole example.
         memory_lr: learning rate of what the method adds to its backbone, as a multiple of `lr`.
-        trains: ``all`` weights or only the ``memory`` (what the method adds).
+        trains: ``all`` weights or only the ``memory`` (what the method adds, and the adapters).
+        lora_rank: of the low-rank adapters that every model's backbone gets, the window's too, so that a method is not
+            praised for what is mere adaptation; 0: none. Only where not all weights train.
+        lora_alpha: an adapter's update is scaled by ``lora_alpha / lora_rank``.
+        lora_targets: what has an adapter, of `ADAPTED`.
+        lora_lr: learning rate of the adapters, as a multiple of `lr`.
         checkpoint: recompute each segment in the backward pass instead of keeping its activations.
         aux_from: share of the training after which a model's own auxiliary loss is added.
         version: raised when numbers may change.
@@ -61,7 +70,23 @@ class Recipe:
     trains: str = "all"
     checkpoint: bool = False
     aux_from: float = 2 / 3
+    lora_rank: int = 0
+    lora_alpha: float = 32.0
+    lora_targets: tuple[str, ...] = ADAPTED
+    lora_lr: float = 1.0
     version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 0 or self.lora_alpha <= 0 or self.lora_lr < 0:
+            raise UserError(
+                f"Recipe {self.name}: lora_rank and lora_lr must not be negative, and lora_alpha must be above zero."
+            )
+        if self.lora_rank and (self.trains == "all" or not self.lora_targets):
+            why = "all weights train anyway (trains = all)" if self.trains == "all" else "lora_targets names nothing"
+            raise UserError(f"Recipe {self.name}: adapters of rank {self.lora_rank} have no use, since {why}.")
+        for target in self.lora_targets:
+            if target not in ADAPTED:
+                raise unknown("target in lora_targets", target, ADAPTED)
 
     def rate(self, done: float, step: int) -> float:
         """Learning rate when the share `done` (0 to 1) of the training is over, at optimiser step `step` (from 0)."""
@@ -109,7 +134,10 @@ RECIPES: dict[str, Recipe] = {
             weight_decay=0.01,
             decay_from=0.6,
         ),
-        Recipe("adapt", (Stage(segments=4, rows=8),), lr=1e-4, trains="memory", checkpoint=True),
+        # Rank and learning rate as in the official HMT and MemoryLLM trainings with LoRA.
+        Recipe(
+            "adapt", (Stage(segments=4, rows=8),), lr=1e-4, trains="memory", checkpoint=True, lora_rank=16, version=2
+        ),
         # A pretrained backbone moves little while a gate must open: its rate is 10 to 100 times that of the weights.
         Recipe("finetune", (Stage(segments=4, rows=8),), lr=2e-5, memory_lr=50.0, checkpoint=True),
         Recipe(

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from memory_bench.backbone.lora import Adapter
 from memory_bench.backbone.model import Backbone
 from memory_bench.baselines.memoryllm import MemoryLLM, MemoryLLMConfig
-from memory_bench.baselines.parts.lora import Adapter
 from memory_bench.baselines.parts.pool import Written
 from memory_bench.baselines.parts.pool_state import draw_permutations, fill_pool, merge_pool
 from memory_bench.budget import Budget

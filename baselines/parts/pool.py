@@ -17,13 +17,12 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from memory_bench.backbone.layers import LinearFn, plain
+from memory_bench.backbone.lora import Adapter, LinearFn, plain
 from memory_bench.backbone.model import Backbone
 from memory_bench.errors import UserError
 from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, Traits
 
 from .grouping import group_rows, join_rows, scatter_rows
-from .lora import Adapter
 from .pool_frame import Cached, Frame, asking_from, run_layer
 from .pool_state import PoolState, draw_permutations, fill_pool
 
@@ -90,6 +89,11 @@ class PoolModel(MemoryModel[P]):
             if config.lora_rank:
                 self.lora[name] = Adapter(backbone, config.lora_rank, config.lora_alpha, config.lora_targets, rng)
         self.traits = Traits(segment=config.segment)
+
+    @classmethod
+    def unadapted(cls, config: Any) -> Any:
+        """See `MemoryModel.unadapted`: one adapter for reading and writing, as in the first MemoryLLM."""
+        return replace(config, lora_rank=0, add_read_lora=False)
 
     @property
     def starts_filled(self) -> bool:
@@ -305,7 +309,7 @@ class PoolModel(MemoryModel[P]):
         for layer, queries in enumerate(asking):
             silent = rows - queries  # rows that only give keys and values
             total += backbone.layer_flops(layer, queries, rows)
-            total += 4 * silent * backbone.hidden_width * backbone.kv_heads * backbone.head_width
+            total += backbone.project_flops(layer, silent, queries=False)
             if "write" in self.lora:
                 used = cast(Adapter, self.lora[adapter if adapter in self.lora else "write"])
                 total += used.flops(layer, queries, silent)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from memory_bench.backbone.layers import LinearFn, Rotation
+from memory_bench.backbone.layers import Rotation
+from memory_bench.backbone.lora import LinearFn, Projection
 from memory_bench.backbone.model import Backbone
 
 
@@ -71,7 +72,7 @@ def run_layer(backbone: Backbone, layer: int, full: Tensor, frame: Frame, linear
 def asking_from(start: int, linear: LinearFn) -> LinearFn:
     """`linear`, with queries computed from row `start` on: memory rows ask nothing."""
 
-    def apply(name: str, module: nn.Module, x: Tensor) -> Tensor:
-        return linear(name, module, x[:, start:] if name == "self_attn.q_proj" else x)
+    def apply(name: str, projection: Projection, x: Tensor) -> Tensor:
+        return linear(name, projection, x[:, start:] if name == "self_attn.q_proj" else x)
 
     return apply if start else linear

@@ -10,10 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from memory_bench.backbone.lora import TARGETS
 from memory_bench.errors import UserError
 from memory_bench.state import State
-
-from .lora import TARGETS
 
 
 @dataclass(frozen=True, slots=True)

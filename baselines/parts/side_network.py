@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memory_bench.backbone.layers import Layers, LinearFn, plain
+from memory_bench.backbone.layers import Layers
+from memory_bench.backbone.lora import LinearFn, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class ParallelLayers(Layers):
     ) -> None:
         super().__init__()
         self.family, self.heads, self.kv_heads = "parallel", shape.heads, shape.heads
-        self.head_width = shape.width // shape.heads
+        self.head_width, self.hidden_width = shape.width // shape.heads, shape.width
         self.key_shift = nn.ParameterList()
         self.activation = activation
         self.blocks = nn.ModuleList(ParallelBlock(shape.width, shape.inner, epsilon) for _ in range(shape.layers))

@@ -4,6 +4,7 @@
 - `embedder.py`: a frozen sentence encoder that reads token ids
 - `families.py`: which family a model is of, by the modules of its layers
 - `layers.py`: one decoder layer at a time: `project`, `attend`, `close`; copies of layers
+- `lora.py`: low-rank adapters beside projections: a recipe's for every model, and a method's own
 - `model.py`: Hugging Face models behind `embed`, `run`, `head` and the verbs of their layers
 - `outline.py`: a backbone's shape without its weights
 - `reuse.py`: passes that begin alike, computed once while a text is continued

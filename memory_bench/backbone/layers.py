@@ -12,23 +12,17 @@ Unusual here:
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LinearFn = Callable[[str, nn.Module, Tensor], Tensor]
-"""Applies a projection, ``fn(name, module, x)`` with `name` like ``self_attn.q_proj``; a place for adapters."""
+from memory_bench.backbone.lora import Adapter, LinearFn, Projection, plain
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines ``[rows, 1, tokens, head]`` of a layer's positions."""
-
-
-def plain(name: str, module: nn.Module, x: Tensor) -> Tensor:
-    """The projection as it is."""
-    return cast(Tensor, module(x))
 
 
 class Layers(nn.Module):
@@ -37,6 +31,8 @@ class Layers(nn.Module):
     Attributes:
         family: ``llama``, ``gpt2`` or ``opt``.
         heads, kv_heads, head_width: sizes of the attention.
+        hidden_width: of what goes from layer to layer.
+        adapter: beside the projections, wherever they are applied; None: there are none.
         key_shift: per layer, how much of the previous text token's key is mixed in; empty: keys are not shifted.
     """
 
@@ -44,7 +40,12 @@ class Layers(nn.Module):
     heads: int
     kv_heads: int
     head_width: int
+    hidden_width: int
     key_shift: nn.ParameterList
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapter: Adapter | None = None
 
     @property
     @abstractmethod
@@ -82,6 +83,7 @@ class Layers(nn.Module):
         """
         block = self._blocks[layer]
         attention = block.attn if self.family == "gpt2" else block.self_attn
+        linear = self._adapted(layer, linear)
         if self.family == "gpt2":
             q, k, v = linear("attn.c_attn", attention.c_attn, normed).chunk(3, dim=-1)
         else:
@@ -96,6 +98,13 @@ class Layers(nn.Module):
         usual = self.head_width**-0.5
         own = float(getattr(attention, "scaling", usual))
         return q if math.isclose(own, usual) else q * (own / usual), k, v
+
+    def _adapted(self, layer: int, linear: LinearFn) -> LinearFn:
+        """`linear`, which is given projections that have their adapters beside them."""
+        adapter = self.adapter
+        if adapter is None:
+            return linear
+        return lambda name, projection, x: linear(name, adapter.beside(layer, name, projection), x)
 
     @staticmethod
     def _shift(keys: Tensor, share: Tensor, text: Tensor | None) -> Tensor:
@@ -136,10 +145,11 @@ class Layers(nn.Module):
 
     def close(self, layer: int, hidden: Tensor, attended: Tensor, linear: LinearFn = plain) -> Tensor:
         """Output of the layer: attention output projection, feed-forward, residuals and norms."""
-        block = self._blocks[layer]
+        block, linear = self._blocks[layer], self._adapted(layer, linear)
         if self.family == "gpt2":
             hidden = hidden + linear("attn.c_proj", block.attn.c_proj, attended)
-            return cast(Tensor, hidden + block.mlp(block.ln_2(hidden)))
+            inner = block.mlp.act(linear("mlp.c_fc", block.mlp.c_fc, block.ln_2(hidden)))
+            return hidden + linear("mlp.c_proj", block.mlp.c_proj, inner)
         if self.family == "opt":
             return self._close_opt(block, hidden, attended, linear)
         share = float(getattr(block, "residual_multiplier", 1.0))  # Granite
@@ -159,10 +169,33 @@ class Layers(nn.Module):
         hidden = hidden + linear("fc2", block.fc2, inner)
         return hidden if before else cast(Tensor, block.final_layer_norm(hidden))
 
+    @torch.no_grad()
+    def projections(self, layer: int) -> dict[str, tuple[int, int]]:
+        """Names of a layer's projections (``self_attn.q_proj``) with (outputs, inputs), found by a pass over zeros."""
+        found: dict[str, tuple[int, int]] = {}
+
+        def note(name: str, projection: Projection, x: Tensor) -> Tensor:
+            y = projection(x)
+            found[name] = (y.shape[-1], x.shape[-1])
+            return y
+
+        like = next(self._blocks[layer].parameters())
+        x = torch.zeros(1, 1, self.hidden_width, device=like.device, dtype=like.dtype)
+        q, _, _ = self.project(layer, x, linear=note)
+        self.close(layer, x, q.transpose(1, 2).flatten(2), linear=note)
+        return found
+
     def layer_flops(self, layer: int, tokens: int, keys: int) -> int:
         """Forward operations of a layer over `tokens` positions that each attend `keys` keys (multiply-add = 2)."""
         matrices: int = sum(p.numel() for p in self._blocks[layer].parameters() if p.dim() == 2)
-        return 2 * tokens * matrices + 4 * tokens * keys * self.heads * self.head_width
+        adapters = 0 if self.adapter is None else self.adapter.size(layer)
+        return 2 * tokens * (matrices + adapters) + 4 * tokens * keys * self.heads * self.head_width
+
+    def project_flops(self, layer: int, tokens: int, *, queries: bool = True) -> int:
+        """Of `layer_flops`, what `project` takes; without `queries`, for positions that give keys and values only."""
+        made = (self.heads if queries else 0) + 2 * self.kv_heads
+        adapters = 0 if self.adapter is None else self.adapter.size(layer, "qkv" if queries else "kv")
+        return 2 * tokens * (self.hidden_width * made * self.head_width + adapters)
 
 
 def itself(seen: Tensor) -> Tensor:
@@ -180,7 +213,7 @@ def _times(x: Tensor, factor: float) -> Tensor:
 
 
 class CopiedLayers(Layers):
-    """Trainable copies of some layers of `source`, and of the norm behind its last one.
+    """Trainable copies of some layers of `source` without its adapters, and of the norm behind its last one.
 
     The copies are called by their own index: layer i here is layer ``chosen[i]`` there, and turns and sees as that one.
     """
@@ -189,7 +222,7 @@ class CopiedLayers(Layers):
         super().__init__()
         self.chosen = tuple(chosen)
         self.family, self.heads, self.kv_heads = source.family, source.heads, source.kv_heads
-        self.head_width = source.head_width
+        self.head_width, self.hidden_width = source.head_width, source.hidden_width
         self.blocks = nn.ModuleList(copy.deepcopy(source._blocks[layer]) for layer in chosen)
         self.norm = copy.deepcopy(source._last_norm)
         self.key_shift = nn.ParameterList(copy.deepcopy(source.key_shift[i]) for i in chosen if len(source.key_shift))

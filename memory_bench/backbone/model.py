@@ -13,7 +13,7 @@ Unusual here:
   per layer (layers that are alike share tensors), and a pass takes the entry of its layer.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from memory_bench.backbone.embedder import Embedder
 from memory_bench.backbone.families import attention_sizes, declared, find_decoder, windows_of
 from memory_bench.backbone.layers import Layers, Rotation, itself
+from memory_bench.backbone.lora import Adapter, kinds_of
 from memory_bench.backbone.reuse import Pass, Passes, Resumed
 from memory_bench.state import State
 
@@ -149,6 +150,23 @@ class Backbone(Layers):
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
         return self._embedding.weight.dtype
+
+    def adapt(self, rank: int, alpha: float, kinds: Iterable[str], rng: torch.Generator) -> None:
+        """Put fresh low-rank adapters beside the projections of every layer, in place of those that are there.
+
+        They change nothing until they are trained, and then whatever goes through `project` and `close`.
+
+        Args:
+            rank: of the update; 0: there are none from now on.
+            alpha: the update is scaled by ``alpha / rank``.
+            kinds: which projections, of `memory_bench.recipe.ADAPTED`; those that the family lacks have none.
+            rng: for the initial values.
+        """
+        self.adapter = None
+        if rank:
+            wanted = set(kinds)
+            chosen = [name for name in self.projections(0) if kinds_of(name) & wanted]
+            self.adapter = Adapter(self, rank, alpha, chosen, rng)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings ``[rows, tokens, width]`` of `ids` ``[rows, tokens]``."""

@@ -21,7 +21,7 @@ from memory_bench.driver.train import Build, Trained
 from memory_bench.errors import UserError
 from memory_bench.files.artefacts import SUMS, Damaged, Notice, damage, read_json, replacing, write_json
 from memory_bench.files.shapes import conform
-from memory_bench.protocol import MemoryModel
+from memory_bench.protocol import MemoryModel, is_added
 from memory_bench.recipe import Recipe
 
 SCHEMA = 1
@@ -62,7 +62,7 @@ class Facts:
 def save_checkpoint(
     folder: Path, trained: Trained, recipe: Recipe, training: Training, usage: Usage, *, whole: bool = False
 ) -> None:
-    """Write the trained weights (all of them, or the memory's alone where only it was trained) and how they came about.
+    """Write the trained weights and how they came about: all, or where only those were trained the added ones.
 
     With `whole` always all: a backbone that starts untrained is nowhere else, also where the method freezes it.
 
@@ -70,7 +70,7 @@ def save_checkpoint(
     """
     state = trained.model.state_dict()
     if not whole and (recipe.trains == "memory" or trained.model.frozen_backbone):
-        state = {k: v for k, v in state.items() if not k.startswith("backbone.")}
+        state = {k: v for k, v in state.items() if is_added(k)}
     spent = Spent(**{name: getattr(usage, name) for name in Spent.__slots__})
     curve = [(tokens, loss if math.isfinite(loss) else None) for tokens, loss in trained.curve]
     facts = Facts(asdict(training), asdict(recipe), curve, trained.ended_by, spent)
@@ -150,8 +150,8 @@ def _read_facts(folder: Path, training: Training) -> dict[str, Any]:
 
 
 def _check_weights(weights: dict[str, Tensor], model: MemoryModel[Any], *, alone: bool) -> None:
-    """Names and shapes are those of the model's weights, or of the memory's `alone`."""
-    own = {n: tensor.shape for n, tensor in model.state_dict().items() if not alone or not n.startswith("backbone.")}
+    """Names and shapes are those of the model's weights, or of what stands beside its backbone `alone`."""
+    own = {n: tensor.shape for n, tensor in model.state_dict().items() if not alone or is_added(n)}
     found = {name: tensor.shape for name, tensor in weights.items()}
     if found != own:
         wrong = sorted(name for name in {*found, *own} if found.get(name) != own.get(name))

@@ -47,7 +47,7 @@ class Trained:
         model: in evaluation mode.
         curve: (tokens read, mean surprisal of the batch in nats) of every optimiser step.
         ended_by: the limit that ended training, ``steps`` where the recipe's own number of them did, ``none`` without
-            training (also where the recipe trains only the memory and the model adds no parameters).
+            training (also where the recipe trains only what is beside the backbone, and there is nothing).
     """
 
     model: MemoryModel[Any]
@@ -64,19 +64,22 @@ def stage_config(config: Any, stage: Stage) -> Any:
 def trained_parameters(model: MemoryModel[Any], recipe: Recipe) -> dict[str, nn.Parameter]:
     """The parameters that `recipe` trains, by name; never those of a backbone that the method keeps frozen."""
     if recipe.trains == "memory" or model.frozen_backbone:
-        return model.memory_parameters()
+        return {**model.memory_parameters(), **model.adapter_parameters()}
     return dict(model.named_parameters())
 
 
-def _optimizer(trained: list[nn.Parameter], added: set[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only; a group's ``factor`` multiplies the recipe's rate (for what is `added`)."""
+def _optimizer(model: MemoryModel[Any], recipe: Recipe) -> torch.optim.AdamW | None:
+    """AdamW with decay on matrices only; ``factor`` of a group multiplies the recipe's rate. None: nothing trains."""
+    rates = dict.fromkeys(model.memory_parameters().values(), recipe.memory_lr)
+    rates |= dict.fromkeys(model.adapter_parameters().values(), recipe.lora_lr)
+    trained = trained_parameters(model, recipe).values()
     kinds = [(recipe.weight_decay, [p for p in trained if p.dim() >= 2]), (0.0, [p for p in trained if p.dim() < 2])]
     groups: list[dict[str, Any]] = []
     for decay, parameters in kinds:
-        for factor in dict.fromkeys((1.0, recipe.memory_lr)):
-            chosen = [p for p in parameters if (recipe.memory_lr if p in added else 1.0) == factor]
+        for factor in dict.fromkeys((1.0, recipe.memory_lr, recipe.lora_lr)):
+            chosen = [p for p in parameters if rates.get(p, 1.0) == factor]
             groups += [{"params": chosen, "weight_decay": decay, "factor": factor}] if chosen else []
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas) if groups else None
 
 
 def train(
@@ -158,9 +161,7 @@ class _Loop:
         for name, p in model.named_parameters():
             p.requires_grad_(name in chosen)
         self._parameters = list(chosen.values())
-        self._optimizer = (
-            _optimizer(self._parameters, set(model.memory_parameters().values()), self.recipe) if chosen else None
-        )
+        self._optimizer = _optimizer(model, self.recipe)
 
     @property
     def idle(self) -> bool:
@@ -274,6 +275,14 @@ class _Loop:
         self._optimizer.step()
         ledger.train(self._parameters)
         return value
+
+
+def adapts(budget: Budget, recipe: Recipe, kind: type[MemoryModel[Any]]) -> bool:
+    """The backbone of a model of this kind gets the recipe's adapters.
+
+    A method that freezes its backbone has none: it is not trained through it, and adapts by what it adds.
+    """
+    return recipe.lora_rank > 0 and not kind.frozen_backbone and not untrained(budget, recipe)
 
 
 def untrained(budget: Budget, recipe: Recipe) -> bool:

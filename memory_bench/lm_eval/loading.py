@@ -19,7 +19,7 @@ from memory_bench.recipe import find_recipe
 from memory_bench.record import Record
 from memory_bench.report.board import as_asked
 from memory_bench.running.building import Parts, gather
-from memory_bench.running.grid import default_recipe
+from memory_bench.running.grid import choose_recipe, default_recipe
 from memory_bench.store import Store
 from memory_bench.zoo.compared import check_agreement
 from memory_bench.zoo.named import Backbones, Loaded
@@ -75,12 +75,14 @@ def from_names(
         revision = own.release.revision
     else:
         config = plugins.configure(name, config, options)
-    recipe = find_recipe(default_recipe(card))
+    usual = find_recipe(default_recipe(card))
+    plain = {"lora_rank": 0} if usual.lora_rank and limits.trains else {}  # here nothing is trained: nor are adapters
+    recipe, _ = choose_recipe(usual.name, plain, limits)
     training = Training(
         model=Choice(name, cls.version, asdict(config), revision, *plugins.identity("models", name)),
         backbone=Choice(card.name, config={"dtype": dtype}, revision=card.revision),
         corpus=Choice("none"),
-        recipe=Choice(recipe.name, recipe.version),
+        recipe=recipe,
         budget=limits,
         seed=seed,
     )

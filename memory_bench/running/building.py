@@ -16,7 +16,7 @@ from memory_bench.backbone.small import CLOSED
 from memory_bench.budget import Usage
 from memory_bench.cell import Training
 from memory_bench.driver.checkpoints import load_checkpoint
-from memory_bench.driver.train import Trained
+from memory_bench.driver.train import Trained, adapts
 from memory_bench.files.artefacts import Notice
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe
@@ -118,4 +118,9 @@ def over(training: Training, loaded: Loaded, backbones: Backbones, pretrained: P
     cls = plugins.load("models", name)
     config = plugins.configure(name, cls.fit(loaded.card, training.budget), training.model.config)
     backbones.equip(loaded, cls.helpers(config))
-    return Parts(training, loaded, cls, config, make_recipe(training.recipe), pretrained, device)
+    recipe = make_recipe(training.recipe)
+    rank = recipe.lora_rank if pretrained is None and adapts(training.budget, recipe, cls) else 0
+    # Draws of their own: every model of a comparison begins with the same adapters, whatever it draws itself.
+    rng = torch.Generator().manual_seed(training.seed + 2)
+    loaded.backbone.adapt(rank, recipe.lora_alpha, recipe.lora_targets, rng)
+    return Parts(training, loaded, cls, config, recipe, pretrained, device)

@@ -2,20 +2,23 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 
 from memory_bench import plugins
+from memory_bench.backbone.lora import adapter_size
 from memory_bench.backbone.outline import outline
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.cell import Cell, Choice, Training, digest
 from memory_bench.data.library import Library
+from memory_bench.driver.train import adapts, untrained
 from memory_bench.episode import Task
 from memory_bench.errors import UserError, unknown
+from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, find_recipe, fixed_steps
 from memory_bench.running.firststep import Trainer, refuse_below_one_step
 from memory_bench.zoo.compared import check_agreement
@@ -218,8 +221,10 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                 reason = f"{w.label} works on {families} backbones; {card.name} is of the {card.family} family"
                 skipped.append(Skipped(w.label, task_name, reason))
                 continue
-            fitted, revision, own = cls.fit(card, request.budget), "", w.part("")
-            recipe = _recipe(w, usual, request.budget)
+            choice, recipe = _recipe(w, usual, request.budget)
+            revision, own = "", w.part("")
+            adapted = adapts(request.budget, recipe, cls) and not own.get("checkpoint")
+            fitted = cls.fit(card, _beside_adapters(request.budget, recipe, card) if adapted else request.budget)
             if checkpoint := str(own.get("checkpoint") or ""):
                 found = match(w.label, cls, checkpoint, card.name, backbones)
                 config = found.config(w.label, fitted, own, loading.dtype)
@@ -233,7 +238,9 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                 continue
             else:
                 backbones.check(card.name)
-                config = plugins.configure(w.label, fitted, own)
+                config = plugins.configure(w.label, cls.unadapted(fitted) if adapted else fitted, own)
+                if adapted:
+                    _check_adapters(w.label, cls, config, recipe)
                 _check_options(w, cls, config, card)
                 if not cls.helpers(config):
                     trainer = Trainer(w.label, cls, config, make_recipe(recipe), card, task_name, task, plan)
@@ -244,7 +251,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                     model=Choice(w.name, cls.version, asdict(config), revision, *identities[w.name]),
                     backbone=Choice(card.name, config={"dtype": loading.dtype}, revision=card.revision),
                     corpus=corpus,
-                    recipe=recipe,
+                    recipe=choice,
                     budget=request.budget,
                     seed=seed,
                 )
@@ -337,13 +344,40 @@ def _check_options(wanted: _Wanted, cls: Any, config: Any, card: BackboneCard) -
         )
 
 
-def _recipe(wanted: _Wanted, usual: str, budget: Budget) -> Choice:
+def _recipe(wanted: _Wanted, usual: str, budget: Budget) -> tuple[Choice, Recipe]:
     """The recipe of one model: the usual one with its ``train.`` options, which the choice then holds."""
     changes = wanted.part(TRAIN)
-    name = changes.pop("recipe", usual)
+    return choose_recipe(changes.pop("recipe", usual), changes, budget)
+
+
+def choose_recipe(name: str, changes: dict[str, Any], budget: Budget) -> tuple[Choice, Recipe]:
+    """The recipe called `name` with `changes`, as a part of a training's identity and as it is.
+
+    Raises:
+        UserError: an unknown recipe or field of one, or nothing would ever end the training.
+    """
     recipe = make_recipe(Choice(name, config=changes))
     _check_ends(recipe, budget)
-    return Choice(name, recipe.version, changes)
+    # Where nothing is trained, no version of a recipe can move a number: it is the first, as it always was.
+    return Choice(name, 1 if untrained(budget, recipe) else recipe.version, changes), recipe
+
+
+def _beside_adapters(budget: Budget, recipe: Recipe, card: BackboneCard) -> Budget:
+    """The limits of a method whose backbone has the recipe's adapters, which are added parameters, too."""
+    if budget.added_parameters is None:
+        return budget
+    taken = adapter_size(card, recipe.lora_rank, recipe.lora_targets)
+    return replace(budget, added_parameters=max(0, budget.added_parameters - taken))
+
+
+def _check_adapters(label: str, cls: type[MemoryModel[Any]], config: Any, recipe: Recipe) -> None:
+    """No model has adapters twice."""
+    if (without := cls.unadapted(config)) != config:
+        asked = next(f.name for f in fields(config) if getattr(config, f.name) != getattr(without, f.name))
+        raise UserError(
+            f"{label} would have adapters twice: the recipe {recipe.name} gives every model the same ones, of rank "
+            f"{recipe.lora_rank}. Leave out {asked}, or add train.lora_rank=0 for its own alone."
+        )
 
 
 def make_recipe(choice: Choice) -> Recipe:

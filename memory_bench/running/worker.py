@@ -263,7 +263,9 @@ def _device_name(device: str) -> str:
 
 def _count_parameters(model: MemoryModel[Any], recipe: Recipe, usage: Usage) -> None:
     usage.added_parameters = model.added_parameters()
-    usage.parameters = sum(p.numel() for p in model.backbone.parameters()) + usage.added_parameters
+    usage.adapter_parameters = sum(p.numel() for p in model.adapter_parameters().values())
+    plain = sum(p.numel() for p in model.backbone.parameters()) - usage.adapter_parameters
+    usage.parameters = plain + usage.added_parameters
     trained = trained_parameters(model, recipe) if usage.train_steps > 0 else {}
     usage.trained_parameters = sum(p.numel() for p in trained.values())
 
