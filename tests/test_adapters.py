@@ -245,5 +245,11 @@ def test_a_run_gives_the_window_the_same(
     assert window.learned is not None
     assert window.learned["verdict"] == "no memory"
     board = (out / "leaderboard.md").read_text(encoding="utf-8")
-    assert board.count("its backbone has no adapters, as others' have") >= 1
-    assert len(list((out / "checkpoints").iterdir())) == 5
+    said = [
+        line
+        for line in board.splitlines()
+        if f"trained with no adapters on its backbone, others with {taken:,}" in line
+    ]
+    assert len(said) == 2, board
+    assert all("longmem" in line for line in said)
+    assert len(list((out / "checkpoints").iterdir())) == 6

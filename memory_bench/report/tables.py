@@ -183,7 +183,7 @@ def notes(row: Row, board: Board) -> str:
         said.append(f"{row.status.replace('_', ' ')}: {'; '.join(row.reasons)}")
     said += [f"{board.unequal[row.label]}: not ranked"] if row.label in board.unequal else []
     said += ["one seed"] if row.headline and len(row.seed_values) < 2 and not row.pretrained else []
-    said += other_threads(row, board)
+    said += other_threads(row, board) + other_adapters(row, board)
     return "; ".join(said)
 
 
@@ -198,6 +198,20 @@ def other_threads(row: Row, board: Board) -> list[str]:
     usual = max(every, key=every.count, default=0)
     odd = sorted({n for n in threads(row) if n != usual})
     return [f"computed with {', '.join(map(str, odd))} threads, others with {usual}"] if odd else []
+
+
+def other_adapters(row: Row, board: Board) -> list[str]:
+    """A note where a backbone was trained with other adapters than most of its board, or with none."""
+
+    def sizes(some: Row) -> list[int]:
+        counted = [r.usage for r in some.records if r.usage.train_steps and r.usage.parameters]
+        return [usage.adapter_parameters for usage in counted]
+
+    every = [n for other in board.everything for n in sizes(other)]
+    usual = max(every, key=every.count, default=0)
+    odd = sorted({n for n in sizes(row) if n != usual})
+    own = " and ".join(f"{n:,} adapter weights" if n else "no adapters" for n in odd)
+    return [f"trained with {own} on its backbone, others with {usual:,}"] if odd else []
 
 
 def detail(row: Row) -> str:

@@ -27,8 +27,8 @@ LEGEND = (
      "intervals leave out"),
     (
         "vs window",
-        "paired difference to `truncation`, the same backbone trained as long without memory (untrained where only "
-        "what a method adds is trained)",
+        "paired difference to `truncation`, the same backbone trained as long without memory, with the same adapters "
+        "(untrained where only what a method adds is trained)",
     ),
     ("memory wiped", "the same model with its memory emptied: before every segment for text, before the question for "
      "questions"),
