@@ -16,11 +16,12 @@ import psutil
 from memory_bench import plugins
 from memory_bench.budget import GB, load_budget
 from memory_bench.card import HELPERS, NAMED, BackboneCard
-from memory_bench.cell import Cell, digest, to_json
+from memory_bench.cell import Cell, Choice, digest, to_json
 from memory_bench.data.library import LABELS, Library
 from memory_bench.errors import UserError, unknown
 from memory_bench.files.artefacts import write_json
 from memory_bench.record import Record
+from memory_bench.report.scorers import scorers
 from memory_bench.running.console import Display, error, show
 from memory_bench.running.executors import Executor, Inline, Local
 from memory_bench.running.grid import Grid, Request, make_task, plan_grid, split_names
@@ -168,11 +169,12 @@ def run(options: Options) -> int:
     if prepared.out.resolve().parent == RUNS.resolve():
         link_latest(RUNS, prepared.out)
     carry_out(prepared, store, options)
-    code = report(prepared.out, quiet=options.quiet, as_json=options.as_json)
+    asked = [cell.task for cell in prepared.grid.cells]
+    code = report(prepared.out, quiet=options.quiet, as_json=options.as_json, asked=asked)
     if options.mlflow is not None:
         from memory_bench.mlflow.sync import after_run
 
-        code = code or after_run(prepared.out, options.mlflow, quiet=options.quiet)
+        code = code or after_run(prepared.out, options.mlflow, quiet=options.quiet, asked=asked)
     wanted = [store.record(cell.key) for cell in prepared.grid.cells]
     return 1 if code or any(r is None or r.status == "failed" for r in wanted) else 0
 
@@ -270,12 +272,12 @@ def show_plan(grid: Grid, backbones: Backbones, *, as_json: bool) -> int:
     return 0
 
 
-def report(out: Path, *, quiet: bool = False, as_json: bool = False) -> int:
-    """`memory-bench report`: tables, plots and page from the records alone."""
+def report(out: Path, *, quiet: bool = False, as_json: bool = False, asked: Collection[Choice] = ()) -> int:
+    """`memory-bench report`: tables, plots and page from the records alone; `asked` are tasks named in the command."""
     from memory_bench.report.build import build
 
     store = Store.open(out)
-    tasks = {r.cell.task.name: make_task(r.cell.task) for r in store.records()}
+    tasks = scorers([store], asked)
     texts = {name: parity_text(certificate) for name, certificate in read_certificates().items()}
     built = build(store, tasks, certificates=texts)
     built.write(out)
@@ -294,7 +296,7 @@ def compare(names: list[str], out: Path, *, as_json: bool = False) -> int:
     folders = [Path(n) for n in names if (Path(n) / "cells").is_dir()]  # a model may be called like a folder nearby
     stores = [Store.open(f) for f in folders] or [Store.open(out)]
     models = [n for n in names if Path(n) not in folders]
-    tasks = {r.cell.task.name: make_task(r.cell.task) for s in stores for r in s.records()}
+    tasks = scorers(stores)
     for warning in (f"{s.folder}: {w}" if len(stores) > 1 else w for s in stores for w in s.warnings):
         error(f"Warning: {warning}")
     found = compare_models(stores if len(stores) > 1 else stores[0], models, tasks)

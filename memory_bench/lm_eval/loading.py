@@ -18,6 +18,7 @@ from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import find_recipe
 from memory_bench.record import Record
 from memory_bench.report.board import as_asked
+from memory_bench.report.scorers import is_installed
 from memory_bench.running.building import Parts, gather
 from memory_bench.running.grid import choose_recipe, default_recipe
 from memory_bench.store import Store
@@ -107,6 +108,11 @@ def from_run(folder: Path, name: str, backbones: Backbones, *, seed: int | None,
     roles = store.run().get("grid", {}).get("roles", {})
     cell = one_cell([as_asked(record, roles) for record in store.records()], folder, name, seed, task)
     training, released = cell.training, cell.training.model.config.get("checkpoint")
+    if training.model.name != name and not is_installed("models", training.model.name):
+        raise UserError(
+            f"{name} of the run in {folder} is the model {training.model.name}, which is not installed, and a record "
+            f"does not have a file imported: name it yourself with model={training.model.name}."
+        )
     if not released and backbones.card(training.backbone.name).revision != training.backbone.revision:
         raise UserError(
             f"The backbone {training.backbone.name} here is not that of the run in {folder}: give the same data folder "

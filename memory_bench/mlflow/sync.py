@@ -13,11 +13,12 @@ import re
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memory_bench.cell import Choice
 from memory_bench.errors import UserError, unknown
 from memory_bench.mlflow.pages import pages
 from memory_bench.mlflow.place import NotSynced, artifacts, check, default_place, serve, shown, site, talking
@@ -56,12 +57,13 @@ class Synced:
         return found + [f"{what}: {link}" for what, link in self.pages.items()]
 
 
-def sync(store: Store, uri: str = "") -> Synced:
+def sync(store: Store, uri: str = "", asked: Collection[Choice] = ()) -> Synced:
     """Make MLflow show what is in a store; a second time changes nothing.
 
     Args:
         store: of the run; its report is built where it is missing or older than a record.
         uri: of a server or database; empty: ``mlflow.db`` and ``mlartifacts`` in the store's folder.
+        asked: tasks that the user has named in this command.
 
     Raises:
         UserError: as of `mlflow_place.check`, or the folder was moved.
@@ -72,7 +74,7 @@ def sync(store: Store, uri: str = "") -> Synced:
     place = uri or default_place(folder)
     name = re.sub(r"[^\w+.=-]", "_", folder.name)
     experiment = re.sub(r"-[0-9a-f]{6}$", "", name)  # so that all grids of a suite can be compared
-    _report(store)
+    _report(store, asked)
     with tempfile.TemporaryDirectory() as scratch, store.lock("mlflow"):
         cells = [cell_view(record, store, name) for record in store.records()]
         parent = run_view(store, name, cells, _long_form(folder / "leaderboard.csv", Path(scratch)))
@@ -107,11 +109,11 @@ def _write_all(
     return ids, counts
 
 
-def after_run(out: Path, uri: str, *, quiet: bool) -> int:
+def after_run(out: Path, uri: str, *, quiet: bool, asked: Collection[Choice] = ()) -> int:
     """`sync` at the end of `run`, whose results stand whatever happens here: 0, or 1 where MLflow was not written."""
     again = f"memory-bench sync mlflow {shlex.quote(str(out))}" + (f" --uri {shlex.quote(shown(uri))}" if uri else "")
     try:
-        lines = sync(Store.open(out), uri).lines()
+        lines = sync(Store.open(out), uri, asked).lines()
     except (NotSynced, UserError) as problem:
         error(f"{problem} The results are complete without it; repeat with `{again}`.")
         return 1
@@ -228,20 +230,20 @@ def _experiment(client: Any, name: str, artifacts: str | None, *, own: bool) -> 
     return str(found.experiment_id)
 
 
-def _report(store: Store) -> None:
+def _report(store: Store, asked: Collection[Choice]) -> None:
     """Build the tables and plots where they are missing, changed, or older than a result, or results are damaged."""
     from memory_bench.report.build import build, is_as_written
-    from memory_bench.running.grid import make_task
+    from memory_bench.report.scorers import scorers
     from memory_bench.shipped import parity_text, read_certificates
 
-    records, board = store.records(), store.folder / "leaderboard.csv"
+    store.records()  # what is damaged is among the warnings
+    board = store.folder / "leaderboard.csv"
     sources = [s for s in (store.folder / "run.json", *store.cells.glob("*/*")) if s.suffix in (".json", ".parquet")]
     fresh = board.is_file() and all(s.stat().st_mtime <= board.stat().st_mtime for s in sources if s.is_file())
     if fresh and not store.warnings and is_as_written(store.folder):
         return
-    tasks = {record.cell.task.name: make_task(record.cell.task) for record in records}
     certificates = {name: parity_text(certificate) for name, certificate in read_certificates().items()}
-    build(store, tasks, certificates=certificates).write(store.folder)
+    build(store, scorers([store], asked), certificates=certificates).write(store.folder)
 
 
 def _long_form(board: Path, scratch: Path) -> Path | None:

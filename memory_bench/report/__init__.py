@@ -14,6 +14,7 @@
 - `plots.py`: which plots a board has, and their files
 - `retention_panels.py`: plots of retention: curves, half-lives, depth by length, delay
 - `rows.py`: one model's seeds and their metrics
+- `scorers.py`: which task computes the metrics of a folder's records again; imports nothing that a record names
 - `tables.py`: boards as tables and as `leaderboard.csv`
 - `words.py`: the sentences around tables
 """

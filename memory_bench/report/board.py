@@ -13,6 +13,7 @@ from memory_bench.cell import Cell, Choice, digest, limits
 from memory_bench.recipe import RECIPES, fixed_steps
 from memory_bench.record import Record
 from memory_bench.report.rows import Row, Scorer, make_row, unanswered
+from memory_bench.report.scorers import scorer_of
 from memory_bench.statistics import pairing
 from memory_bench.statistics.pairing import Difference
 from memory_bench.statistics.stats import letters
@@ -242,7 +243,7 @@ def _finished(record: Record) -> str:
 
 def _board(store: Store, tasks: Mapping[str, Scorer], groups: Sequence[Sequence[Record]]) -> Board:
     cell = groups[0][0].cell
-    task = tasks.get(cell.task.name)
+    task = scorer_of(tasks, cell.task)
     first = next((r.metrics[0].metric for records in groups for r in records if r.metrics), "")
     metric = task.headline if task is not None else first
     loaded = {r.key: store.samples(r.key) for records in groups for r in records}

@@ -43,7 +43,8 @@ class Row:
     Attributes:
         label: shown in tables; unique on the board.
         records: one a seed, in the order of seeds.
-        samples: of all seeds, those that the headline counts; None where not every seed with metrics has them.
+        samples: of all seeds, those that the headline counts; None where not every seed with metrics has them, or where
+            the task is not here to say which.
         estimates: computed from the samples, or (without them) averaged over the records.
         metric: the headline's name.
         notes: what was done to make the row, for example unanswered questions that were counted.
@@ -196,7 +197,8 @@ def make_row(
             if missing:
                 notes.append(f"{missing} of {len(questions[seed])} questions unanswered, counted as wrong")
         frames.append(frame.assign(seed=seed))
-    joined = pd.concat(frames, ignore_index=True) if frames and complete else None
+    # Without the task nobody knows which rows its headline counts, nor what is right: nothing is computed from them.
+    joined = pd.concat(frames, ignore_index=True) if frames and complete and task is not None else None
     estimates: list[Estimate] = []
     if joined is not None and task is not None:
         try:
@@ -210,6 +212,7 @@ def make_row(
             warnings.append(
                 f"{label} on {records[0].cell.task.name}: metrics failed ({error!r}); records are averaged."
             )
+            joined = None
     estimates = estimates or _averaged(records)
     if joined is not None and not any(e.metric == "memory_lift" and not e.slice for e in estimates):
         estimates = estimates + _lift(joined)
