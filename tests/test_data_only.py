@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from synthetic import few_questions, make_cell, make_record, question_samples
 
 from memory_bench.cell import Cell, Choice
 from memory_bench.errors import UserError
 from memory_bench.report.scorers import scorer_key, scorers
 from memory_bench.store import Store
+from synthetic import few_questions, make_cell, make_record, question_samples
 
 Run = Callable[..., tuple[int, str, str]]
 CANARY = """
