@@ -1,7 +1,6 @@
 """Budgets: limits that are the same for every model, and what was spent under them."""
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_bench.errors import UserError, unknown
+from memory_bench.files.plain import toml_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +134,8 @@ def load_budget(name: str) -> Budget:
 def _read(path: Path | Traversable) -> Budget:
     """The limits in a TOML file, a preset's or a user's."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        values = toml_table(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"Cannot read the budget file {path}: {error}.") from error
     known = {f.name for f in fields(Budget)}
     for key in values:

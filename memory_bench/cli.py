@@ -1,7 +1,9 @@
 """The command line. Heavy packages are imported inside the commands, so that ``--help`` answers at once."""
 
+import codecs
 import json
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from memory_bench.errors import UserError
+from memory_bench.files.plain import odd, shortened
 from memory_bench.running.environment import cache_folder as _cache
 from memory_bench.running.environment import data_folder as _data_folder
 from memory_bench.running.environment import hub_allowed as _hub
@@ -47,8 +50,7 @@ class Run(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Give a lonely ``--mlflow`` the empty value."""
-        following = [*args[1:], "--"]
-        alone = [a == "--mlflow" and b.startswith("-") for a, b in zip(args, following, strict=True)]
+        alone = [a == "--mlflow" and "".join(args[n + 1 : n + 2])[:1] in ("", "-") for n, a in enumerate(args)]
         return super().parse_args(ctx, [f"{a}=" if lonely else a for a, lonely in zip(args, alone, strict=True)])
 
 
@@ -305,11 +307,34 @@ def doctor(data: Data = None) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry of the command: user mistakes become one sentence and exit code 2."""
+    codecs.register_error("spelled", _spelled)
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal or pipe of another character set still gets every table
+        sys.stdout.reconfigure(errors="spelled")
     try:
+        for argument in sys.argv[1:] if arguments is None else arguments:
+            if fault := odd(argument):
+                raise UserError(f"The argument {ascii(argument)} {fault}: arguments must be UTF-8.")
         return app(args=arguments, standalone_mode=True)
     except UserError as error:
-        typer.echo(f"Error: {error}", err=True)
-        sys.exit(2)
+        problem = str(error)
+    except OSError as error:  # of a path that was given; those of our own making are explained where they are used
+        if error.filename is None:
+            raise
+        problem = f"Cannot use {shortened(str(error.filename), 200)}: {error.strerror or error}."
+    typer.echo(f"Error: {problem}", err=True)
+    sys.exit(2)
+
+
+SPELLED = {"Δ": "d", "−": "-", "–": "-", "—": "-", "±": "+/-", "·": ".", "…": "...", "×": "x", "²": "^2", "≥": ">=",
+           "≤": "<=", "→": "->", "’": "'", "“": '"', "”": '"'}  # fmt: skip
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """What stands in a character set without our signs for those it lacks; all others are escaped."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(SPELLED.get(c) or c.encode("ascii", "backslashreplace").decode() for c in missing), error.end
 
 
 if __name__ == "__main__":

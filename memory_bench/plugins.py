@@ -27,6 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from memory_bench.errors import UserError, unknown
 from memory_bench.files.content import digest_of
+from memory_bench.files.plain import odd, oversized, shortened, toml_table
 from memory_bench.sources import Sources, of_file, of_module
 
 DISTRIBUTION = "memory-bench"
@@ -286,9 +287,11 @@ def _constants(node: ast.ClassDef) -> dict[str, Any]:
 def parse_value(text: str) -> Any:
     """A command-line value as TOML reads it (numbers, true/false, lists, quoted text); anything else is text."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return toml_table(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    except ValueError as error:
+        raise UserError(f"The value {shortened(text)} cannot be used: {error}.") from error
 
 
 def configure(owner: str, config: Any, changes: Mapping[str, Any]) -> Any:
@@ -298,16 +301,18 @@ def configure(owner: str, config: Any, changes: Mapping[str, Any]) -> Any:
         UserError: an option that does not exist, a value of the wrong type, or a number that is not finite.
     """
     names = {f.name for f in fields(config)}
-    for name in changes:
+    for name, value in changes.items():
         if name not in names:
             raise unknown(f"option of {owner}", name, names)
+        if fault := oversized(value) if isinstance(value, float) else odd(value):
+            raise UserError(f"{owner}.{name}: the value {fault}.")
     try:
         checked = TypeAdapter(type(config)).validate_python({**asdict(config), **changes})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or next(iter(changes), "")
-        said = f"give a list, such as [{first['input']}]" if first["type"] == "tuple_type" else first["msg"]
-        raise UserError(f"{owner}.{where}: {said} (got {first['input']!r}).") from error
+        said = f"give a list, such as [{shortened(str(first['input']))}]" if first["type"] == "tuple_type" else first["msg"]
+        raise UserError(f"{owner}.{where}: {said} (got {shortened(repr(first['input']))}).") from error
     for name in changes:
         if isinstance(value := getattr(checked, name), float) and not math.isfinite(value):
             raise UserError(f"{owner}.{name}: give a finite number (got {value}).")

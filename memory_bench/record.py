@@ -10,7 +10,7 @@ import platform
 import subprocess
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,16 @@ from memory_bench.budget import Usage
 from memory_bench.cell import Cell
 from memory_bench.episode import Estimate
 from memory_bench.errors import UserError
-from memory_bench.files.shapes import HappenedShape, LearnedShape, conform
+from memory_bench.files.shapes import HappenedShape, LearnedShape, at_least, conform
 
 SCHEMA = 1
 STATUSES = ("ok", "over_budget", "failed", "skipped")
 VERDICTS = ("learned", "not learned", "no memory", "untrained", "pretrained")
 PACKAGES = ("torch", "transformers", "pandas", "memory-bench")
+COUNTED = ("parameters", "added_parameters", "trained_parameters", "train_tokens", "train_steps", "train_flops",
+           "train_seconds", "eval_tokens", "scored_tokens", "eval_flops", "eval_seconds", "peak_device_bytes",
+           "peak_host_bytes", "state_bytes", "state_host_bytes")  # fmt: skip
+"""Of what was spent, what cannot be below zero."""
 CHANGES = ("status", "--porcelain", "--untracked-files=no", "-z")
 
 
@@ -62,7 +66,15 @@ class Record:
         if self.learned is not None and self.learned.get("verdict") not in VERDICTS:
             raise ValueError(f"verdict '{self.learned.get('verdict')}' is none of {', '.join(VERDICTS)}")
 
-    @property
+    def _check_counts(self) -> None:
+        """Raise `ValueError` for what is counted and below zero."""
+        spent = {name: value for name, value in asdict(self.usage).items() if name in COUNTED}
+        at_least("usage", spent)
+        at_least("metrics", {"n": min((m.n for m in self.metrics), default=0)})
+        at_least("cell", {"seed": self.cell.training.seed})
+        at_least("cell", {"limit": self.cell.limit}, 1)
+
+    @cached_property
     def key(self) -> str:
         """Of the cell: 16 hexadecimal digits."""
         return self.cell.key
@@ -115,6 +127,7 @@ class Record:
         conform(cls, asdict(record))
         conform(LearnedShape | None, record.learned)
         conform(HappenedShape, record.provenance)
+        record._check_counts()
         if record.key != data.get("key"):
             raise ValueError("its key is not that of its cell; another version wrote it, or it was edited")
         return record

@@ -75,7 +75,8 @@ def prepare(options: Options) -> Prepared:
     _executor(options.executor, 1)
     if not options.models or not options.tasks:
         raise UserError(
-            "Give --models and --tasks (or --suite); `memory-bench list models` and `list tasks` show them."
+            "Give --models and --tasks (or --suite); `memory-bench list models` and `list tasks` show them. To begin: "
+            "memory-bench run --suite tiny"
         )
     cuda = _cuda()
     backbone = options.backbone or ("smollm2-135m" if cuda else "tiny")

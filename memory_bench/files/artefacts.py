@@ -27,6 +27,7 @@ from typing import Any
 from filelock import FileLock
 
 from memory_bench.errors import UserError
+from memory_bench.files.plain import json_value
 
 CHECKSUM = "sha256"
 """The entry of a JSON file that holds the checksum of the others."""
@@ -58,14 +59,12 @@ def explained(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write at `path` into a sentence.
 
     Raises:
-        UserError: full disk, no permission, read-only file system, or a file where a folder should be.
+        UserError: full disk, no permission, read-only file system, a file where a folder should be, or any other.
     """
     try:
         yield
     except OSError as error:
-        reason = _REASONS.get(error.errno or 0)
-        if reason is None:
-            raise
+        reason = _REASONS.get(error.errno or 0) or str(error.strerror or error)
         raise UserError(f"Cannot write to {path}: {reason}. Choose another folder with --out.") from error
 
 
@@ -113,10 +112,10 @@ def read_json(path: Path) -> dict[str, Any]:
         Damaged: it cannot be read, is no JSON object, or not what was written.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or (error.args[0] if error.args else type(error).__name__)
         raise Damaged(f"it cannot be read ({reason})") from error
     if not isinstance(value, dict):

@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from memory_bench.errors import DataError, unknown
+from memory_bench.files.plain import beyond, odd
 
 T = TypeVar("T")
 R = TypeVar("R", bound=BaseModel)
@@ -117,12 +118,15 @@ def parse(text: str, place: Place) -> Any:
         DataError: it is none, or is ambiguous.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         where = Place(place.file, place.spot or f"line {error.lineno}")
         raise where.fault(f"no JSON ({error.msg} at character {error.colno})") from error
     except (ValueError, RecursionError) as error:  # of the hooks; whole numbers and nesting beyond all measure
-        raise place.fault(str(error)) from error
+        raise place.fault(beyond(error)) from error
+    if fault := odd(value):
+        raise place.fault(f"it {fault}")
+    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

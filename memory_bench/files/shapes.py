@@ -5,11 +5,14 @@ pydantic does the checking, strictly (a text is no number, a truth value is no c
 
 import json
 from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal
 
 from memory_bench.files.artefacts import Damaged
+
+YEARS = (1970, 9998)  # that a clock can show, in every zone
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +36,23 @@ class SkippedShape:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceShape:
+    """Where data came from, in ``run.json``."""
+
+    label: str
+    revision: str = ""
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class GridShape:
     """The grid in ``run.json``: what readers look at; the rest is what was asked, as it was."""
 
     request: RequestShape = field(default_factory=RequestShape)
     cells: list[str] = field(default_factory=list)
-    roles: dict[str, tuple[str, str]] = field(default_factory=dict)
+    roles: dict[str, tuple[Literal["asked", "control"], str]] = field(default_factory=dict)
     skipped: list[SkippedShape] = field(default_factory=list)
-    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    data: dict[str, SourceShape] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +82,42 @@ class HappenedShape:
     commit: str | None = None
     dirty: bool | None = None
     device: str = ""
-    started: datetime | Literal[""] = ""
-    finished: datetime | Literal[""] = ""
+    threads: int = 1
+    started: str = ""
+    finished: str = ""
     look_ahead: int | None = None
     segment: int | None = None
     curve: list[tuple[int, float | None]] | None = None
     expected_retention: list[tuple[float, float]] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("started", "finished"):
+            _check_time(name, getattr(self, name))
+        at_least("provenance", {"look_ahead": self.look_ahead, "segment": self.segment, "threads": self.threads})
+        at_least("provenance", {"curve": min((tokens for tokens, _ in self.curve or ()), default=0)})
+
+
+def at_least(where: str, counts: Mapping[str, float | None], low: int = 0) -> None:
+    """Refuse counts below `low`; None and NaN are none.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for name, count in counts.items():
+        if count is not None and count < low:
+            raise ValueError(f"{where}.{name} is {count}, which is less than {low}")
+
+
+def _check_time(name: str, text: str) -> None:
+    """Times are ISO 8601, as `memory_bench.record.now` writes them."""
+    if not text:
+        return
+    try:
+        year = datetime.fromisoformat(text).year
+    except ValueError:
+        raise ValueError(f"{name} is no time") from None
+    if not YEARS[0] <= year <= YEARS[1]:
+        raise ValueError(f"{name} is in the year {year}")
 
 
 @dataclass(frozen=True, slots=True)

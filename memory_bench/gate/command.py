@@ -1,13 +1,13 @@
 """`memory-bench check`: from the folder of a run to a verdict, or to a reference file."""
 
 import json
-import tomllib
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 from memory_bench.errors import UserError
 from memory_bench.files.artefacts import write_atomically
+from memory_bench.files.plain import toml_table
 from memory_bench.gate import report as gate_report
 from memory_bench.gate.judge import compare
 from memory_bench.gate.lines import TOLERANCES, Line, Tolerance, lines
@@ -108,7 +108,7 @@ def parse_tolerances(texts: Sequence[str]) -> dict[str, float]:
     found: dict[str, object] = {}
     for text in texts:
         try:
-            found |= tomllib.loads(Path(text).read_text(encoding="utf-8") if text.endswith(".toml") else text)
+            found |= toml_table(Path(text).read_text(encoding="utf-8") if text.endswith(".toml") else text)
         except (OSError, ValueError) as problem:
             raise UserError(
                 f"--tolerance {text}: give metric=number, such as accuracy=0.05, or a TOML file of such lines."

@@ -257,7 +257,7 @@ def _datasets(record: Record, sources: Mapping[str, Mapping[str, Any]]) -> Itera
     cell, corpus = record.cell, record.cell.training.corpus
     label = str(cell.task.config.get("data") or cell.task.name)
     yield _dataset(label, cell.task, "eval", sources)
-    named = [str(s["label"]) for s in sources.values() if s.get("revision") == corpus.revision]
+    named = [str(s.get("label", "")) for s in sources.values() if s.get("revision") == corpus.revision]
     if record.usage.train_tokens and corpus.revision != cell.task.revision:
         yield _dataset(next(iter(named), corpus.name), corpus, "train", sources)
 

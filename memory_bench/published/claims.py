@@ -4,7 +4,6 @@ A claim is a list of tests that must all hold. A test names two rows of a run (`
 on a model itself (`counted`); nothing here runs anything.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from memory_bench.errors import UserError, unknown
 from memory_bench.files.inputs import Place, as_dataclass, once, shown
+from memory_bench.files.plain import toml_table
 from memory_bench.shipped import results_folder
 
 COMPARED = ("lower", "no worse", "equal", "measure", "share")
@@ -130,8 +130,8 @@ def read_claims(path: Path) -> Claims:
         UserError: the file cannot be read, or has a name or a value that means nothing, or of another type.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        data = toml_table(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"Cannot read the claims in {path}: {error}.") from error
     whole = Place(str(path))
     for name in ("setup", "claim"):

@@ -1,7 +1,6 @@
 """What a user may ask of `run` and `plan`: options as given, suites, and the small languages inside options."""
 
 import json
-import tomllib
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -9,6 +8,11 @@ from typing import Any
 
 from memory_bench import plugins
 from memory_bench.errors import UserError, unknown
+from memory_bench.files.plain import shortened, toml_table, whole
+
+
+MOST_SEEDS, LARGEST_SEED = 1_000, 2**32 - 1  # numpy's generators take no larger ones
+MOST = 10**9  # documents or questions; no data set has as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +92,9 @@ def read_suite(name: str) -> dict[str, Any]:
     }
     try:
         if name in shipped:
-            return tomllib.loads(shipped[name].read_text(encoding="utf-8"))
+            return toml_table(shipped[name].read_text(encoding="utf-8"))
         if name.endswith(".toml"):
-            return tomllib.loads(Path(name).read_text(encoding="utf-8"))
+            return toml_table(Path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise UserError(f"Cannot read the suite {name}: {problem}.") from problem
     raise unknown("suite", name, shipped, "Or give a TOML file; `memory-bench list suites` shows the shipped ones.")
@@ -99,15 +103,21 @@ def read_suite(name: str) -> dict[str, Any]:
 def parse_seeds(text: str, default: int) -> tuple[int, ...]:
     """``3`` means seeds 0, 1, 2; ``0,7`` means those."""
     parts = [p for p in text.split(",") if p.strip()]
-    try:
-        numbers = [int(p) for p in parts]
-    except ValueError:
-        raise UserError(f"--seeds {text}: give a number of seeds (3) or a list of them (0,1,7).") from None
-    if any(n < 0 for n in numbers) or (len(numbers) == 1 and "," not in text and numbers[0] < 1):
-        raise UserError(f"--seeds {text}: seeds must not be negative, and there must be at least one.")
-    if not numbers:
+    if not parts:
         return tuple(range(default))
-    return tuple(range(numbers[0])) if len(numbers) == 1 and "," not in text else tuple(dict.fromkeys(numbers))
+    said = f"--seeds {shortened(text)}: give a number of seeds (3) or a list of them (0,1,7); "
+    try:
+        if "," not in text:
+            return tuple(range(whole(text, 1, MOST_SEEDS)))
+        numbers = tuple(dict.fromkeys(whole(part, 0, LARGEST_SEED) for part in parts))
+    except ValueError:
+        raise UserError(
+            f"{said}seeds must not be negative, and there must be at least one: 1 to {MOST_SEEDS:,} seeds, each from 0 "
+            f"to {LARGEST_SEED:,}."
+        ) from None
+    if len(numbers) > MOST_SEEDS:
+        raise UserError(f"{said}at most {MOST_SEEDS:,} of them.")
+    return numbers
 
 
 def parse_settings(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -131,7 +141,14 @@ def parse_limits(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         task, named, number = (p.strip() for p in part.rpartition("="))
-        if not number.isdecimal() or int(number) < 1 or (named and not task) or task in found:
-            raise UserError(f"--limit {text}: give a number from 1, or one for each task (pg19=3,pubmedqa=100).")
-        found[task] = int(number)
+        try:
+            found_number = whole(number, 1, MOST)
+        except ValueError:
+            found_number = 0
+        if not found_number or (named and not task) or task in found:
+            raise UserError(
+                f"--limit {shortened(text)}: give a number from 1 (to {MOST:,}), or one for each task "
+                "(pg19=3,pubmedqa=100)."
+            )
+        found[task] = found_number
     return found
