@@ -313,7 +313,7 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         for argument in sys.argv[1:] if arguments is None else arguments:
             if fault := odd(argument):
-                raise UserError(f"The argument {ascii(argument)} {fault}: arguments must be UTF-8.")
+                raise UserError(f"The argument {argument!a} {fault}: arguments must be UTF-8.")
         return app(args=arguments, standalone_mode=True)
     except UserError as error:
         problem = str(error)

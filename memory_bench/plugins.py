@@ -311,7 +311,11 @@ def configure(owner: str, config: Any, changes: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or next(iter(changes), "")
-        said = f"give a list, such as [{shortened(str(first['input']))}]" if first["type"] == "tuple_type" else first["msg"]
+        said = (
+            f"give a list, such as [{shortened(str(first['input']))}]"
+            if first["type"] == "tuple_type"
+            else first["msg"]
+        )
         raise UserError(f"{owner}.{where}: {said} (got {shortened(repr(first['input']))}).") from error
     for name in changes:
         if isinstance(value := getattr(checked, name), float) and not math.isfinite(value):

@@ -6,13 +6,13 @@ numbers beyond 64 bits, ``1e999`` (read as infinite), halves of characters. All 
 """
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from typing import Any
 
 DEEPEST = 64  # levels of nesting; our own files have a dozen
 LARGEST = 2**63 - 1
-INFINITE = float("inf")
 
 
 def odd(value: Any) -> str:
@@ -29,28 +29,31 @@ def oversized(value: Any) -> str:
 
 
 def _odd(value: Any, *, finite: bool) -> str:
-    left, depth = [value], 0
-    while left:
-        inner: list[Any] = []
-        for item in left:
-            if isinstance(item, str):
-                if not item.isascii() and any("\ud800" <= c <= "\udfff" for c in item):
-                    return "holds half of a character"
-            elif isinstance(item, bool):
-                continue
-            elif isinstance(item, int):
-                if not -LARGEST <= item <= LARGEST:
-                    return "holds a whole number of more than 64 bits"
-            elif isinstance(item, float):
-                if finite and not -INFINITE < item < INFINITE:
-                    return "holds a number that is not finite"
-            elif isinstance(item, Mapping):
-                inner += [*item.keys(), *item.values()]
-            elif isinstance(item, list | tuple):
-                inner += item
-        left, depth = inner, depth + 1
+    level, depth = [value], 0
+    while level:
+        for item in level:
+            if fault := _odd_leaf(item, finite=finite):
+                return fault
+        level, depth = [inner for item in level for inner in _inside(item)], depth + 1
         if depth > DEEPEST:
             return f"is nested more than {DEEPEST} levels deep"
+    return ""
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return [*value.keys(), *value.values()]
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _odd_leaf(value: Any, *, finite: bool) -> str:
+    if isinstance(value, str):
+        half = not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)
+        return "holds half of a character" if half else ""
+    if isinstance(value, float):
+        return "holds a number that is not finite" if finite and not math.isfinite(value) else ""
+    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        return "holds a whole number of more than 64 bits"
     return ""
 
 

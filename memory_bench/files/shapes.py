@@ -4,8 +4,8 @@ pydantic does the checking, strictly (a text is no number, a truth value is no c
 """
 
 import json
-from dataclasses import dataclass, field
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal

@@ -10,7 +10,6 @@ from memory_bench import plugins
 from memory_bench.errors import UserError, unknown
 from memory_bench.files.plain import shortened, toml_table, whole
 
-
 MOST_SEEDS, LARGEST_SEED = 1_000, 2**32 - 1  # numpy's generators take no larger ones
 MOST = 10**9  # documents or questions; no data set has as many
 

@@ -6,5 +6,6 @@
 - `learned.py`: did training teach the memory anything?
 - `pairing.py`: what may be compared with what
 - `retention.py`: half-life, lift and differences by distance, from samples
+- `shared.py`: what the pairs of a table share, worked out once
 - `stats.py`: bootstrap intervals, paired differences, Holm, letters
 """

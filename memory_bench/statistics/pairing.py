@@ -5,22 +5,21 @@ the documents they share as clusters. Scores of several seeds are pooled within 
 second variance, which enters as the smallest difference that counts (`stats.seed_floor`).
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from memory_bench.finite import check_samples, unanswered
-from memory_bench.statistics import stats
+from memory_bench.statistics import shared, stats
+from memory_bench.statistics.shared import RATIOS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ALPHA = 0.05
-RATIOS = {"bits_per_byte": ("nbytes", math.log(2)), "nll": ("tokens", 1.0)}
-"""Metrics that are sums of nats over sums of a column (times a constant)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +60,8 @@ def difference(
     Raises:
         NotFinite: see `check_samples`.
     """
-    for part in (a[1], b[1]):
-        check_samples(part)
-    if metric in RATIOS:
-        found = _text(a[1], b[1], metric, seed)
-    elif metric == "accuracy":
-        found = _questions(a[1], b[1], seed)
-    else:
-        return None
-    return None if found is None else Difference(a[0], b[0], *found)
+    found = list(_pairs([a, b], metric, seed))
+    return found[0] if found else None
 
 
 def differences(
@@ -82,14 +74,30 @@ def differences(
         metric: the headline.
         seed_values: label to the headline of each of its seeds.
     """
-    names = list(samples)
-    pairs = [
-        found
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
-        if (found := difference((a, samples[a]), (b, samples[b]), metric)) is not None
-    ]
-    return corrected(pairs, seed_values)
+    return corrected(list(_pairs(list(samples.items()), metric, 0)), seed_values)
+
+
+def _pairs(rows: Sequence[tuple[str, "pd.DataFrame"]], metric: str, seed: int) -> Iterator[Difference]:
+    """The differences of all pairs of (label, samples) that have one, in their order."""
+    for _, samples in rows:
+        check_samples(samples)
+    draws = stats.Draws(seed)
+    found: shared.Found | None
+    if metric in RATIOS:
+        texts = [(label, shared.TextRow(samples, metric, draws)) for label, samples in rows]
+        for (a, first), (b, second) in combinations(texts, 2):
+            if (found := shared.text_pair(first, second)) is not None:
+                yield Difference(a, b, *found)
+    elif metric == "accuracy":
+        answers = [(label, _answers(samples)) for label, samples in rows]
+        for (a, own), (b, other) in combinations(answers, 2):
+            if (found := shared.question_pair(own, other, draws)) is not None:
+                yield Difference(a, b, *found)
+
+
+def _answers(samples: "pd.DataFrame") -> shared.QuestionRow:
+    asked = samples[(samples["control"] == "") & (samples["kind"] == "ask")]
+    return shared.QuestionRow(asked, correct(asked))
 
 
 def corrected(pairs: Sequence[Difference], seed_values: Mapping[str, Sequence[float]]) -> list[Difference]:
@@ -151,42 +159,3 @@ def lift(samples: "pd.DataFrame", seed: int = 0) -> tuple[float, float | None, f
     units = sums.shape[1]
     value = float(statistic(np.ones((1, units)))[0])
     return value, *stats.percentiles(stats.bootstrap(units, seed, 2000, statistic), units), units
-
-
-def _text(
-    a: "pd.DataFrame", b: "pd.DataFrame", metric: str, seed: int
-) -> tuple[float, float | None, float | None, float, int] | None:
-    by, constant = RATIOS[metric]
-    both = [part[(part["control"] == "") & (part["kind"] == "read")] for part in (a, b)]
-    # A document that one of them did not finish is left out for both.
-    sizes = [part.groupby("episode")["nbytes"].sum() / part.groupby("episode")["seed"].nunique() for part in both]
-    shared = [e for e in sizes[0].index if e in sizes[1].index and sizes[0][e] == sizes[1][e]]
-    if not shared:
-        return None
-    sums = []
-    for part in both:
-        part = part[part["episode"].isin(shared)]
-        # Seeds are averaged within a document, as one of them may have been stopped before it.
-        share = 1 / part.groupby("episode")["seed"].transform("nunique")
-        units = stats.scored_units(*(part[column] for column in ("cluster", "episode", "start", "tokens")))
-        sums.append([np.bincount(units, weights=part[column] * share) for column in ("nll", by)])
-    (top_a, bottom_a), (top_b, bottom_b) = sums
-    if len(top_a) != len(top_b):  # a block in which a model with long segments has none
-        return None
-    result = stats.paired_ratio_difference(top_a / constant, top_b / constant, bottom_a, den_b=bottom_b, seed=seed)
-    return *result, len(top_a)
-
-
-def _questions(
-    a: "pd.DataFrame", b: "pd.DataFrame", seed: int
-) -> tuple[float, float | None, float | None, float, int] | None:
-    scores = []
-    for part in (a, b):
-        part = part[(part["control"] == "") & (part["kind"] == "ask")]
-        scores.append(correct(part).groupby([part["cluster"], part["episode"], part["event"]]).mean())
-    shared = scores[0].index.intersection(scores[1].index)
-    if not len(shared):
-        return None
-    first, second = (part.loc[shared].to_numpy() for part in scores)
-    clusters = shared.get_level_values(0).to_numpy()
-    return *stats.paired_difference(first, second, clusters, seed=seed), len(np.unique(clusters))

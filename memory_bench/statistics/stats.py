@@ -16,7 +16,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ Interval = tuple[float, float | None, float | None]
 
 LEVEL = 0.95
 _CHUNK = 4_000_000  # entries of the weight matrix held at once: 32 MB
+_KEPT = 8 * _CHUNK  # entries that are kept for further statistics
 
 
 def ratio_interval(numerator: ArrayLike, denominator: ArrayLike, *, seed: int, draws: int = 2000) -> Interval:
@@ -232,7 +233,11 @@ def weighted_difference(
     if not units:
         return math.nan, None, None, 1.0
     value = float(np.ravel(statistic(np.ones((1, units))))[0])
-    drawn = bootstrap(units, seed, draws, statistic)
+    return judged_difference(value, bootstrap(units, seed, draws, statistic), units)
+
+
+def judged_difference(value: float, drawn: Floats, units: int) -> tuple[float, float | None, float | None, float]:
+    """A difference with its interval and p-value, from that of bootstrap samples over `units` units."""
     if units < 2:
         return value, None, None, 1.0
     if not np.isfinite(drawn).all():  # not defined in every sample: no evidence of a difference
@@ -248,6 +253,41 @@ def bootstrap(units: int, seed: int, draws: int, statistic: Callable[[Floats], A
     if units < 2:
         return np.empty(0)
     return np.concatenate([np.ravel(statistic(w)) for w in _weights(units, seed, draws)])
+
+
+class Draws:
+    """Bootstrap samples that many statistics over the same number of units share: drawn once, as each alone would.
+
+    Args:
+        seed: of the resampling.
+        draws: bootstrap samples.
+    """
+
+    def __init__(self, seed: int, draws: int = 2000) -> None:
+        self._seed, self._number = seed, draws
+        self._kept: dict[int, list[Floats]] = {}
+
+    def rates(self, top: Floats, bottom: Floats) -> tuple[float, Floats]:
+        """sum(top) / sum(bottom) of `[units]`, and the same of every bootstrap sample, `[draws]` (none below 2 units).
+
+        Raises:
+            NotFinite: there is such a number among them.
+        """
+        top, bottom = _floats(top), _floats(bottom)
+        units = len(top)
+        ones = np.ones((1, units))
+        value = float(np.ravel(_ratio(ones @ top, ones @ bottom))[0])
+        if units < 2:
+            return value, np.empty(0)
+        return value, np.concatenate([np.ravel(_ratio(w @ top, w @ bottom)) for w in self._weights(units)])
+
+    def _weights(self, units: int) -> Iterable[Floats]:
+        """As `_weights`; kept for the number of units that was asked for last, if there is room."""
+        if units * self._number > _KEPT:
+            return _weights(units, self._seed, self._number)
+        if units not in self._kept:
+            self._kept = {units: list(_weights(units, self._seed, self._number))}
+        return self._kept[units]
 
 
 def _weights(units: int, seed: int, draws: int) -> Iterator[Floats]:
