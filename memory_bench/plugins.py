@@ -311,12 +311,9 @@ def configure(owner: str, config: Any, changes: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or next(iter(changes), "")
-        said = (
-            f"give a list, such as [{shortened(str(first['input']))}]"
-            if first["type"] == "tuple_type"
-            else first["msg"]
-        )
-        raise UserError(f"{owner}.{where}: {said} (got {shortened(repr(first['input']))}).") from error
+        given = first["input"]
+        said = f"give a list, such as [{shortened(str(given))}]" if first["type"] == "tuple_type" else first["msg"]
+        raise UserError(f"{owner}.{where}: {said} (got {shortened(repr(given))}).") from error
     for name in changes:
         if isinstance(value := getattr(checked, name), float) and not math.isfinite(value):
             raise UserError(f"{owner}.{name}: give a finite number (got {value}).")

@@ -37,7 +37,8 @@ class TextRow:
         self._by, self._constant = RATIOS[metric]
         self._draws = draws
         by_episode = self._part.groupby("episode")
-        self.sizes: Mapping[str, float] = (by_episode["nbytes"].sum() / by_episode["seed"].nunique()).to_dict()
+        sizes = by_episode["nbytes"].sum() / by_episode["seed"].nunique()
+        self.sizes: Mapping[str, float] = {str(episode): float(size) for episode, size in sizes.items()}
         self._rates: dict[tuple[str, ...], tuple[float, stats.Floats, int]] = {}
 
     def rate(self, shared: tuple[str, ...]) -> tuple[float, stats.Floats, int]:
@@ -53,7 +54,7 @@ class TextRow:
 
 
 def text_pair(a: TextRow, b: TextRow) -> Found | None:
-    """A - b over the documents that both have finished; None without any."""
+    """Of a - b, over the documents that both have finished; None without any."""
     shared = tuple(episode for episode, size in a.sizes.items() if b.sizes.get(episode) == size)
     if not shared:
         return None
@@ -84,7 +85,7 @@ class QuestionRow:
 
 
 def question_pair(a: QuestionRow, b: QuestionRow, draws: stats.Draws) -> Found | None:
-    """A - b over the questions that both were asked; None without any."""
+    """Of a - b, over the questions that both were asked; None without any."""
     if a.scores.index.equals(b.scores.index):
         first, second, clusters = a.scores, b.scores, a.codes
     else:
@@ -95,7 +96,7 @@ def question_pair(a: QuestionRow, b: QuestionRow, draws: stats.Draws) -> Found |
         return None
     units = int(clusters.max()) + 1
     sums = np.bincount(clusters, weights=first.to_numpy() - second.to_numpy(), minlength=units)
-    value, drawn = draws.rates(sums, np.bincount(clusters, minlength=units).astype(np.float64))
+    value, drawn = draws.rates(sums, np.bincount(clusters, minlength=units))
     return *stats.judged_difference(value, drawn, units), units
 
 

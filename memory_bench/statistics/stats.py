@@ -267,13 +267,13 @@ class Draws:
         self._seed, self._number = seed, draws
         self._kept: dict[int, list[Floats]] = {}
 
-    def rates(self, top: Floats, bottom: Floats) -> tuple[float, Floats]:
-        """sum(top) / sum(bottom) of `[units]`, and the same of every bootstrap sample, `[draws]` (none below 2 units).
+    def rates(self, numerator: ArrayLike, denominator: ArrayLike) -> tuple[float, Floats]:
+        """sum(numerator) / sum(denominator) of `[units]`, and the same of every bootstrap sample, `[draws]` (none below 2 units).
 
         Raises:
             NotFinite: there is such a number among them.
         """
-        top, bottom = _floats(top), _floats(bottom)
+        top, bottom = _floats(numerator), _floats(denominator)
         units = len(top)
         ones = np.ones((1, units))
         value = float(np.ravel(_ratio(ones @ top, ones @ bottom))[0])
