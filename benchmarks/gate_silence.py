@@ -18,7 +18,7 @@ from pathlib import Path
 
 from memory_bench.gate.judge import compare
 from memory_bench.gate.lines import Line, lines
-from memory_bench.report.board import grouped
+from memory_bench.report.grouping import grouped
 from memory_bench.store import Store
 
 COMMAND = (sys.executable, "-P", "-m", "memory_bench.cli")

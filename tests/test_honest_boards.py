@@ -20,6 +20,7 @@ from memory_bench.errors import UserError
 from memory_bench.report.board import collect
 from memory_bench.report.build import build
 from memory_bench.report.comparison import compare
+from memory_bench.report.plots import plots
 from memory_bench.report.words import direction, winners
 from memory_bench.store import Store
 from synthetic import TASKS, make_cell, make_record, question_samples, text_samples
@@ -260,3 +261,74 @@ def test_lm_evals_door_refuses_what_is_not_finite() -> None:
         list(reader.texts([(1, POISON, 3, 4)]))
     with pytest.raises(NotFinite, match="non-finite logits in an answer"):
         list(write(reader, [(1, POISON)], 2, lambda ids: False))
+
+
+def test_untrained_rows_of_several_seeds_hide_no_noise(tmp_path: Path) -> None:
+    """On a pretrained backbone the window and its like are untrained: the same with every seed, and no measure of it."""
+    store = Store.open_or_create(tmp_path)
+    for seed, shift in ((0, 0.006), (1, -0.006)):
+        for name, gain in (("hmt", 0.03 + shift), ("rmt", 0.010 - shift), ("truncation", 0.0), ("xl-cache", 0.004),
+                           ("retrieval", 0.002), ("sliding-window", 0.006)):  # fmt: skip
+            trained = name in ("hmt", "rmt")
+            samples = text_samples(seed if trained else 0, gain).assign(seed=seed)
+            record = make_record(make_cell(name, seed=seed), samples)
+            if not trained:
+                record.usage.train_tokens = record.usage.trained_parameters = 0
+            store.write_record(record, samples)
+    (board,) = collect(store, TASKS)
+    pair, still = board.pair("hmt", "rmt"), board.pair("xl-cache", "truncation")
+    assert pair is not None
+    assert pair.adjusted < 0.001
+    assert not pair.told_apart
+    assert still is not None
+    assert still.floor == 0
+    found = {(p.a, p.b): p for p in compare(store, [], TASKS)[0].pairs}
+    assert found["hmt", "rmt"].floor == pair.floor
+
+
+def revised(cell: Cell, **backbone: Any) -> Cell:
+    return replace(cell, training=replace(cell.training, backbone=Choice("tiny", **backbone)))
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [({"revision": "bbbb222233"}, "revision bbbb2222"), ({"config": {"dtype": "bfloat16"}}, "dtype bfloat16")],
+)
+def test_two_backbones_of_one_name_are_two_boards(tmp_path: Path, other: dict[str, Any], said: str) -> None:
+    store = Store.open_or_create(tmp_path)
+    for backbone, gain in (({"revision": "aaaa1111", "config": {"dtype": "float32"}}, 0.0),
+                           ({"revision": "aaaa1111", "config": {"dtype": "float32"}} | other, 0.3)):  # fmt: skip
+        for name in ("truncation", "hmt"):
+            put(store, revised(make_cell(name), **backbone), gain)
+    boards = collect(store, TASKS)
+    assert [len(board.rows) for board in boards] == [2, 2]
+    assert all(len(row.records) == 1 for board in boards for row in board.rows)
+    report = build(store, TASKS)
+    assert f"backbone tiny ({said})" in report.markdown()
+    assert len({line["backbone"] for line in report.rows()}) == 2
+    assert len({plot.name for board in boards for plot in plots(board)}) == 2 * len(plots(boards[0]))
+    assert len(compare(store, [], TASKS)) == 2
+
+
+def test_budgets_of_one_name_are_shown_with_their_limits(tmp_path: Path) -> None:
+    store = Store.open_or_create(tmp_path)
+    for size in (150_000_000, 2_000_000_000):
+        cell = make_cell("hmt")
+        budget = replace(cell.training.budget, device_bytes=size)
+        put(store, replace(cell, training=replace(cell.training, budget=budget)), 0.0)
+    report = build(store, TASKS)
+    assert "budget cpu-minutes (device_bytes 150 MB)" in report.markdown()
+    assert "budget cpu-minutes (device_bytes 2 GB)" in report.markdown()
+    (found,) = compare(store, [], TASKS)
+    assert {*found.models} == {"hmt (device_bytes 150 MB)", "hmt (device_bytes 2 GB)"}
+
+
+def test_training_on_other_text_is_a_row_of_its_own(tmp_path: Path) -> None:
+    store = Store.open_or_create(tmp_path)
+    for corpus in ("books", "books (stand-in)"):
+        cell = make_cell("hmt", "pubmedqa")
+        cell = replace(cell, training=replace(cell.training, corpus=Choice(corpus)))
+        samples = question_samples(0, {16: 0.5}, questions=9)
+        store.write_record(make_record(cell, samples), samples)
+    (board,) = collect(store, TASKS)
+    assert len(board.rows) == len({row.label for row in board.rows}) == 2

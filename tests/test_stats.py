@@ -149,6 +149,19 @@ def test_seed_floor_pools_models_and_needs_two_seeds() -> None:
     assert stats.seed_floor([[1.0], [2.0]])(1, 1) == 0.0
 
 
+def test_what_no_seed_trained_does_not_thin_the_noise_between_seeds() -> None:
+    trained = [[1.0, 1.2], [3.0, 3.2]]
+    alone = stats.seed_floor(trained)
+    still = [[5.0, 5.0], [6.0, 6.0], [7.0, 7.0]]  # computes the same with every seed
+    among = stats.seed_floor(trained + still, [True, True, False, False, False])
+    assert among(2, 2) == alone(2, 2)
+    assert stats.seed_floor(trained + still)(2, 2) < alone(2, 2)  # as it was
+    assert among(2, 0) == pytest.approx(alone(2, 2) / 2**0.5)  # only one of the two moves with the seed
+    assert among(0, 0) == 0.0
+    draws = stats.seed_floor([*trained, [4.0, 4.2]], [True, True, False])  # untrained, but it draws while it reads
+    assert draws(2, 2) == stats.seed_floor([*trained, [4.0, 4.2]])(2, 2)
+
+
 def test_text_units_cut_few_documents_alike_for_all_segment_lengths() -> None:
     documents, starts, tokens = ["x"] * 8 + ["y"] * 4, [*range(0, 80, 10), *range(0, 40, 10)], [10] * 12
     units = stats.text_units(documents, starts, tokens, at_least=4)

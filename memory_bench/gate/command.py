@@ -13,7 +13,7 @@ from memory_bench.gate.judge import compare
 from memory_bench.gate.lines import TOLERANCES, Line, Tolerance, lines
 from memory_bench.gate.reference import read_reference, write_reference
 from memory_bench.record import Record
-from memory_bench.report.board import grouped
+from memory_bench.report.grouping import grouped
 from memory_bench.running.console import error, show
 from memory_bench.shipped import parity_text, read_certificates
 from memory_bench.store import Store

@@ -17,7 +17,7 @@ from memory_bench.files.artefacts import Notice
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import find_recipe
 from memory_bench.record import Record
-from memory_bench.report.board import as_asked
+from memory_bench.report.grouping import as_asked
 from memory_bench.report.scorers import is_installed
 from memory_bench.running.building import Parts, gather
 from memory_bench.running.grid import choose_recipe, default_recipe

@@ -8,6 +8,7 @@
 - `costs.py`: what a row spent
 - `distances.py`: accuracy by distance, and whether the order changes
 - `drawing.py`: colours, markers and axes of all plots
+- `grouping.py`: which records make a board and which a row
 - `layout.py`: tables of text in Markdown and LaTeX
 - `page.py`: `leaderboard.html`
 - `panels.py`: the plots themselves

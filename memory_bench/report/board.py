@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
-from memory_bench.budget import Budget, Usage
-from memory_bench.cell import Cell, Choice, digest, limits
+from memory_bench.budget import Budget
+from memory_bench.cell import Cell, digest
 from memory_bench.recipe import RECIPES, fixed_steps
 from memory_bench.record import Record
+from memory_bench.report.grouping import apart, grouped, labels, left_out
 from memory_bench.report.rows import Row, Scorer, make_row, unanswered
 from memory_bench.report.scorers import scorer_of
 from memory_bench.statistics import pairing
@@ -38,6 +39,8 @@ class Board:
         ahead: rows whose predictions could see the text they predict, which no table ranks.
         pretrained: rows that were loaded instead of trained under the budget; neither ranked nor paired.
         pairs: differences between all ranked rows.
+        levels: of the headline, for example chance.
+        apart: what tells its backbone and its budget from others' of the same names in this report; see `apart`.
     """
 
     cell: Cell
@@ -47,6 +50,7 @@ class Board:
     pretrained: tuple[Row, ...] = ()
     pairs: tuple[Difference, ...] = ()
     levels: Mapping[str, float] = field(default_factory=dict)
+    apart: tuple[str, str] = ("", "")
 
     @property
     def task(self) -> str:
@@ -62,6 +66,16 @@ class Board:
     def backbone(self) -> str:
         """The backbone's name."""
         return self.cell.training.backbone.name
+
+    @property
+    def backbone_shown(self) -> str:
+        """The backbone's name, with its revision where the report has two."""
+        return f"{self.backbone} ({self.apart[0]})" if self.apart[0] else self.backbone
+
+    @property
+    def budget_shown(self) -> str:
+        """The budget's name, with its limits where the report has two of that name."""
+        return f"{self.budget.name} ({self.apart[1]})" if self.apart[1] else self.budget.name
 
     @property
     def budget(self) -> Budget:
@@ -175,70 +189,15 @@ def collect(store: Store, tasks: Mapping[str, Scorer], keys: Collection[str] | N
         keys: cells to show; None: all.
     """
     skipped = store.run().get("grid", {}).get("skipped", [])
-    boards = []
-    for members in grouped(store, keys):
-        boards.append(_board(store, tasks, members + _skipped(members, skipped)))
-    return sorted(boards, key=lambda b: (b.task, b.backbone, b.budget.name, b.data, digest(asdict(b.cell.task))))
+    boards = [_board(store, tasks, members + left_out(members, skipped)) for members in grouped(store, keys)]
+    cells = [board.cell for board in boards]
+    boards = [replace(board, apart=apart(board.cell, cells)) for board in boards]
 
+    def place(board: Board) -> tuple[object, ...]:
+        named = (board.task, board.backbone, board.budget.name, board.data)
+        return (*named, digest(asdict(board.cell.task)), board.apart)
 
-def grouped(store: Store, keys: Collection[str] | None = None) -> list[list[list[Record]]]:
-    """The records of a store by board, then by row, then by seed.
-
-    Args:
-        store: what it cannot read is added to its warnings.
-        keys: cells to show; None: all.
-    """
-    roles = store.run().get("grid", {}).get("roles", {})
-    groups: dict[str, dict[str, dict[int, Record]]] = {}
-    for record in store.records():
-        if keys is None or record.key in keys:
-            record = as_asked(record, roles)
-            board, row = _identity(record.cell)
-            same = groups.setdefault(board, {}).setdefault(row, {})
-            seed = record.cell.training.seed
-            # Two records of one seed differ in a revision (another copy of the backbone); the later one counts.
-            if seed not in same or _finished(record) >= _finished(same[seed]):
-                same[seed] = record
-    return [[[r for _, r in sorted(seeds.items())] for seeds in rows.values()] for rows in groups.values()]
-
-
-def _identity(cell: Cell) -> tuple[str, str]:
-    """What the cells of a board share, and what those of a row share beyond it."""
-    budget = {k: v for k, v in limits(cell.training).items() if k not in ("seeds", "tasks")}
-    board = {"task": asdict(cell.task), "limit": cell.limit, "backbone": cell.training.backbone.name, "budget": budget}
-    model = {"model": asdict(cell.training.model), "recipe": asdict(cell.training.recipe), "controls": cell.controls}
-    model["scored_with"] = cell.scored_with
-    return digest(board), digest(model)
-
-
-def as_asked(record: Record, roles: Mapping[str, Sequence[str]]) -> Record:
-    """The record with role and label of the run's last command; they are no part of a cell's identity."""
-    if record.key not in roles:
-        return record
-    role, label = roles[record.key]
-    return replace(record, cell=replace(record.cell, role=role, label=label))
-
-
-def _skipped(members: Sequence[Sequence[Record]], pairs: Sequence[Mapping[str, str]]) -> list[list[Record]]:
-    """Rows for the pairs of model and task that the run's grid left out, as ``run.json`` lists them."""
-    known = {_name(records[0].cell) for records in members}
-    cell = members[0][0].cell
-    result = []
-    for pair in pairs:
-        if pair.get("task") == cell.task.name and pair.get("model") not in known:
-            name = str(pair["model"])
-            training = replace(cell.training, model=Choice(name.split()[0]))
-            other = replace(cell, training=training, role="asked", label=name)
-            result.append([Record(other, "skipped", str(pair.get("reason", "")), (), Usage(), {}, None, {})])
-    return result
-
-
-def _name(cell: Cell) -> str:
-    return cell.label or cell.training.model.name
-
-
-def _finished(record: Record) -> str:
-    return str(record.provenance.get("finished", ""))
+    return sorted(boards, key=place)
 
 
 def _board(store: Store, tasks: Mapping[str, Scorer], groups: Sequence[Sequence[Record]]) -> Board:
@@ -248,10 +207,9 @@ def _board(store: Store, tasks: Mapping[str, Scorer], groups: Sequence[Sequence[
     metric = task.headline if task is not None else first
     loaded = {r.key: store.samples(r.key) for records in groups for r in records}
     questions = unanswered([r for records in groups for r in records], loaded)
-    labels = _labels(groups)
     rows = [
         make_row(label, records, loaded, task, metric, questions, store.warnings)
-        for label, records in zip(labels, groups, strict=True)
+        for label, records in zip(labels(groups), groups, strict=True)
     ]
     board = Board(cell, metric, tuple(rows))
     sign = -1 if board.higher_is_better else 1
@@ -271,24 +229,11 @@ def _board(store: Store, tasks: Mapping[str, Scorer], groups: Sequence[Sequence[
     ahead = tuple(r for r in ordered if r.look_ahead and not r.pretrained)
     pretrained = tuple(r for r in ordered if r.pretrained)
     samples = {r.label: r.samples for r in causal if r.headline and r.samples is not None}
-    pairs = pairing.differences(samples, metric, {r.label: r.seed_values for r in causal if r.label in samples})
+    seeds = {r.label: r.seed_values for r in causal if r.label in samples}
+    pairs = pairing.differences(samples, metric, seeds, [r.label for r in causal if not r.trained])
     levels: dict[str, float] = {}
     for row in rows:
         for record in row.records:
             levels.update(record.levels)
     levels = dict(sorted(levels.items()))
     return replace(board, rows=causal, ahead=ahead, pretrained=pretrained, pairs=tuple(pairs), levels=levels)
-
-
-def _labels(groups: Sequence[Sequence[Record]]) -> list[str]:
-    """A name for every row; where two would share one, the version and then the key tells them apart."""
-    names = [_name(records[0].cell) for records in groups]
-    result = []
-    for name, records in zip(names, groups, strict=True):
-        model = records[0].cell.training.model
-        rivals = [g[0].cell.training.model.version for n, g in zip(names, groups, strict=True) if n == name]
-        if len(rivals) > 1:
-            unique = rivals.count(model.version) == 1
-            name = f"{name} (version {model.version})" if unique else f"{name} ({records[0].cell.training.key[:4]})"
-        result.append(name)
-    return result

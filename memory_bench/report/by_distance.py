@@ -23,7 +23,8 @@ def compared(models: Mapping[str, Row], board: Board) -> list[tuple[str, Differe
         return []
     forgetful = [label for label, row in models.items() if _forgets(row)]
     seeds = {label: _seed_values(row, board.metric) for label, row in models.items()}
-    return retention.differences(samples, seeds, forgetful, board.levels.get("chance", 0.0))
+    untrained = [label for label, row in models.items() if not row.trained]
+    return retention.differences(samples, seeds, forgetful, board.levels.get("chance", 0.0), untrained)
 
 
 def table(found: Found, models: Mapping[str, Row], metric: str, verdict: Callable[[Difference], str]) -> Table:

@@ -1,7 +1,7 @@
 """`memory-bench compare`: paired, clustered, Holm-corrected differences between models of one run or of several."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
@@ -66,8 +66,8 @@ class Comparison:
 
     def rows(self) -> list[dict[str, Any]]:
         """One entry a pair, as plain data."""
-        same = {"task": self.board.task, "data": self.board.data, "backbone": self.board.backbone,
-                "budget": self.board.budget.name, "metric": self.board.metric}  # fmt: skip
+        same = {"task": self.board.task, "data": self.board.data, "backbone": self.board.backbone_shown,
+                "budget": self.board.budget_shown, "metric": self.board.metric}  # fmt: skip
         return [
             {
                 **same,
@@ -132,6 +132,7 @@ def compare(
         for board in collect(store, tasks):
             for row in board.everything:
                 label = f"{row.label}@{run}" if len(runs) > 1 else row.label
+                label += f" ({board.apart[1]})" if board.apart[1] else ""  # budgets of one name in one run
                 groups.setdefault(_shared(board), []).append((label, board, row))
     everything = [entry for entries in groups.values() for entry in entries]
     for name in names:
@@ -144,7 +145,7 @@ def compare(
         if len(chosen) > 1:
             # The noise between seeds is estimated from all rows, as two alone have too few seeds for it.
             own = {label: row.seed_values for label, _, row in entries if not row.pretrained}
-            found.append(_compare(chosen, own))
+            found.append(_compare(chosen, own, [label for label, _, row in entries if not row.trained]))
     if not found:
         raise UserError(
             "There are no two results to compare: they must share task, data, backbone, budget and the number of "
@@ -164,7 +165,9 @@ def _by_name(stores: Store | Sequence[Store] | Mapping[str, Store]) -> dict[str,
     }
 
 
-def _compare(chosen: Sequence[Entry], seed_values: Mapping[str, Sequence[float]]) -> Comparison:
+def _compare(
+    chosen: Sequence[Entry], seed_values: Mapping[str, Sequence[float]], untrained: Sequence[str]
+) -> Comparison:
     board = chosen[0][1]
     usable = {
         label: row
@@ -172,7 +175,7 @@ def _compare(chosen: Sequence[Entry], seed_values: Mapping[str, Sequence[float]]
         if row.headline is not None and row.samples is not None and not row.pretrained
     }
     samples = {label: row.samples for label, row in usable.items() if row.samples is not None}
-    pairs = pairing.differences(samples, board.metric, seed_values)
+    pairs = pairing.differences(samples, board.metric, seed_values, untrained)
     missing = [
         f"{label}: {row.status.replace('_', ' ')}{f' ({reason})' if (reason := '; '.join(row.reasons)) else ''}, "
         f"{'no number' if row.headline is None else 'no samples'} to compare."
@@ -202,9 +205,9 @@ def _compare(chosen: Sequence[Entry], seed_values: Mapping[str, Sequence[float]]
 
 def _shared(board: Board) -> str:
     """What results must have in common; budgets are told apart by name, so limits that changed between runs show."""
-    task = board.cell.task
+    task, backbone = board.cell.task, board.cell.training.backbone
     return digest(
-        [task.name, task.version, task.config, task.revision, board.cell.limit, board.backbone, board.budget.name]
+        [task.name, task.version, task.config, task.revision, board.cell.limit, asdict(backbone), board.budget.name]
     )
 
 

@@ -62,7 +62,7 @@ def plots(board: Board) -> list[Plot]:
         if len(priced) > 1:
             shown[column] = f"{metric} against {what}"
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join([board.task, board.backbone, board.budget.name]))
-    stem += "-" + digest([board.data, board.cell.task.config, board.cell.limit])[:4]
+    stem += "-" + digest([board.data, board.cell.task.config, board.cell.limit, *filter(None, board.apart)])[:4]
     return [Plot(kind, caption, f"{stem}-{kind.replace('_', '-')}") for kind, caption in shown.items()]
 
 

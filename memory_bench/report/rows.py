@@ -83,6 +83,11 @@ class Row:
         """The checkpoint it was loaded from instead of being trained under the budget; empty for what was trained."""
         return str(self.records[0].cell.training.model.config.get("checkpoint") or "")
 
+    @property
+    def trained(self) -> bool:
+        """Seeds trained any part of it: their noise is then in its numbers."""
+        return not self.pretrained and any(record.usage.train_tokens for record in self.records)
+
     def marked(self, slice_: str) -> str:
         """A slice's name with the row's marks; see `marked`."""
         return marked(slice_, self.look_ahead, bool(self.pretrained))

@@ -147,8 +147,8 @@ def long_rows(boards: Sequence[Board], certificates: Mapping[str, str]) -> list[
             spent = {f: v for f, v in asdict(cost(row)).items() if f in COLUMNS}
             told = "; ".join([*filter(None, [board.unequal.get(row.label)]), detail(row)])
             common = {
-                "model": row.label, "backbone": board.backbone, "task": board.task, "data": board.data,
-                "budget": board.budget.name, "seeds": len(row.records), "status": row.status, **spent,
+                "model": row.label, "backbone": board.backbone_shown, "task": board.task, "data": board.data,
+                "budget": board.budget_shown, "seeds": len(row.records), "status": row.status, **spent,
                 "parity": certificates.get(row.model, "none"), "role": row.role, "detail": told,
             }  # fmt: skip
             lines: list[dict[str, object]] = [

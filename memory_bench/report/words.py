@@ -84,7 +84,7 @@ def known_already(board: Board) -> list[str]:
 def title(board: Board) -> str:
     """Data (a stand-in is named), backbone, budget."""
     name = board.data if board.data.startswith(board.task) else f"{board.task}: {board.data}"
-    return f"{name} · backbone {board.backbone} · budget {board.budget.name}"
+    return f"{name} · backbone {board.backbone_shown} · budget {board.budget_shown}"
 
 
 def scope(board: Board) -> str:

@@ -5,7 +5,7 @@ the documents they share as clusters. Scores of several seeds are pooled within 
 second variance, which enters as the smallest difference that counts (`stats.seed_floor`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -65,7 +65,10 @@ def difference(
 
 
 def differences(
-    samples: Mapping[str, "pd.DataFrame"], metric: str, seed_values: Mapping[str, Sequence[float]]
+    samples: Mapping[str, "pd.DataFrame"],
+    metric: str,
+    seed_values: Mapping[str, Sequence[float]],
+    untrained: Collection[str] = (),
 ) -> list[Difference]:
     """All pairs of a table, Holm-corrected together.
 
@@ -73,8 +76,9 @@ def differences(
         samples: label to samples, in the table's order.
         metric: the headline.
         seed_values: label to the headline of each of its seeds.
+        untrained: labels that no seed has trained, see `stats.seed_floor`.
     """
-    return corrected(list(_pairs(list(samples.items()), metric, 0)), seed_values)
+    return corrected(list(_pairs(list(samples.items()), metric, 0)), seed_values, untrained)
 
 
 def _pairs(rows: Sequence[tuple[str, "pd.DataFrame"]], metric: str, seed: int) -> Iterator[Difference]:
@@ -100,14 +104,28 @@ def _answers(samples: "pd.DataFrame") -> shared.QuestionRow:
     return shared.QuestionRow(asked, correct(asked))
 
 
-def corrected(pairs: Sequence[Difference], seed_values: Mapping[str, Sequence[float]]) -> list[Difference]:
-    """`pairs` with their Holm-adjusted p-values and the noise between seeds filled in."""
-    floor = stats.seed_floor(list(seed_values.values()))
+def corrected(
+    pairs: Sequence[Difference], seed_values: Mapping[str, Sequence[float]], untrained: Collection[str] = ()
+) -> list[Difference]:
+    """`pairs` with their Holm-adjusted p-values and the noise between seeds filled in; arguments as `differences`."""
+    floors = seed_noise(seed_values, untrained)
     adjusted = stats.holm([pair.p for pair in pairs])
     return [
-        replace(pair, adjusted=float(p), floor=floor(len(seed_values[pair.a]), len(seed_values[pair.b])))
-        for pair, p in zip(pairs, adjusted, strict=True)
+        replace(pair, adjusted=float(p), floor=floors(pair.a, pair.b)) for pair, p in zip(pairs, adjusted, strict=True)
     ]
+
+
+def seed_noise(
+    seed_values: Mapping[str, Sequence[float]], untrained: Collection[str] = ()
+) -> Callable[[str, str], float]:
+    """The smallest difference of two labels that exceeds the noise between seeds; see `stats.seed_floor`."""
+    floor = stats.seed_floor(list(seed_values.values()), [label not in untrained for label in seed_values])
+
+    def count(label: str) -> int:
+        own = seed_values.get(label, ())
+        return max(len(own), 1) if stats.has_seed_noise(own, trained=label not in untrained) else 0
+
+    return lambda a, b: floor(count(a), count(b))
 
 
 def judged(task: object, samples: "pd.DataFrame") -> "pd.DataFrame":

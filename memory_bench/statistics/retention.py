@@ -5,7 +5,7 @@ between evidence and question. Questions without evidence in their stream have n
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,7 @@ def differences(
     seed_values: Mapping[str, Mapping[str, Sequence[float]]],
     forgetful: Sequence[str] = (),
     chance: float = 0.0,
+    untrained: Collection[str] = (),
 ) -> list[tuple[str, Difference]]:
     """(slice, difference) of all pairs at every distance and of their half-lives, Holm-corrected together.
 
@@ -79,6 +80,7 @@ def differences(
         seed_values: label to slice to the values of its seeds, for the noise between them; half-lives as log2.
         forgetful: labels without memory, which have no half-life to compare.
         chance: floor where memory was not wiped.
+        untrained: labels that no seed has trained, see `stats.seed_floor`.
     """
     asked = {label: _asked(frame) for label, frame in samples.items()}
     names = list(asked)
@@ -95,9 +97,8 @@ def differences(
     adjusted = stats.holm([pair.p for _, pair in found])
     result = []
     for (name, pair), p in zip(found, adjusted, strict=True):
-        floor = stats.seed_floor([values.get(name, ()) for values in seed_values.values()])
-        counts = [len(seed_values.get(label, {}).get(name, ())) for label in (pair.a, pair.b)]
-        result.append((name, replace(pair, adjusted=float(p), floor=floor(*counts))))
+        noise = pairing.seed_noise({label: values.get(name, ()) for label, values in seed_values.items()}, untrained)
+        result.append((name, replace(pair, adjusted=float(p), floor=noise(pair.a, pair.b))))
     return result
 
 

@@ -207,23 +207,32 @@ def letters(names: Sequence[str], adjusted_p: Mapping[tuple[str, str], float], a
     return {name: "".join(_letter(i) for i, group in enumerate(sets) if name in group) for name in names}
 
 
-def seed_floor(values: Sequence[Sequence[float]]) -> Callable[[int, int], float]:
+def seed_floor(values: Sequence[Sequence[float]], trained: Sequence[bool] | None = None) -> Callable[[int, int], float]:
     """How large a difference must be to exceed the noise between training seeds, as a function of the seed counts.
 
     The variance between seeds is pooled over models (each has too few seeds of its own); the floor is Student's
     quantile times the standard error of a difference of two means. It is 0 where no model has two seeds: then the
-    noise between runs is unknown.
+    noise between runs is unknown. A model that nothing has trained and that computes the same with every seed has no
+    such noise: it neither thins that of the others nor has a share in a difference (a count of 0).
 
     Args:
         values: per model, the headline of each seed.
+        trained: per model, whether seeds trained it; None: all of them.
     """
-    repeated = [checked(v, "the seeds' values") for v in values if len(v) > 1]
+    flags = [True] * len(values) if trained is None else list(trained)
+    noisy = [v for v, flag in zip(values, flags, strict=True) if has_seed_noise(v, trained=flag)]
+    repeated = [checked(v, "the seeds' values") for v in noisy if len(v) > 1]
     freedom = sum(len(v) - 1 for v in repeated)
     if not freedom:
         return lambda _a, _b: 0.0
     variance = sum(float(((v - v.mean()) ** 2).sum()) for v in repeated) / freedom
     reach = float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(variance)
-    return lambda a, b: reach * math.sqrt(1 / max(a, 1) + 1 / max(b, 1))
+    return lambda a, b: reach * math.sqrt(sum(1 / count for count in (a, b) if count))
+
+
+def has_seed_noise(values: Sequence[float], *, trained: bool) -> bool:
+    """Whether another seed would give another value: of what was trained, and of what draws while it is evaluated."""
+    return trained or len(set(values)) > 1
 
 
 def weighted_difference(
