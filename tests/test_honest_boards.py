@@ -264,7 +264,7 @@ def test_lm_evals_door_refuses_what_is_not_finite() -> None:
 
 
 def test_untrained_rows_of_several_seeds_hide_no_noise(tmp_path: Path) -> None:
-    """On a pretrained backbone the window and its like are untrained: the same with every seed, and no measure of it."""
+    """On a pretrained backbone the window and its like are untrained, and the same with every seed."""
     store = Store.open_or_create(tmp_path)
     for seed, shift in ((0, 0.006), (1, -0.006)):
         for name, gain in (("hmt", 0.03 + shift), ("rmt", 0.010 - shift), ("truncation", 0.0), ("xl-cache", 0.004),

@@ -1,17 +1,18 @@
-"""How rows are drawn, the same in all plots.
+"""How rows are drawn, the same in all plots: markers, curves, and the crosses of rows that did not finish.
 
-Colours are Okabe and Ito's, told apart with any colour vision, and markers differ too; the window is black, controls
-are hollow, rows over budget carry a cross.
+A row over budget is in every plot: its marks are crossed, its curve ends in a cross with the name of the limit that
+ended it, and where it has no number at all a cross on the axis stands for it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from textwrap import wrap as wrapped
 from typing import TYPE_CHECKING, Any
 
 from memory_bench.episode import Estimate
 from memory_bench.report import words
-from memory_bench.report.board import WINDOW, Board
+from memory_bench.report.board import Board
+from memory_bench.report.limits import OVER, limit_names, struck
+from memory_bench.report.looks import Look
 from memory_bench.report.rows import Row
 from memory_bench.report.tables import PERCENT, short
 from memory_bench.statistics.pairing import Difference
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
-MARKERS = "osD^v<>p"
 GREY = "#666666"
 STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.titlesize": 10.5, "axes.titlelocation": "left", "axes.spines.top": False,
@@ -31,26 +30,8 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How a row is drawn, the same in all plots."""
-
-    color: str
-    marker: str
-    fill: str
-    line: str
-
-
-def looks(board: Board, labels: Sequence[str]) -> dict[str, Look]:
-    """Per row of the board; colours go by the place in `labels`, so they do not change with the ranking."""
-    result = {}
-    others = [label for label in labels if label != WINDOW]
-    for row in board.everything:
-        i = others.index(row.label) if row.label != WINDOW else 0
-        color = "#000000" if row.label == WINDOW else PALETTE[i % len(PALETTE)]
-        hollow = row.role == "control"
-        result[row.label] = Look(color, MARKERS[i % 8], "white" if hollow else color, "--" if hollow else "-")
-    return result
+Found = Estimate | Difference
+"""A number with an interval."""
 
 
 def canvas(
@@ -122,10 +103,40 @@ def point(axes: "Axes", x: float, y: float, row: Row, look: Look, label: str | N
         axes.plot(x, y, marker="x", markersize=12, color="black", markeredgewidth=1.4, linestyle="", zorder=4)
 
 
-def crosses(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
-    """The mark of a curve whose row is not ok in every seed."""
-    axes.plot([x for x, _ in points], [y for _, y in points], marker="x", markersize=9, color="black",
-              markeredgewidth=1.2, linestyle="", zorder=4)  # fmt: skip
+def cross(axes: "Axes", x: float, y: float, **more: Any) -> None:
+    """The mark of what did not finish."""
+    axes.plot([x], [y], marker="x", markersize=11, color="black", markeredgewidth=1.6, linestyle="", zorder=5,
+              clip_on=False, gid="over budget", **more)  # fmt: skip
+
+
+def beside(
+    axes: "Axes", text: str, at: tuple[float, float], coords: Any = "data", *, up: float = 8, right: bool = True
+) -> None:
+    """A name beside a cross, readable over lines."""
+    axes.annotate(text, at, xycoords=coords, xytext=(6 if right else -6, up), textcoords="offset points", va="center",
+                  ha="left" if right else "right", fontsize=8, color="black", annotation_clip=False, zorder=6,
+                  bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8})  # fmt: skip
+
+
+def ended(axes: "Axes", points: Sequence[tuple[float, float]], row: Row) -> None:
+    """The marked end of a curve whose row is not ok in every seed, with the limit that ended it."""
+    if row.status != "ok" and points:
+        cross(axes, *points[-1])
+        if said := limit_names(row):
+            beside(axes, said, points[-1], up=9, right=False)
+
+
+def absent(axes: "Axes", rows: Sequence[Row], drawn: Sequence[str]) -> None:
+    """Crosses where the axes begin, for rows over budget that have no point; `drawn`: labels of those that do."""
+    lost = [row for row in rows if row.status == OVER and row.label not in drawn]
+    for place, row in enumerate(lost):
+        cross(axes, 0.0, 0.0, transform=axes.transAxes)
+        beside(axes, f"{row.label}: over budget, {places(row)}", (0.0, 0.0), "axes fraction", up=8 + 12 * place)
+
+
+def places(row: Row) -> str:
+    """The limits that ended a row, and where: ``device_bytes 150 MB at segment 0/8``."""
+    return ", ".join(f"{each.name} at {each.where}" if each.where else each.name for each in struck(row))
 
 
 def arrow(axes: "Axes", at: tuple[float, float], look: Look, *, right: bool) -> None:
@@ -135,7 +146,7 @@ def arrow(axes: "Axes", at: tuple[float, float], look: Look, *, right: bool) -> 
                               "mutation_scale": 11})  # fmt: skip
 
 
-def ends(found: Estimate | Difference) -> tuple[float, float]:
+def ends(found: Found) -> tuple[float, float]:
     """The interval, or the value twice where there is none."""
     low, high = (found.value if x is None else x for x in (found.low, found.high))
     return low, high
@@ -149,7 +160,8 @@ def tick(row: Row, board: Board) -> str:
 
 def flag(row: Row) -> str:
     """What a reader must know of a row that is no plain result."""
-    said = [row.status.replace("_", " ")] if row.status != "ok" and row.headline else []
+    over = f"over budget: {limit_names(row)}" if row.status == OVER else row.status.replace("_", " ")
+    said = [over] if row.status != "ok" and row.headline else []
     said += [f"look-ahead {row.look_ahead}"] if row.look_ahead else []
     said += ["pretrained"] if row.pretrained else []
     return f" ({', '.join(said)})" if said else ""

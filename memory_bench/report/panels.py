@@ -1,4 +1,4 @@
-"""The plots: headline with intervals, loss over the stream, accuracy over distance, cost against quality.
+"""Plots of the headline with intervals, of loss over the stream and of accuracy over distance.
 
 Documents differ much more than models do, so wherever there is an equally trained window a second panel shows the
 *paired* difference to it: that is where models part.
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from memory_bench.episode import Estimate
 from memory_bench.report import drawing
 from memory_bench.report.board import WINDOW, Board
-from memory_bench.report.costs import cost
-from memory_bench.report.drawing import Look
+from memory_bench.report.limits import OVER
+from memory_bench.report.looks import Look
 from memory_bench.report.rows import Row
-from memory_bench.report.tables import scaled, short
+from memory_bench.report.tables import short
 from memory_bench.statistics import pairing
 from memory_bench.statistics.pairing import Difference
 
@@ -27,7 +27,7 @@ Point = tuple[float, Estimate]
 def forest(board: Board, look: Mapping[str, Look]) -> "Figure":
     """The headline of every row and its difference to the window; rows without a number keep their line."""
     rows = [*board.rows, *board.ahead][::-1]
-    gaps = {row.label: _gap(board, row) for row in rows}
+    gaps = {row.label: gap_to_window(board, row) for row in rows}
     compared = any(gaps.values())
     what = f"{short(board.metric)} with 95 % intervals"
     panels = drawing.canvas(9.0 if compared else 6.4, 1.0 + 0.36 * len(rows), board, what, columns=2 if compared else 1)
@@ -35,8 +35,12 @@ def forest(board: Board, look: Mapping[str, Look]) -> "Figure":
     for y, row in enumerate(rows):
         own, gap = row.headline, gaps[row.label]
         if own is None:
-            main.text(0.02, y, row.status.replace("_", " "), transform=main.get_yaxis_transform(), va="center",
-                      color=drawing.GREY, style="italic", fontsize=9)  # fmt: skip
+            said = row.status.replace("_", " ")
+            if row.status == OVER:
+                drawing.cross(main, 0.0, y, transform=main.get_yaxis_transform())
+                said = f"{said}: {drawing.places(row)}"
+            main.text(0.03, y, said, transform=main.get_yaxis_transform(), va="center", color=drawing.GREY,
+                      style="italic", fontsize=9)  # fmt: skip
             continue
         drawing.whisker(main, y, own.value, drawing.ends(own), row, look[row.label], factor)
         if gap is not None:
@@ -83,6 +87,8 @@ def curves(board: Board, look: Mapping[str, Look], kind: str) -> "Figure":
                 factor,
                 label,
             )
+        drawing.ended(main, [(at, factor * e.value) for at, e in points], row)
+        drawing.ended(panels[-1], [(at, factor * d.value) for at, d in gaps.get(row.label, [])], row)
     if compared:
         panels[1].axhline(0, color="black", linewidth=1, linestyle="--")
         panels[1].set_ylabel(f"paired difference to {WINDOW}")
@@ -102,36 +108,11 @@ def curves(board: Board, look: Mapping[str, Look], kind: str) -> "Figure":
     for axes in panels:
         axes.set_xlabel("tokens read before" if kind == "position" else "tokens between evidence and question")
     main.set_ylabel(drawing.label(metric, board))
+    drawing.absent(main, board.rows, [row.label for row, _ in drawn])
     handles = main.get_legend_handles_labels()
     panels[-1].legend(*handles, loc="center left", bbox_to_anchor=(1.12 if kind == "distance" else 1.01, 0.5))
     drawing.key(main, board, ["bands: 95 % intervals"])
     return drawing.figure(main)
-
-
-def trade_off(board: Board, look: Mapping[str, Look], column: str) -> "Figure":
-    """The headline against what a row cost (`column` of `costs.Cost`)."""
-    what = "training FLOPs" if column == "train_flops" else "evaluation FLOPs per token"
-    (axes,) = drawing.canvas(6.4, 4.0, board, f"{short(board.metric)} against {what}")
-    factor = drawing.factor(board.metric)
-    spent = [getattr(cost(row), column) for row in board.rows]
-    for row, price in zip(board.rows, spent, strict=True):
-        own = row.headline
-        if own is None or not price:
-            continue
-        style = look[row.label]
-        axes.plot([price, price], [factor * v for v in drawing.ends(own)], color=style.color, linewidth=1.4, alpha=0.45)
-        drawing.point(axes, price, factor * own.value, row, style, label=row.label + drawing.flag(row))
-    known = [price for price in spent if price]
-    if max(known) / min(known) > 10:
-        axes.set_xscale("log")
-    else:
-        axes.set_xlim(0, 1.08 * max(known))
-        axes.xaxis.set_major_formatter(lambda value, _: scaled(value))
-    axes.set_xlabel(what)
-    axes.set_ylabel(drawing.label(board.metric, board))
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    drawing.key(axes, board, ["bars: 95 % intervals"])
-    return drawing.figure(axes)
 
 
 def slices(board: Board, kind: str) -> list[tuple[Row, list[Point]]]:
@@ -161,7 +142,7 @@ def _bounds(estimate: Estimate) -> list[float]:
     return [float(x) for x in re.findall(r"\d+(?:\.\d+)?", estimate.slice)]
 
 
-def _gap(board: Board, row: Row) -> Difference | None:
+def gap_to_window(board: Board, row: Row) -> Difference | None:
     """A row's difference to the window; look-ahead rows are in no table's pairs and are compared here."""
     window = board.window
     if window is None or window.samples is None or row.samples is None or row.headline is None:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from memory_bench.cell import digest
 from memory_bench.report.board import Board
-from memory_bench.report.costs import cost
-from memory_bench.report.drawing import STYLE, looks
-from memory_bench.report.panels import curves, forest, slices, trade_off
+from memory_bench.report.drawing import STYLE
+from memory_bench.report.limits import OVER
+from memory_bench.report.looks import looks
+from memory_bench.report.panels import curves, forest, slices
 from memory_bench.report.retention_panels import by_delay, delays, depth_by_length, depths, half_lives, retention
 from memory_bench.report.tables import short
+from memory_bench.report.trade_offs import PRICES, prices, trade_off
 from memory_bench.report.words import is_retention
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class Drawn:
 def plots(board: Board) -> list[Plot]:
     """The plots of a board, without drawing them."""
     metric = short(board.metric)
-    shown = {"headline": metric} if any(row.headline for row in board.rows) else {}
+    shown = {"headline": metric} if any(row.headline or row.status == OVER for row in board.rows) else {}
     if slices(board, "position"):
         shown["position"] = "loss by position"
     if len({at for _, points in slices(board, "distance") for at, _ in points}) > 1:
@@ -57,10 +59,9 @@ def plots(board: Board) -> list[Plot]:
     delayed = delays(board)
     if len({at for _, points in delayed[1] for at, _ in points}) > 1:
         shown["delay"] = f"{short(delayed[0])} by delay"
-    for column, what in (("train_flops", "training cost"), ("eval_flops_per_token", "evaluation cost")):
-        priced = {getattr(cost(row), column) for row in board.rows if row.headline} - {None, 0.0}
-        if len(priced) > 1:
-            shown[column] = f"{metric} against {what}"
+    for kind, price in PRICES.items():
+        if prices(board, kind):
+            shown[kind] = f"{metric} against {price.caption}"
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join([board.task, board.backbone, board.budget.name]))
     stem += "-" + digest([board.data, board.cell.task.config, board.cell.limit, *filter(None, board.apart)])[:4]
     return [Plot(kind, caption, f"{stem}-{kind.replace('_', '-')}") for kind, caption in shown.items()]
@@ -72,12 +73,11 @@ def draw(board: Board, plot: Plot, labels: Sequence[str] = ()) -> "Figure":
     Args:
         board: with the numbers.
         plot: of `plots`.
-        labels: of all rows of the report, so that a row has the same colour on every board; empty: the board's own.
+        labels: of all rows of the report, so that no two of them look the same; empty: the board's own.
     """
     import matplotlib as mpl
 
-    own = [row.label for row in board.everything]
-    look = looks(board, sorted({*labels, *own}))
+    look = looks(board, labels)
     with mpl.rc_context(STYLE):
         if plot.kind == "headline":
             return forest(board, look)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from memory_bench.episode import Estimate
 from memory_bench.report import drawing
 from memory_bench.report.board import Board
-from memory_bench.report.drawing import Look
+from memory_bench.report.limits import OVER
+from memory_bench.report.looks import Look
 from memory_bench.report.panels import Point, slices
 from memory_bench.report.rows import Row
 from memory_bench.report.tables import short
@@ -37,8 +38,7 @@ def retention(board: Board, look: Mapping[str, Look]) -> "Figure":
     for row, points in drawn:
         style, label = look[row.label], row.label + drawing.flag(row)
         drawing.line(axes, [(at, e.value, *drawing.ends(e)) for at, e in points], style, factor, label)
-        if row.status != "ok":
-            drawing.crosses(axes, [(at, factor * e.value) for at, e in points])
+        drawing.ended(axes, [(at, factor * e.value) for at, e in points], row)
         curve = _expected(row, points, board)
         if curve:
             axes.plot(*zip(*((at, factor * value) for at, value in curve), strict=True), color=style.color,
@@ -48,6 +48,7 @@ def retention(board: Board, look: Mapping[str, Look]) -> "Figure":
     axes.set_xlabel("tokens between evidence and question")
     axes.set_ylabel(drawing.label(board.metric, board))
     axes.set_ylim(0, 1.04 * factor)
+    drawing.absent(axes, board.rows, [row.label for row, _ in drawn])
     axes.legend(loc="upper left", bbox_to_anchor=(1.24, 1.0))
     said = ["bands: 95 % intervals"]
     said += ["thin dashes: accuracy if it faded with what is left in a pool that drops at random"] if faded else []
@@ -66,7 +67,10 @@ def half_lives(board: Board, look: Mapping[str, Look]) -> "Figure":
         own = half_life_of(row.estimates)
         if own is None or not math.isfinite(own.value):
             said = row.status.replace("_", " ") if own is None else own.note
-            axes.text(0.02, y, said, transform=axes.get_yaxis_transform(), va="center", color=drawing.GREY,
+            if row.status == OVER:
+                drawing.cross(axes, 0.0, y, transform=axes.get_yaxis_transform())
+                said = "; ".join(filter(None, (f"over budget: {drawing.places(row)}", own.note if own else "")))
+            axes.text(0.03, y, said, transform=axes.get_yaxis_transform(), va="center", color=drawing.GREY,
                       style="italic", fontsize=9)  # fmt: skip
             continue
         style = look[row.label]
@@ -133,8 +137,8 @@ def by_delay(board: Board, look: Mapping[str, Look]) -> "Figure":
     for row, points in drawn:
         points_ = [(at, e.value, *drawing.ends(e)) for at, e in points]
         drawing.line(axes, points_, look[row.label], factor, row.label + drawing.flag(row))
-        if row.status != "ok":
-            drawing.crosses(axes, [(at, factor * e.value) for at, e in points])
+        drawing.ended(axes, [(at, factor * e.value) for at, e in points], row)
+    drawing.absent(axes, board.rows, [row.label for row, _ in drawn])
     one = drawn[0][1][0][1]
     if min(e.value for _, points in drawn for _, e in points) <= 0.25 * max(e.value for _, p in drawn for _, e in p):
         axes.axhline(0, color=drawing.GREY, linewidth=1, linestyle=":")

@@ -1,0 +1,60 @@
+"""Colours and markers of rows: they follow from a row's label alone, so a model looks the same in every report.
+
+Colours are Okabe and Ito's, told apart with any colour vision, and markers differ too. Where two labels of a report
+would look the same, the later one takes the next free marker of its colour; no other row changes for it.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from memory_bench.report.board import WINDOW, Board
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
+MARKERS = "osD^v<>p*dPh"
+SALT = "1838"
+"""Chosen so that no two of the models, ablations and controls that come with the harness fall on the same look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a row is drawn, the same in all plots."""
+
+    color: str
+    marker: str
+    fill: str
+    line: str
+
+
+def looks(board: Board, labels: Sequence[str] = ()) -> dict[str, Look]:
+    """Per row of the board; the window is black and round, controls are hollow and dashed.
+
+    Args:
+        board: with the rows.
+        labels: of all rows of the report, among which no two shall look the same.
+    """
+    own = {row.label for row in board.everything}
+    places = assigned({*labels, *own})
+    result = {}
+    for row in board.everything:
+        color, marker = places[row.label]
+        hollow = row.role == "control"
+        result[row.label] = Look(color, marker, "white" if hollow else color, "--" if hollow else "-")
+    return result
+
+
+def assigned(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Label to colour and marker."""
+    found: dict[str, tuple[int, int]] = {}
+    for label in sorted({*labels} - {WINDOW}):
+        color, first = _place(label)
+        markers = [(first + step) % len(MARKERS) for step in range(len(MARKERS))]
+        free = [marker for marker in markers if (color, marker) not in found.values()]
+        found[label] = color, (free or markers)[0]
+    return {**{label: (PALETTE[c], MARKERS[m]) for label, (c, m) in found.items()}, WINDOW: ("#000000", "o")}
+
+
+def _place(label: str) -> tuple[int, int]:
+    """The label's own colour and marker."""
+    number = int.from_bytes(hashlib.sha256(f"{SALT}{label}".encode()).digest()[:8], "big")
+    return number % len(PALETTE), number // len(PALETTE) % len(MARKERS)
