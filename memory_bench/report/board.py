@@ -13,7 +13,7 @@ from memory_bench.cell import Cell, digest
 from memory_bench.recipe import RECIPES, fixed_steps
 from memory_bench.record import Record
 from memory_bench.report.grouping import apart, grouped, labels, left_out
-from memory_bench.report.rows import Row, Scorer, make_row, unanswered
+from memory_bench.report.rows import OVER, Row, Scorer, make_row, unanswered
 from memory_bench.report.scorers import scorer_of
 from memory_bench.statistics import pairing
 from memory_bench.statistics.pairing import Difference
@@ -139,9 +139,9 @@ class Board:
 
     @cached_property
     def letters(self) -> dict[str, str]:
-        """Per ranked row, the letters it shares with the rows it cannot be told apart from."""
-        named = {name for pair in self.pairs for name in (pair.a, pair.b)}
-        order = [row.label for row in self.rows if row.label in named and row.label not in self.unequal]
+        """Per ranked row (none is over budget), the letters it shares with those it cannot be told apart from."""
+        named = {name for pair in self.pairs for name in (pair.a, pair.b)} - self.unequal.keys()
+        order = [row.label for row in self.rows if row.label in named and row.status != OVER]
         return letters(order, {(p.a, p.b): 0.0 if p.told_apart else 1.0 for p in self.pairs}, pairing.ALPHA)
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 
 from memory_bench.report.board import Board
 from memory_bench.report.layout import NONE, Table
-from memory_bench.report.rows import Row, plain
+from memory_bench.report.rows import OVER, Row, plain
 from memory_bench.report.tables import delta, interval, number, short
 from memory_bench.statistics import retention
 from memory_bench.statistics.halflife import NO_FALL, NO_MEMORY, half_life_of, half_life_text, verdict_of
@@ -92,9 +92,10 @@ def _forgets(row: Row) -> bool:
 
 
 def _seed_values(row: Row, metric: str) -> dict[str, list[float]]:
-    """What every seed has at each distance, and the log2 of its half-life."""
+    """What every seed that finished has at each distance, and the log2 of its half-life."""
     found: dict[str, list[float]] = {}
-    for m in (m for record in row.records for m in record.metrics if math.isfinite(m.value)):
+    whole = [record for record in row.records if record.status != OVER]
+    for m in (m for record in whole for m in record.metrics if math.isfinite(m.value)):
         at = plain(m.slice)
         if m.metric == metric and at.startswith("distance="):
             found.setdefault(at, []).append(m.value)

@@ -10,7 +10,7 @@ from memory_bench.errors import UserError, unknown
 from memory_bench.report import by_distance, words
 from memory_bench.report.board import Board, collect, training_goal
 from memory_bench.report.layout import NONE, Table, to_markdown
-from memory_bench.report.rows import Row, Scorer
+from memory_bench.report.rows import OVER, Row, Scorer
 from memory_bench.report.tables import delta, interval, number, short
 from memory_bench.statistics import pairing
 from memory_bench.statistics.pairing import Difference
@@ -102,6 +102,8 @@ class Comparison:
             return "their trainings are not equal"
         if failed := [row.label for row in both if any(record.status == "failed" for record in row.records)]:
             return f"{' and '.join(failed)} failed with other seeds"
+        if over := [row.label for row in both if row.status == OVER]:
+            return f"{' and '.join(over)} ran over budget"
         return "one seed" if min(len(row.seed_values) for row in both) < 2 else ""
 
     def _number(self, label: str) -> float | None:

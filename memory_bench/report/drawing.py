@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from memory_bench.episode import Estimate
 from memory_bench.report import words
 from memory_bench.report.board import Board
-from memory_bench.report.limits import OVER, limit_names, struck
+from memory_bench.report.limits import limit_names, struck
 from memory_bench.report.looks import Look
-from memory_bench.report.rows import Row
+from memory_bench.report.rows import OVER, Row
 from memory_bench.report.tables import PERCENT, short
 from memory_bench.statistics.pairing import Difference
 
@@ -106,7 +106,7 @@ def point(axes: "Axes", x: float, y: float, row: Row, look: Look, label: str | N
 def cross(axes: "Axes", x: float, y: float, **more: Any) -> None:
     """The mark of what did not finish."""
     axes.plot([x], [y], marker="x", markersize=11, color="black", markeredgewidth=1.6, linestyle="", zorder=5,
-              clip_on=False, gid="over budget", **more)  # fmt: skip
+              clip_on=False, **more)  # fmt: skip
 
 
 def beside(
@@ -160,8 +160,7 @@ def tick(row: Row, board: Board) -> str:
 
 def flag(row: Row) -> str:
     """What a reader must know of a row that is no plain result."""
-    over = f"over budget: {limit_names(row)}" if row.status == OVER else row.status.replace("_", " ")
-    said = [over] if row.status != "ok" and row.headline else []
+    said = [row.status.replace("_", " ")] if row.status != "ok" and row.headline else []
     said += [f"look-ahead {row.look_ahead}"] if row.look_ahead else []
     said += ["pretrained"] if row.pretrained else []
     return f" ({', '.join(said)})" if said else ""

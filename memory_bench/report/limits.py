@@ -7,9 +7,8 @@ the limit and the place alone (``device_bytes@segment 37/391``).
 import re
 from dataclasses import dataclass
 
-from memory_bench.report.rows import Row
+from memory_bench.report.rows import OVER, Row
 
-OVER = "over_budget"
 _NEW = re.compile(r"(?P<limit>[a-z_]+) (?P<allowed>[^,]+(?:,\d{3})*), (?P<used>.+?) at (?P<where>.+)", re.S)
 _OLD = re.compile(r"(?P<limit>[a-z_]+)@(?P<where>.+)", re.S)
 

@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE = 8.0  # of the letters, in points
-REACH = 5.0  # half a mark, in points
+REACH = 6.5  # half a mark, in points
 OFFSETS = (
-    (7, 0, "left", "center"), (-7, 0, "right", "center"), (0, 8, "center", "bottom"), (0, -8, "center", "top"),
-    (6, 6, "left", "bottom"), (6, -6, "left", "top"), (-6, 6, "right", "bottom"), (-6, -6, "right", "top"),
+    (9, 0, "left", "center"), (-9, 0, "right", "center"), (0, 9, "center", "bottom"), (0, -9, "center", "top"),
+    (7, 7, "left", "bottom"), (7, -7, "left", "top"), (-7, 7, "right", "bottom"), (-7, -7, "right", "top"),
     (10, 14, "left", "bottom"), (10, -14, "left", "top"), (-10, 14, "right", "bottom"), (-10, -14, "right", "top"),
 )  # fmt: skip
 """Points right of and above a mark, and how the name stands there; the first that is free is taken."""
@@ -81,7 +81,7 @@ def name_marks(
             if box.inside(frame) and not any(box.touches(other) for other in taken):
                 taken.append(box)
                 axes.annotate(name, (x, y), xytext=(right, up), textcoords="offset points", ha=across, va=along,
-                              fontsize=SIZE, color=color, annotation_clip=False, gid="name")  # fmt: skip
+                              fontsize=SIZE, color=color, annotation_clip=False)  # fmt: skip
                 break
         else:
             unnamed.append(name)

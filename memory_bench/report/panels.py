@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from memory_bench.episode import Estimate
 from memory_bench.report import drawing
 from memory_bench.report.board import WINDOW, Board
-from memory_bench.report.limits import OVER
+from memory_bench.report.limits import limit_names
 from memory_bench.report.looks import Look
-from memory_bench.report.rows import Row
+from memory_bench.report.rows import OVER, Row
 from memory_bench.report.tables import short
 from memory_bench.statistics import pairing
 from memory_bench.statistics.pairing import Difference
@@ -43,6 +43,8 @@ def forest(board: Board, look: Mapping[str, Look]) -> "Figure":
                       style="italic", fontsize=9)  # fmt: skip
             continue
         drawing.whisker(main, y, own.value, drawing.ends(own), row, look[row.label], factor)
+        if row.status == OVER:
+            drawing.beside(main, limit_names(row), (factor * own.value, y), up=11)
         if gap is not None:
             drawing.whisker(panels[-1], y, gap.value, drawing.ends(gap), row, look[row.label], factor)
     for i, (name, value) in enumerate(sorted(board.levels.items(), key=lambda level: level[1])):

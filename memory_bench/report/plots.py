@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from memory_bench.cell import digest
 from memory_bench.report.board import Board
 from memory_bench.report.drawing import STYLE
-from memory_bench.report.limits import OVER
 from memory_bench.report.looks import looks
 from memory_bench.report.panels import curves, forest, slices
 from memory_bench.report.retention_panels import by_delay, delays, depth_by_length, depths, half_lives, retention
+from memory_bench.report.rows import OVER
 from memory_bench.report.tables import short
 from memory_bench.report.trade_offs import PRICES, prices, trade_off
 from memory_bench.report.words import is_retention

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from memory_bench.episode import Estimate
 from memory_bench.report import drawing
 from memory_bench.report.board import Board
-from memory_bench.report.limits import OVER
 from memory_bench.report.looks import Look
 from memory_bench.report.panels import Point, slices
-from memory_bench.report.rows import Row
+from memory_bench.report.rows import OVER, Row
 from memory_bench.report.tables import short
 from memory_bench.statistics.halflife import GONE, NO_FALL, half_life_of, half_life_text, verdict_of
 from memory_bench.statistics.retention import expected_curve

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Samples = Mapping[str, "pd.DataFrame | None"]
 EVENT = ["episode", "event"]
-PRETRAINED = "pretrained"
+PRETRAINED, OVER = "pretrained", "over_budget"
 
 
 class Scorer(Protocol):
@@ -99,8 +99,12 @@ class Row:
 
     @cached_property
     def seed_values(self) -> tuple[float, ...]:
-        """The headline of each seed that has one; a record with one that is no number has failed (`Store.record`)."""
-        own = [m.value for r in self.records for m in r.metrics if m.metric == self.metric and not plain(m.slice)]
+        """The headline of each seed that finished; what ran over budget has scored something else.
+
+        A record with a headline that is no number has failed (`Store.record`).
+        """
+        whole = [r for r in self.records if r.status != OVER]
+        own = [m.value for r in whole for m in r.metrics if m.metric == self.metric and not plain(m.slice)]
         return tuple(value for value in own if np.isfinite(value))
 
     @property
@@ -159,7 +163,7 @@ def unanswered(records: Sequence[Record], samples: Samples) -> dict[int, "pd.Dat
             continue
         asked = frame[(frame["kind"] == "ask") & (frame["control"] == "")]
         seed = record.cell.training.seed
-        if record.status == "over_budget":
+        if record.status == OVER:
             partial.setdefault(seed, []).append(asked)
         elif len(asked) > len(whole.get(seed, ())):
             whole[seed] = asked
@@ -197,7 +201,7 @@ def make_row(
             complete = complete and not record.metrics
             continue
         seed = record.cell.training.seed
-        if record.status == "over_budget" and seed in questions:
+        if record.status == OVER and seed in questions:
             frame, missing = _with_unanswered(frame, questions[seed])
             if missing:
                 notes.append(f"{missing} of {len(questions[seed])} questions unanswered, counted as wrong")

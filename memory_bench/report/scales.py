@@ -90,7 +90,7 @@ class Scale:
         at = (math.log10(self.zero * 1.35) - math.log10(self.low)) / (math.log10(self.high) - math.log10(self.low))
         for shift in (0.0, 0.012):
             axes.plot([at + shift - 0.006, at + shift + 0.006], [-0.02, 0.02], transform=axes.transAxes, color="black",
-                      linewidth=1, clip_on=False, zorder=5, gid="break")  # fmt: skip
+                      linewidth=1, clip_on=False, zorder=5)  # fmt: skip
 
 
 def _round_step(rough: float) -> float:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from memory_bench.report.board import Board
 from memory_bench.report.costs import cost, learned
 from memory_bench.report.layout import NONE, Table
-from memory_bench.report.rows import Row
+from memory_bench.report.rows import OVER, Row
 from memory_bench.statistics import pairing
 from memory_bench.statistics.halflife import half_life_text
 from memory_bench.statistics.pairing import Difference
@@ -181,10 +181,28 @@ def notes(row: Row, board: Board) -> str:
     said += row.notes
     if row.status != "ok":
         said.append(f"{row.status.replace('_', ' ')}: {'; '.join(row.reasons)}")
+        said += partial(row, board)
     said += [f"{board.unequal[row.label]}: not ranked"] if row.label in board.unequal else []
-    said += ["one seed"] if row.headline and len(row.seed_values) < 2 and not row.pretrained else []
+    said += ["one seed"] if row.headline and len(row.seeds) < 2 and not row.pretrained else []
     said += other_threads(row, board) + other_adapters(row, board)
     return "; ".join(said)
+
+
+def partial(row: Row, board: Board) -> list[str]:
+    """A note where the number of a row over budget is of less text than the others': what of it is compared."""
+
+    def scored(some: Row) -> float:
+        frame = some.samples
+        assert frame is not None
+        return float(frame[(frame["control"] == "") & (frame["kind"] == "read")]["nbytes"].sum()) / len(some.seeds)
+
+    whole = [r for r in board.rows if r.status == "ok" and r.samples is not None]
+    if row.status != OVER or row.headline is None or row.samples is None or not whole:
+        return []
+    most = max(map(scored, whole))
+    if (row.samples["kind"] == "ask").any() or not scored(row) < most:
+        return []
+    return [f"scored {scored(row) / most:.0%} of the text: not ranked, and compared only on documents that it finished"]
 
 
 def other_threads(row: Row, board: Board) -> list[str]:

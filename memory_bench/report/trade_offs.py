@@ -8,11 +8,11 @@ from memory_bench.report import drawing
 from memory_bench.report.board import WINDOW, Board
 from memory_bench.report.costs import Cost, cost
 from memory_bench.report.fronts import Front, front
-from memory_bench.report.limits import OVER, limit_names
+from memory_bench.report.limits import limit_names
 from memory_bench.report.looks import Look
 from memory_bench.report.naming import name_marks
 from memory_bench.report.panels import gap_to_window
-from memory_bench.report.rows import Row
+from memory_bench.report.rows import OVER, Row
 from memory_bench.report.scales import Scale
 from memory_bench.report.tables import short
 
@@ -102,7 +102,7 @@ def _panel(  # noqa: PLR0913
         style = look[row.label]
         if grey:
             style = Look(DOMINATED, style.marker, "white" if style.fill == "white" else DOMINATED, style.line)
-        axes.plot([x, x], [low, high], color=style.color, linewidth=1.4, alpha=0.45, gid=f"interval {row.label}")
+        axes.plot([x, x], [low, high], color=style.color, linewidth=1.4, alpha=0.45)
         drawing.point(axes, x, value, row, style, label=_name(row))
         lines.append((x, low, x, high))
         marks.append((_name(row), x, value))
@@ -122,7 +122,7 @@ def _staircase(axes: "Axes", steps: Sequence[tuple[float, float]]) -> list[tuple
     right = axes.get_xlim()[1]
     x = [at for at, _ in steps] + [right]
     y = [value for _, value in steps] + [steps[-1][1]]
-    axes.step(x, y, where="post", color=FRONT, linewidth=1.1, linestyle="-", alpha=0.7, zorder=1.5, gid="front")
+    axes.step(x, y, where="post", color=FRONT, linewidth=1.1, linestyle="-", alpha=0.7, zorder=1.5)
     level = [(x[i], y[i], x[i + 1], y[i]) for i in range(len(x) - 1)]
     return level + [(x[i + 1], y[i], x[i + 1], y[i + 1]) for i in range(len(x) - 1)]
 
@@ -149,7 +149,8 @@ def _lost(board: Board) -> list[Row]:
 
 
 def _name(row: Row) -> str:
-    return row.label + drawing.flag(row)
+    flag = drawing.flag(row)
+    return row.label + (flag.replace("over budget", f"over budget: {limit_names(row)}") if row.status == OVER else flag)
 
 
 def _spot(found: "drawing.Found", factor: float) -> Spot:
