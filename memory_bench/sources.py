@@ -44,7 +44,7 @@ class Sources:
         for path, file in self.files.items():  # another plug-in may have a helper of the same name beside it
             name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
             place = getattr(sys.modules.get(name), "__file__", None) if path.endswith(".py") else None
-            if place and os.path.realpath(place) != str(file) and not _is_installed(Path(place)):
+            if place and os.path.realpath(place) != str(file) and not in_library(Path(place)):
                 del sys.modules[name]
         now, loaded = self._contents(), list(self._loaded())
         if any(getattr(module, MARK, {}).get(file, now[file]) != now[file] for _, module in loaded for file in now):
@@ -162,13 +162,14 @@ def _modules(names: Iterable[str], own: frozenset[str]) -> Iterator[_Node]:
                 break
             if spec.origin is None or not Path(spec.origin).is_file():
                 continue  # a namespace
-            if parts[0] not in own and _is_installed(Path(spec.origin)):
+            if parts[0] not in own and in_library(Path(spec.origin)):
                 break
             package = module if spec.submodule_search_locations is not None else module.rpartition(".")[0]
             yield _Node(module, Path(spec.origin).resolve(), package, None)
 
 
-def _is_installed(file: Path) -> bool:
+def in_library(file: Path) -> bool:
+    """A file is part of an installed package or of Python's own library."""
     library = Path(sysconfig.get_path("stdlib"))
     return bool(INSTALLED & set(file.parts)) or file.is_relative_to(library)
 

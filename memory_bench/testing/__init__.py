@@ -6,16 +6,21 @@ model, works on short random text, and raises an `AssertionError` with a sentenc
 and leaves the global random state alone. ``check_task(task, library)`` does the same for a task.
 
 - `backbones.py`: tiny random backbones
+- `declared.py`: promises about what a model declares, first
 - `measures.py`: instruments: look-ahead, FLOPs
 - `memory.py`: promises about memory
 - `numbers.py`: promises about numbers
 - `operations.py`: operations of kernels that PyTorch's counter does not know
+- `sentences.py`: what an author's code does, in words
+- `shapes.py`: promises about types and shapes, before any number
+- `task_shapes.py`: promises about types of a task
 - `tasks.py`: promises about tasks
 """
 
-from memory_bench.testing import memory, numbers
+from memory_bench.testing import declared, memory, numbers, shapes
 from memory_bench.testing.backbones import card_of, tiny_backbone
 from memory_bench.testing.measures import Build, Check, measure_look_ahead, measured_flops
+from memory_bench.testing.sentences import in_sentences
 from memory_bench.testing.tasks import check_task
 
 __all__ = [
@@ -31,10 +36,22 @@ __all__ = [
 ]
 
 
+FIRST: tuple[Check, ...] = (
+    declared.is_built,
+    declared.declares_itself,
+    declared.sizes_itself,
+    declared.builds_repeat,
+    shapes.states_have_rows,
+    shapes.steps_have_shapes,
+    shapes.counts_are_whole_numbers,
+    shapes.continuations_have_shapes,
+)
+"""What all others rely on: types and shapes, in well under a second."""
+
+
 def model_checks() -> list[Check]:
-    """Every check, named by its function."""
-    return [
-        numbers.declares_itself,
+    """Every check, named by its function; whatever a model raises in one is an `AssertionError` with a sentence."""
+    later: list[Check] = [
         memory.reopening_repeats,
         memory.documents_do_not_leak,
         memory.peeking_is_pure,
@@ -56,10 +73,20 @@ def model_checks() -> list[Check]:
         numbers.decoding_is_rereading,
         numbers.bfloat16_works,
     ]
+    return [in_sentences(check, _nothing) for check in FIRST] + [in_sentences(check, _first) for check in later]
+
+
+def _first(build: Build) -> None:
+    for check in FIRST:
+        check(build)
+
+
+def _nothing(build: Build) -> None:
+    del build
 
 
 def check_model(build: Build) -> None:
-    """Run every check on the model that `build` makes.
+    """Run every check on the model that `build` makes, types and shapes first.
 
     Raises:
         AssertionError: naming the first promise that is broken.

@@ -1,4 +1,4 @@
-"""Promises about numbers: causality, gradients, operations, decoding, precision; and about the class itself."""
+"""Promises about numbers: causality, gradients, operations, decoding, precision."""
 
 import copy
 from functools import partial
@@ -22,21 +22,6 @@ from memory_bench.testing.measures import (
     segment_tokens,
     snapshot,
 )
-
-
-def declares_itself(build: Build) -> None:
-    """Config, traits, families and source are there and of the right kind."""
-    model = build()
-    kind = type(model)
-    parameters = getattr(getattr(kind, "Config", None), "__dataclass_params__", None)
-    require(parameters is not None and parameters.frozen, f"{kind.__name__}.Config must be a frozen dataclass")
-    require(bool(kind.source), f"{kind.__name__}.source must say where the method comes from")
-    require(model.backbone.family in kind.families, f"{kind.__name__} was built on a family it does not declare")
-    require(kind.version >= 1, f"{kind.__name__}.version must be at least 1")
-    names = [n for n, _ in model.named_modules()]
-    require(
-        "backbone" in names, "the backbone must be a submodule named `backbone`, so that its weights are told apart"
-    )
 
 
 @torch.no_grad()
@@ -111,7 +96,11 @@ def gradients_reach_the_parameters(build: Build) -> None:
     trained = {n: p for n, p in own.items() if p.requires_grad}
     missed = {n for n, p in trained.items() if p.grad is None or not bool(p.grad.any())}
     surprising = sorted(n for n in missed if not n.startswith(unreached))
-    require(not surprising, f"no gradient reaches {', '.join(surprising[:4])} ({len(surprising)} parameters in all)")
+    require(
+        not surprising,
+        f"a training loss must reach every trained parameter that the class does not name in `unreached`, but no "
+        f"gradient reaches {', '.join(surprising[:4])} ({len(surprising)} parameters in all)",
+    )
     broken = sorted(n for n, p in trained.items() if p.grad is not None and not bool(p.grad.isfinite().all()))
     require(not broken, f"the gradient of {', '.join(broken[:4])} is not finite")
     stale = sorted(prefix for prefix in unreached if not any(n.startswith(prefix) for n in missed))
@@ -170,7 +159,11 @@ def decoding_is_rereading(build: Build) -> None:
         wanted.append(readout.logits(-1).argmax(dim=-1))
     expected = torch.cat(wanted, dim=1)
     got = model.decode(state, Segment.full(prompt), DecodePlan(new_tokens=size))
-    require(bool((got == expected).all()), "decode must give the greedy continuation that rereading gives")
+    same = bool((got == expected).all())
+    require(
+        same,
+        f"decode must give the greedy continuation that rereading gives, {expected.tolist()}, but gave {got.tolist()}",
+    )
     require_same(state, before, "decode must not change the state it was given")
     stop = int(expected[0, 1])
     got = model.decode(state, Segment.full(prompt), DecodePlan(new_tokens=size, stop_ids=(stop,)))

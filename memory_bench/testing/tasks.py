@@ -15,28 +15,45 @@ from memory_bench.episode import Episode, Estimate, Read, Task
 from memory_bench.protocol import MemoryModel, Nothing, Readout, Segment, Traits
 from memory_bench.testing.backbones import tiny_backbone
 from memory_bench.testing.measures import require
+from memory_bench.testing.task_shapes import check_class, check_training, episodes_of, estimates_of
 
 BYTES = 256
 BITS_PER_BYTE = 8.0  # of a uniform guess among all bytes
 
 
 def check_task(task: Task, library: Library, *, limit: int = 4) -> None:
-    """Run every check on the first `limit` documents, questions or episodes of a task.
+    """Run every check on the first `limit` documents, questions or episodes of a task, types first.
+
+    Args:
+        task: an instance, as ``Colours()``.
+        library: where its data come from, as a run's: ``Library(folder or None, cache)`` of `memory_bench.data`. A task
+            that makes its own never asks it: ``Library(None, tmp_path, hub=False)`` will do.
+        limit: of what is tested.
 
     Raises:
+        DataError: the library does not have the task's data.
         AssertionError: naming the first promise that is broken.
     """
-    episodes = list(task.episodes(library, limit))
-    require(bool(episodes), "a task must have episodes")
-    require(list(task.episodes(library, limit)) == episodes, "the episodes must be the same every time")
-    fewer = list(task.episodes(library, limit - 1))
+    check_class(task)
+    name, episodes = type(task).__name__, episodes_of(task, library, limit)
+    require(bool(episodes), f"{name} must have episodes, but episodes(library, {limit}) gave none")
+    again = episodes_of(task, library, limit)
+    require(again == episodes, f"{name}'s episodes must be the same every time: {_difference(again, episodes)}")
+    fewer = episodes_of(task, library, limit - 1)
     require(len(fewer) <= len(episodes), "a smaller limit must not give more episodes")
     require(fewer[:-1] == episodes[: len(fewer) - 1], "a smaller limit must give the first episodes")
     ids = [e.id for e in episodes]
-    require(len(set(ids)) == len(ids), "episode ids must be unique")
+    twice = sorted({i for i in ids if ids.count(i) > 1})
+    require(not twice, f"episode ids must be unique, but {', '.join(map(repr, twice))} stands for several")
     for episode in episodes:
         check_episode(episode)
+    check_training(task, library, as_bytes)
     check_metrics(task, episodes)
+
+
+def _difference(again: Sequence[Episode], before: Sequence[Episode]) -> str:
+    changed = [ours.id for ours, theirs in zip(again, before, strict=False) if ours != theirs]
+    return f"episode {changed[0]!r} changed" if changed else f"there were {len(before)}, then {len(again)}"
 
 
 def check_episode(episode: Episode) -> None:
@@ -95,9 +112,10 @@ def check_metrics(task: Task, episodes: Sequence[Episode]) -> None:
 
 
 def _headline(task: Task, samples: pd.DataFrame) -> Estimate:
-    found = task.metrics(samples)
+    found = estimates_of(task, samples)
     named = bool(found) and found[0].metric == task.headline and found[0].slice == ""
-    require(named, f"the first metric must be the headline {task.headline}, over everything")
+    got = f"{found[0].metric} {found[0].slice}".strip() if found else "nothing"
+    require(named, f"the first metric must be the headline {task.headline}, over everything, but it is {got}")
     return found[0]
 
 
