@@ -9,6 +9,8 @@
 - `episode.py`: what a task gives to the driver
 - `errors.py`: what can go wrong, as types: `UserError`, `DataError`, `NotFinite`
 - `finite.py`: numbers that are none are refused
+- `frames.py`: the line of a plug-in that an error came from
+- `kinds.py`: what a class must have to be a model or a task
 - `plugins.py`: entry points, scratch files, options checked against their types
 - `protocol.py`: what a memory model is; start here
 - `recipe.py`: how models are trained, as data

@@ -19,7 +19,7 @@ from memory_bench.running.environment import hub_allowed as _hub
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Models = Annotated[
-    str, typer.Option(help="Comma-separated models, e.g. hmt,rmt,mplus or hmt[recall_query=current-half].")
+    str, typer.Option(help="Comma-separated models, e.g. hmt,rmt,mplus, hmt[recall_query=current-half] or my_model.py.")
 ]
 Tasks = Annotated[str, typer.Option(help="Comma-separated tasks, e.g. pg19,pubmedqa.")]
 Backbone = Annotated[

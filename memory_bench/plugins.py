@@ -4,16 +4,19 @@ Nothing registers itself, and no plug-in silently takes another's name: what a s
 taken is ``name@package``. What is not ours is known by its sources too (`identity`).
 
 An entry point's value is ``module:Class``; listing reads the class's docstring and constant attributes from the source
-file without importing it (importing a model means importing torch: seconds), so a broken third-party package costs one
-line of a list and nothing else.
+file without importing it (importing a model means importing torch: seconds). Other packages' plug-ins are imported to
+be listed, since nothing else tells whether they can be: a broken one costs its own line and nothing else.
 """
 
 import ast
+import difflib
 import importlib.util
+import json
 import math
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from importlib.machinery import SourceFileLoader
@@ -21,21 +24,19 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from memory_bench.errors import UserError, unknown
 from memory_bench.files.content import digest_of
 from memory_bench.files.plain import odd, oversized, shortened, toml_table
+from memory_bench.frames import home_of_file, home_of_module, last_foreign, place, summary
+from memory_bench.kinds import NEEDED, fault
 from memory_bench.sources import Sources, of_file, of_module
 
+T = TypeVar("T")
 DISTRIBUTION = "memory-bench"
-NEEDED = {
-    "models": ("Config", "fit", "families", "ablations", "open", "step", "flops"),
-    "tasks": ("Config", "headline", "needs", "episodes", "plan", "corpus", "metrics"),
-}
-"""What a class must have, by kind of plug-in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,26 +109,82 @@ def load(kind: str, name: str) -> Any:
     Raises:
         UserError: no such name or file, it cannot be imported, or it is something else than `kind` says.
     """
-    if ".py:" in name:
-        return _checked(_from_file(*name.rsplit(":", 1)), kind, name)
+    if ".py:" in name and not name.endswith(":"):
+        path, _, attribute = name.rpartition(":")
+        return _from_file(path, attribute, kind)
     family, _, member = name.partition(":")
     if family in (families := installed(f"{kind}.families")):
         return _loaded(families[family], kind, family).named(member)
-    known = installed(kind)
+    if (whole := complete(kind, name)) != name:
+        raise UserError(f"{name} names no class: write {whole}.")
+    known, singular = installed(kind), kind.removesuffix("s")
     if name not in known:
-        singular = kind.removesuffix("s")
-        raise unknown(singular, name, known, f"`memory-bench list {kind}` shows all." if kind != "parity" else "")
-    return _checked(_loaded(known[name], kind, name), kind, name)
-
-
-def _checked(found: Any, kind: str, name: str) -> Any:
-    """What a name stands for, if it is a class that has what is asked of its kind."""
-    needed = NEEDED.get(kind, ())
-    lacking = [n for n in needed if not hasattr(found, n) or n in getattr(found, "__abstractmethods__", ())]
-    if needed and (not isinstance(found, type) or lacking):
-        lacks = f"it has no {', '.join(lacking)}" if isinstance(found, type) else "it is no class"
-        raise UserError(f"{name} is no {kind.removesuffix('s')}: {lacks}.")
+        hint = f"`memory-bench list {kind}` shows all." if kind != "parity" else ""
+        if Path(f"{name}.py").is_file():
+            hint += f" There is a file of that name: --{kind} {name}.py."
+        raise unknown(singular, name, known, hint.strip())
+    found = _loaded(known[name], kind, name)
+    if why := fault(found, kind):
+        entry = known[name]
+        raise UserError(f"{name} is no {singular}: {why}. It is {entry.value} of package {_package(entry)}.")
     return found
+
+
+def complete(kind: str, name: str) -> str:
+    """A name with its class: ``file.py`` is ``file.py:Class`` where the file has one model (or task).
+
+    Raises:
+        UserError: the file has several, or none, or cannot be imported.
+    """
+    path = name.removesuffix(":")
+    if not path.endswith(".py") or path.partition(":")[0] in installed(f"{kind}.families"):
+        return name
+    found, others = _classes_in(_module(path), kind)
+    if len(found) == 1:
+        return f"{path}:{found[0]}"
+    if found:
+        raise UserError(f"{path} has several {kind}: choose {', '.join(f'{path}:{one}' for one in found)}.")
+    why = "; ".join(f"{cls} is none: {reason}" for cls, reason in others.items()) or "it defines no class"
+    raise UserError(f"{path} has no {kind.removesuffix('s')}: {why}.")
+
+
+def _classes_in(module: ModuleType, kind: str) -> tuple[list[str], dict[str, str]]:
+    """The models (or tasks) that a file defines itself, and why its other classes are none."""
+    own = {n: c for n, c in vars(module).items() if isinstance(c, type) and c.__module__ == module.__name__}
+    faults = {name: fault(cls, kind) for name, cls in own.items()}
+    return [name for name, why in faults.items() if not why], {name: why for name, why in faults.items() if why}
+
+
+def broken(kind: str, name: str) -> str:
+    """Why an installed plug-in of another package cannot be used; empty if it can, or is ours. Imports it."""
+    if _ours(installed(kind)[name]):
+        return ""
+    try:
+        load(kind, name)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def asked(owner: str, method: Callable[..., T], *given: Any, **named: Any) -> T:
+    """What a plug-in's own method gives while a run is planned.
+
+    Raises:
+        UserError: the method's, or what else it raised, with the line: a mistake of the plug-in is found now.
+    """
+    try:
+        return method(*given, **named)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        where = last_foreign(error) or place(error, [home_of_module(getattr(method, "__module__", None) or "")])
+        name = getattr(method, "__name__", "its class")
+        text = f"{owner}: {name} raised {summary(error)}"
+        raise UserError(f"{text}{f' ({where})' if where else ''}; nothing was run.") from error
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "unknown"
 
 
 def _loaded(entry: EntryPoint, kind: str, name: str) -> Any:
@@ -135,20 +192,39 @@ def _loaded(entry: EntryPoint, kind: str, name: str) -> Any:
     try:
         sources = _sources(entry)
         sources.forget_changed()
-        found = entry.load()
+        with redirect_stdout(sys.stderr):  # standard output is for results
+            found = entry.load()
         sources.mark()
-    except Exception as error:  # a plug-in may fail in any way; it must not take the others down
-        origin = entry.dist.name if entry.dist else "unknown"
+    except (Exception, SystemExit) as error:  # a plug-in may fail in any way; it must not take the others down
+        text, where = summary(error), place(error, [home_of_module(entry.value.partition(":")[0])])
         raise UserError(
-            f"The {kind.removesuffix('s')} '{name}' of package {origin} cannot be loaded: {error}"
+            f"The {kind.removesuffix('s')} '{name}' of package {_package(entry)} ({entry.value}) cannot be loaded: "
+            f"{text}{f' ({where})' if where else ''}"
         ) from error
     return found
 
 
-def _from_file(path: str, attribute: str) -> Any:
+def _from_file(path: str, attribute: str, kind: str) -> Any:
+    """The class of a file that is a model (or a task)."""
+    module, singular = _module(path, attribute), kind.removesuffix("s")
+    found, _ = _classes_in(module, kind) if kind in NEEDED else ([], {})
+    known = found or [n for n in vars(module) if not n.startswith("_")]
+    if not hasattr(module, attribute):
+        raise unknown(f"name in {path}", attribute, known)
+    if why := fault(getattr(module, attribute), kind):
+        others = f" The file has {', '.join(f'{path}:{one}' for one in found)}." if found else ""
+        raise UserError(f"{path}:{attribute} is no {singular}: {why}.{others}")
+    return getattr(module, attribute)
+
+
+def _module(path: str, attribute: str = "") -> ModuleType:
+    """The module of a plug-in that is a file, from its sources as they are now."""
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"There is no file {path} to load '{attribute}' from.")
+        near = difflib.get_close_matches(file.name, [f.name for f in file.parent.glob("*.py")], n=1, cutoff=0.4)
+        guess = f" Did you mean {file.with_name(near[0])}?" if near else ""
+        raise UserError(f"There is no file {path} to load {f'{attribute!r}' if attribute else 'from'}"
+                        f"{' from' if attribute else ''}.{guess}")  # fmt: skip
     sources = of_file(file)
     # Of path and content, with what is imported from beside it: an edited file is another module.
     name = f"memory_bench_file_{digest_of([str(file.resolve()), sources.revision])[:16]}"
@@ -157,9 +233,7 @@ def _from_file(path: str, attribute: str) -> Any:
         sources.forget_changed()
         module = _import_file(file, name)
         sources.mark()
-    if not hasattr(module, attribute):
-        raise unknown(f"name in {path}", attribute, [n for n in vars(module) if not n.startswith("_")])
-    return getattr(module, attribute)
+    return module
 
 
 class _FromSource(SourceFileLoader):
@@ -177,10 +251,12 @@ def _import_file(file: Path, name: str) -> ModuleType:
     module = module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up while it is being made
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise UserError(f"{file} cannot be imported: {type(error).__name__}: {error}") from error
+        with redirect_stdout(sys.stderr):  # standard output is for results
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
+        where = place(error, [home_of_file(file)])
+        raise UserError(f"{file} cannot be imported: {summary(error)}{f' ({where})' if where else ''}") from error
     return module
 
 
@@ -216,8 +292,8 @@ def summarise(entry: EntryPoint, name: str = "") -> Summary:
         if node is None:
             return Summary(name, "", {}, origin, f"{entry.module} has no class {entry.attr}")
         constants = _all_constants(entry.module, entry.attr)
-    except (ImportError, OSError, SyntaxError, ValueError) as error:
-        return Summary(name, "", {}, origin, str(error))
+    except Exception as error:  # packages on the way are imported, or an entry point is misspelt
+        return Summary(name, "", {}, origin, str(error) or type(error).__name__)
     text = ast.get_docstring(node) or ""
     if not text or text.startswith("See the module"):
         text = ast.get_docstring(tree) or ""
@@ -304,16 +380,22 @@ def configure(owner: str, config: Any, changes: Mapping[str, Any]) -> Any:
     for name, value in changes.items():
         if name not in names:
             raise unknown(f"option of {owner}", name, names)
-        if fault := oversized(value) if isinstance(value, float) else odd(value):
-            raise UserError(f"{owner}.{name}: the value {fault}.")
+        if wrong := oversized(value) if isinstance(value, float) else odd(value):
+            raise UserError(f"{owner}.{name}: the value {wrong}.")
     try:
         checked = TypeAdapter(type(config)).validate_python({**asdict(config), **changes})
+        json.dumps(asdict(checked))  # as records hold it
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or next(iter(changes), "")
         given = first["input"]
         said = f"give a list, such as [{shortened(str(given))}]" if first["type"] == "tuple_type" else first["msg"]
         raise UserError(f"{owner}.{where}: {said} (got {shortened(repr(given))}).") from error
+    except (PydanticUserError, TypeError) as error:
+        first_line = str(error).split("\n")[0]
+        raise UserError(
+            f"{owner}: its options must be plain data (numbers, text, flags, lists): {first_line}"
+        ) from error
     for name in changes:
         if isinstance(value := getattr(checked, name), float) and not math.isfinite(value):
             raise UserError(f"{owner}.{name}: give a finite number (got {value}).")

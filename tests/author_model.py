@@ -136,7 +136,7 @@ MISTAKES = (
         "Config has a field without default",
         "    segment: int = 8\n",
         "    slots: int\n    segment: int = 8\n",
-        r"build\(\) must make the model: its class has.*'slots' \(<lambda> in measure\.py line 12\)",
+        r"build\(\) must make the model: its class has.*'slots'",
     ),
     Mistake(
         "Config holds what is no plain data",
@@ -211,19 +211,19 @@ MISTAKES = (
         "no step",
         "def step(",
         "def forward(",
-        r"build\(\) must make the model: its class has.*method step \(<lambda> in measure\.py line 12\)",
+        r"build\(\) must make the model: its class has.*method step",
     ),
     Mistake(
         "no open",
         "def open(",
         "def init_state(",
-        r"build\(\) must make the model: its class has.*method open \(<lambda> in measure\.py line 12\)",
+        r"build\(\) must make the model: its class has.*method open",
     ),
     Mistake(
         "no flops",
         "def flops(",
         "def cost(",
-        r"build\(\) must make the model: its class has.*method flops \(<lambda> in measure\.py line 12\)",
+        r"build\(\) must make the model: its class has.*method flops",
     ),
     Mistake(
         "no subclass of MemoryModel",
@@ -278,13 +278,13 @@ MISTAKES = (
         "the constructor takes no generator",
         "def __init__(self, backbone, config, rng):",
         "def __init__(self, backbone, config):\n        rng = torch.Generator().manual_seed(0)",
-        r"build\(\) must make the model: its class has.*4 were given \(<lambda> in measure\.py line 12\)",
+        r"build\(\) must make the model: its class has.*4 were given",
     ),
     Mistake(
         "the constructor takes one thing more",
         "config, rng):",
         "config, rng, device):",
-        r"build\(\) must make the model: its class has.*'device' \(<lambda> in measure\.py line 12\)",
+        r"build\(\) must make the model: its class has.*'device'",
     ),
     Mistake(
         "the constructor does not call its base",

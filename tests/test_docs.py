@@ -76,5 +76,19 @@ def test_the_example_is_a_memory_model(
     check(lambda: example.Echo(make_backbone("qwen3"), config, torch.Generator().manual_seed(0)))
 
 
+def test_the_example_of_a_task_is_one(tmp_path: Path) -> None:
+    """Task and test of the contributors' page, as they stand there."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    sources = [block for block in re.findall(r"```python\n(.*?)```", text, flags=re.S) if "Colours" in block]
+    module = ModuleType("contributing")
+    for source in sources:
+        exec(compile(source, "CONTRIBUTING.md", "exec"), module.__dict__)
+    assert len(sources) == 2
+    module.__dict__["test_colours"](tmp_path)
+    example = ROOT / "examples/memory-bench-example/src/memory_bench_example/colours.py"
+    bare = [line for line in example.read_text(encoding="utf-8").splitlines() if '"""' not in line and line.strip()]
+    assert bare == [line for line in sources[0].splitlines() if '"""' not in line and line.strip()]
+
+
 def test_the_number_of_promises_is_said_right() -> None:
     assert f"{len(model_checks())} promises" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -25,6 +25,7 @@ from memory_bench.report.scorers import scorers
 from memory_bench.running.console import Display, error, show
 from memory_bench.running.executors import Executor, Inline, Local
 from memory_bench.running.grid import Grid, Request, make_task, plan_grid, split_names
+from memory_bench.running.naming import completed
 from memory_bench.running.options import Options, parse_limits, parse_seeds, parse_settings, with_suite
 from memory_bench.running.superseded import FOLDER as ASIDE
 from memory_bench.running.superseded import set_aside
@@ -92,6 +93,7 @@ def prepare(options: Options) -> Prepared:
         settings=parse_settings(options.settings),
         controls=options.controls,
     )
+    request = completed(request)
     library = Library(options.data, options.cache, stand_ins=options.stand_ins, hub=options.hub, notice=_note)
     say = (lambda sentence: None) if options.quiet else error
     backbones = Backbones(library, options.cache, hub=options.hub, report=say, notice=_note)

@@ -1,4 +1,4 @@
-"""What `memory-bench list` shows. Imports neither torch nor any plug-in: facts come from sources and certificates."""
+"""What `memory-bench list` shows. Facts come from sources; only other packages' plug-ins are imported."""
 
 import json
 import tomllib
@@ -49,11 +49,12 @@ def _models() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for name, entry in plugins.installed("models").items():
         s = plugins.summarise(entry, name)
+        why = s.broken or plugins.broken("models", name)
         certificate, facts = certificates.get(s.name), measured.get(s.name, {})
         found.append(
             {
                 "name": s.name,
-                "status": f"broken: {s.broken}" if s.broken else "installed",
+                "status": f"broken: {why}" if why else "installed",
                 "summary": s.text,
                 "families": list(s.constants.get("families", ("llama", "gpt2", "opt"))),
                 "parity": parity_text(certificate),
@@ -85,7 +86,8 @@ def _tasks(data: Path | None) -> list[dict[str, Any]]:
             if need == "wikitext103"
             else "stand-in, unless --data or the hub has it"
         )
-        status = f"broken: {s.broken}" if s.broken else where
+        why = s.broken or plugins.broken("tasks", name)
+        status = f"broken: {why}" if why else where
         found.append(
             {
                 "name": s.name,

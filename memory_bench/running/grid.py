@@ -206,11 +206,11 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
         task, options = _make_task(task_name, request)
         limit = request.limits.get(task_name, request.limits.get(""))
         chosen = backbones.card(resolved)
-        plan = task.plan(library, pretrained=chosen.pretrained)
+        plan = plugins.asked(task_name, task.plan, library, pretrained=chosen.pretrained)
         card = backbones.card(plan.backbone) if plan.backbone else chosen
         usual = _usual_recipe(plan.recipe, loading.recipe, card)
         _check_ends(find_recipe(usual), request.budget)
-        label, revision = evaluated(task, library)
+        label, revision = plugins.asked(task_name, evaluated, task, library)
         code = plugins.identity("tasks", task_name)  # a task makes its training data, too
         task_choice = Choice(task_name, task.version, {**options, "data": label}, revision, *code)
         corpus = Choice(plan.corpus, plan.version, {}, trained_on(plan.corpus, task, library), *code)
@@ -224,7 +224,8 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
             choice, recipe = _recipe(w, usual, request.budget)
             revision, own = "", w.part("")
             adapted = adapts(request.budget, recipe, cls) and not own.get("checkpoint")
-            fitted = cls.fit(card, _beside_adapters(request.budget, recipe, card) if adapted else request.budget)
+            left = _beside_adapters(request.budget, recipe, card) if adapted else request.budget
+            fitted = plugins.asked(w.label, cls.fit, card, left)
             if checkpoint := str(own.get("checkpoint") or ""):
                 found = match(w.label, cls, checkpoint, card.name, backbones)
                 config = found.config(w.label, fitted, own, loading.dtype)
@@ -242,10 +243,10 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                 if adapted:
                     _check_adapters(w.label, cls, config, recipe)
                 _check_options(w, cls, config, card)
-                if not cls.helpers(config):
+                if not plugins.asked(w.label, cls.helpers, config):
                     trainer = Trainer(w.label, cls, config, make_recipe(recipe), card, task_name, task, plan)
                     refuse_below_one_step(trainer, request.budget, request.seeds, library, backbones)
-            _check_helpers(w.label, cls.helpers(config), backbones)
+            _check_helpers(w.label, plugins.asked(w.label, cls.helpers, config), backbones)
             for seed in request.seeds:
                 training = Training(
                     model=Choice(w.name, cls.version, asdict(config), revision, *identities[w.name]),
@@ -411,8 +412,8 @@ def _check_ends(recipe: Recipe, budget: Budget) -> None:
 def _make_task(name: str, request: Request) -> tuple[Task, dict[str, Any]]:
     cls = plugins.load("tasks", name)
     changes = {**request.budget.tasks.get(name, {}), **request.settings.get(name, {})}
-    config = plugins.configure(name, cls.Config(), changes)
-    return cls(config), asdict(config)
+    config = plugins.configure(name, plugins.asked(name, cls.Config), changes)
+    return plugins.asked(name, cls, config), asdict(config)
 
 
 def make_task(choice: Choice) -> Task:

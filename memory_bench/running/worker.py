@@ -7,7 +7,6 @@ progress as JSON lines. Whatever happens is a record: a limit that was passed is
 
 import json
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe
 from memory_bench.record import Record, now, provenance
 from memory_bench.report.rows import marked
+from memory_bench.running import blame
 from memory_bench.running.building import Parts, gather, over
 from memory_bench.running.grid import WINDOW, make_task, refuse_changed
 from memory_bench.statistics.learned import judge
@@ -107,8 +107,7 @@ def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None) -> Reco
     except UserError as error:
         result = replace(result, detail=str(error))
     except Exception as error:
-        traceback.print_exc()
-        result = replace(result, detail=f"{type(error).__name__}: {error}")
+        result = replace(result, detail=blame.told(error, cell, store))
     facts = provenance(device=_device_name(job.device), threads=torch.get_num_threads(), started=started)
     facts["vector_unit"] = torch.backends.cpu.get_cpu_capability()
     notices = {"notices": list(store.warnings)} if store.warnings else {}
