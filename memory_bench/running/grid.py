@@ -244,7 +244,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                     _check_adapters(w.label, cls, config, recipe)
                 _check_options(w, cls, config, card)
                 if not plugins.asked(w.label, cls.helpers, config):
-                    trainer = Trainer(w.label, cls, config, make_recipe(recipe), card, task_name, task, plan)
+                    trainer = Trainer(w.label, cls, config, recipe, card, task_name, task, plan)
                     refuse_below_one_step(trainer, request.budget, request.seeds, library, backbones)
             _check_helpers(w.label, plugins.asked(w.label, cls.helpers, config), backbones)
             for seed in request.seeds:
