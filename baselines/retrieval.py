@@ -218,7 +218,7 @@ class Retrieval(MemoryModel[RetrievalState]):
         some = segment.mask.any(dim=1)
         return RetrievalState(
             self._keep(state.blocks, ids) if count else state.blocks,
-            _last(rest, size - 1),
+            _last(rest, size - 1).clone(),  # a part of `rest` would keep all of it
             torch.where(some[:, None], _last(torch.cat(written, dim=1), self.config.segment), state.query),
             torch.where(some, asks, state.asked),
         )

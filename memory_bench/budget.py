@@ -183,6 +183,9 @@ class Usage:
         control_seconds: of the controls, which are the harness's own and no part of `eval_seconds`.
         peak_reserved_bytes: what an accelerator's allocator had taken at most, used or not; 0 on a CPU.
         training_ended_by: see `memory_bench.driver.train.Trained`.
+
+    None was not measured. Bytes of state are those of one row, the largest in evaluation; read and written are means
+    over its segments (see `memory_bench.driver.accounting`). Joules are those of the device, for whomever it worked.
     """
 
     parameters: int = 0
@@ -204,3 +207,12 @@ class Usage:
     state_host_bytes: int = 0
     training_ended_by: str = ""
     adapter_parameters: int = 0
+    state_disk_bytes: int | None = None
+    state_read_bytes: float | None = None
+    state_written_bytes: float | None = None
+    weight_bytes: int | None = None
+    gradient_bytes: int | None = None
+    optimizer_bytes: int | None = None
+    activation_bytes: int | None = None
+    train_joules: float | None = None
+    eval_joules: float | None = None

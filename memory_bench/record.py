@@ -8,7 +8,7 @@ import importlib.metadata
 import math
 import platform
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -43,7 +43,8 @@ class Record:
             (``device_bytes@segment 37/391``).
         metrics: of this cell alone; tables over several seeds are computed from the samples.
         usage: what was spent.
-        provenance: of `provenance`, and ``look_ahead``: how many tokens past the predicting position the model may see.
+        provenance: of `provenance`; ``look_ahead``: how many tokens past the predicting position the model may see;
+            ``state_growth``: how the state of a row grew with the tokens read.
         learned: whether a trained memory learned anything: ``verdict`` (one of `VERDICTS`), ``lift``, ``low``,
             ``high`` and ``against`` (the control it was measured against).
         levels: reference levels of the headline, for example chance and majority.
@@ -134,8 +135,11 @@ class Record:
 
 
 def _usage(data: dict[str, Any]) -> Usage:
-    """What was spent; NaN for what was not finite and so is not in a file."""
-    spent: dict[str, Any] = {name: math.nan if value is None else value for name, value in data.items()}
+    """What was spent; NaN for what was not finite and so is not in a file. What need not be measured may be None."""
+    optional = {f.name for f in fields(Usage) if f.default is None}
+    spent: dict[str, Any] = {
+        name: math.nan if value is None and name not in optional else value for name, value in data.items()
+    }
     return Usage(**spent)
 
 

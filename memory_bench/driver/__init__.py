@@ -1,10 +1,13 @@
 """Reads episodes with a model, asks, trains, and meters all of it.
 
+- `accounting.py`: what a cell holds and moves: bytes by kind and place, joules
+- `alive.py`: bytes of tensors alive at once
 - `asking.py`: questions on forks of a stream
 - `beacon.py`: where a cell is, told to its watcher
 - `checkpoints.py`: trained memories on disk
 - `clock.py`: seconds of a cell
 - `encoding.py`: episodes as tokens, with bytes and words
+- `energy.py`: joules that the machine counts
 - `generating.py`: answers in the model's own words
 - `ledger.py`: bytes of tensors, by what they are for
 - `memory.py`: what the process holds and held

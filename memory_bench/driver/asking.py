@@ -20,7 +20,17 @@ from torch import Tensor
 from memory_bench.corpus import Line
 from memory_bench.driver.encoding import Question, Stream
 from memory_bench.driver.generating import generate
-from memory_bench.driver.stream import Watcher, check_state, control, cut, line_nll, open_lines, segment_length, within
+from memory_bench.driver.stream import (
+    Watcher,
+    check_state,
+    control,
+    cut,
+    line_nll,
+    open_lines,
+    segment_length,
+    stepping,
+    within,
+)
 from memory_bench.episode import Ask, Decode
 from memory_bench.errors import NotFinite
 from memory_bench.protocol import MemoryModel, State
@@ -140,11 +150,13 @@ def _absorb(
     Lines that are not `charged` have been read before, and are read again for what is beside them.
     """
     segment, _ = cut(lines, start, segment_length(model), model.backbone.device)
-    after: State = model.absorb(state, segment)
+    with stepping(watcher, len(lines)):
+        after: State = model.absorb(state, segment)
     if watcher is not None:
         own = segment.mask if charged is None else segment.mask[torch.tensor(charged)]
         watcher.stepped(model, len(own), segment.ids.shape[1], before, int(own.sum()), absorbed=True)
         watcher.state(after, len(lines))
+        watcher.wrote(state, after, len(lines), before + segment.ids.shape[1])
     check_state(after, before, names)
     return after
 

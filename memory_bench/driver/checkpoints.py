@@ -39,6 +39,10 @@ class Spent:
     peak_device_bytes: int
     peak_host_bytes: int
     training_ended_by: str
+    gradient_bytes: int | None = None
+    optimizer_bytes: int | None = None
+    activation_bytes: int | None = None
+    train_joules: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,7 @@ def load_checkpoint(
         notice(f"{place} has no checksums, as an older version wrote it; it is used as it is.")
     model.load_state_dict(weights, strict=False)
     for name in Spent.__slots__:
-        setattr(usage, name, facts["usage"][name])
+        setattr(usage, name, facts["usage"].get(name))
     curve = [(tokens, math.nan if loss is None else float(loss)) for tokens, loss in facts["curve"]]
     return Trained(model.eval().requires_grad_(False), curve, facts["ended_by"])
 

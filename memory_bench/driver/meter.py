@@ -5,12 +5,13 @@ Seconds are those of `memory_bench.driver.clock`. Whoever watches from outside l
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
 
 from memory_bench.budget import Budget, BudgetExceeded, Usage
+from memory_bench.driver.accounting import Accounting
 from memory_bench.driver.beacon import Beacon, Place
 from memory_bench.driver.clock import Clock
 from memory_bench.driver.ledger import Ledger
@@ -47,6 +48,7 @@ class Meter(Watcher):
     def __init__(self, budget: Budget, device: torch.device, beacon: Beacon | None = None) -> None:
         self.budget, self.device, self.beacon = budget, device, beacon
         self.usage, self.ledger = Usage(), Ledger()
+        self.accounting = Accounting(self.usage, device)
         self.train_passes = TRAIN_PASSES  # one more where activations are recomputed
         self._phase = "start"
         self._within, self._step, self._control = "", "", ""
@@ -149,6 +151,7 @@ class Meter(Watcher):
         """Go over into another phase; the one before is returned."""
         self._settle()
         outer, self._phase = self._phase, phase
+        self.accounting.entered(phase)
         return outer
 
     def _settle(self) -> None:
@@ -184,6 +187,7 @@ class Meter(Watcher):
                 self.usage.eval_tokens += real
                 self.usage.eval_flops += rows * (model.absorb_flops if absorbed else model.flops)(tokens, before)
         self.ledger.hold(model)
+        self.accounting.model(model)
         self.ticked()
 
     def ticked(self) -> None:
@@ -198,16 +202,23 @@ class Meter(Watcher):
         self.usage.train_tokens += spent.train_tokens
         self.usage.train_flops += spent.train_flops
         self.usage.train_seconds += spent.train_seconds
+        if spent.train_joules is not None:
+            self.usage.train_joules = (self.usage.train_joules or 0.0) + spent.train_joules
 
     def state(self, state: State, rows: int) -> None:
         """See `Watcher.state`: the largest state of one row counts, and that of all rows as memory that is held."""
         if self._phase == "train" or not rows:
             return
-        size = state.size()
-        self.ledger.state = size.device
-        if self._phase != "control":
-            self.usage.state_bytes = max(self.usage.state_bytes, size.device // rows)
-            self.usage.state_host_bytes = max(self.usage.state_host_bytes, size.host // rows)
+        self.ledger.state = state.size().device
+        self.accounting.state(state, rows)
+
+    def stepping(self, rows: int) -> AbstractContextManager[Any]:
+        """See `Watcher.stepping`."""
+        return self.accounting.stepping(rows)
+
+    def wrote(self, before: State, after: State, rows: int, read: int) -> None:
+        """See `Watcher.wrote`."""
+        self.accounting.wrote(before, after, rows, read)
 
     def read_memory(self) -> None:
         """Update the peaks."""

@@ -60,6 +60,14 @@ class Watcher:
         del name
         return nullcontext()
 
+    def stepping(self, rows: int) -> AbstractContextManager[Any]:
+        """The step of `rows` rows runs inside."""
+        del rows
+        return nullcontext()
+
+    def wrote(self, before: State, after: State, rows: int, read: int) -> None:
+        """A step made `after` of `before`; `read` tokens of each of the `rows` rows have gone into it."""
+
 
 class _Later(Watcher):
     """Passes on what it is told of a text that begins `before` tokens into its stream."""
@@ -81,6 +89,14 @@ class _Later(Watcher):
         """See `Watcher.state`."""
         self.watcher.state(state, rows)
 
+    def stepping(self, rows: int) -> AbstractContextManager[Any]:
+        """See `Watcher.stepping`."""
+        return self.watcher.stepping(rows)
+
+    def wrote(self, before: State, after: State, rows: int, read: int) -> None:
+        """See `Watcher.wrote`."""
+        self.watcher.wrote(before, after, rows, self.before + read)
+
 
 def within(watcher: Watcher | None, place: str) -> AbstractContextManager[None]:
     """See `Watcher.within`."""
@@ -90,6 +106,11 @@ def within(watcher: Watcher | None, place: str) -> AbstractContextManager[None]:
 def control(watcher: Watcher | None, name: str) -> AbstractContextManager[None]:
     """See `Watcher.control`; without a name it is the main pass."""
     return nullcontext() if watcher is None or not name else watcher.control(name)
+
+
+def stepping(watcher: Watcher | None, rows: int) -> AbstractContextManager[Any]:
+    """See `Watcher.stepping`."""
+    return nullcontext() if watcher is None else watcher.stepping(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +274,8 @@ def walk(  # noqa: PLR0913, C901
         if recompute:
             advance = partial(checkpoint, _advance, model, use_reentrant=False, preserve_rng_state=False)
         source, before = state if memory == "own" else _read_from(model, state, chosen, memory), carry
-        nll, carry, aux, after = advance(source, carry, segment, scored, memory == "own" and left > 0)
+        with stepping(watcher, len(alive)):
+            nll, carry, aux, after = advance(source, carry, segment, scored, memory == "own" and left > 0)
         if memory == "own":
             state = after
         elif memory == "foreign" and left:
@@ -261,6 +283,8 @@ def walk(  # noqa: PLR0913, C901
         if watcher is not None:
             watcher.stepped(model, len(alive), segment.ids.shape[1], start, int(segment.mask.sum()))
             watcher.state(state, len(alive))
+            if memory == "own" and left:
+                watcher.wrote(source, after, len(alive), start + length)
         if names is not None:
             if (spoilt := _broken_row(nll)) is not None:
                 row = torch.tensor([spoilt])

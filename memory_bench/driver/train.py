@@ -209,7 +209,9 @@ class _Loop:
             with self.meter.within(place):
                 lines = self.corpus.batch(stage.rows, stage.segments, segment_length(model), self.rng)
                 self._check_room(lines, place)
-                loss = self._step(model, lines, done, stage)
+                assert self._optimizer is not None
+                with self.meter.accounting.training(self._optimizer, first=stage is not self._seen):
+                    loss = self._step(model, lines, done, stage)
                 self.curve.append((self.meter.usage.train_tokens, loss))
                 self.steps += 1
                 self.meter.usage.train_steps = self.steps

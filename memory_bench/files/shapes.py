@@ -75,6 +75,16 @@ class LearnedShape:
 
 
 @dataclass(frozen=True, slots=True)
+class GrowthShape:
+    """How a state grew: by so many bytes a token, or each time the tokens double; tokens and bytes of one row."""
+
+    kind: Literal["constant", "logarithmic", "linear"]
+    bytes_per_token: float | None
+    bytes_per_doubling: float | None
+    points: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class HappenedShape:
     """What readers look at of a record's provenance."""
 
@@ -89,6 +99,7 @@ class HappenedShape:
     segment: int | None = None
     curve: list[tuple[int, float | None]] | None = None
     expected_retention: list[tuple[float, float]] | None = None
+    state_growth: GrowthShape | None = None
 
     def __post_init__(self) -> None:
         for name in ("started", "finished"):

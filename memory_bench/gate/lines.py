@@ -219,7 +219,7 @@ def with_tolerance(line: Line, tolerances: Mapping[str, Tolerance]) -> Line:
 def _costs(used: Usage) -> dict[str, float | None]:
     return {
         "added_parameters": used.added_parameters,
-        "state_bytes": used.state_bytes + used.state_host_bytes,
+        "state_bytes": used.state_bytes + used.state_host_bytes + (used.state_disk_bytes or 0),
         "eval_flops_per_token": used.eval_flops / used.eval_tokens if used.eval_tokens else None,
     }
 

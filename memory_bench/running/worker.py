@@ -35,6 +35,7 @@ from memory_bench.report.rows import marked
 from memory_bench.running import blame
 from memory_bench.running.building import Parts, gather, over
 from memory_bench.running.grid import WINDOW, make_task, refuse_changed
+from memory_bench.statistics.growth import fit_growth
 from memory_bench.statistics.learned import judge
 from memory_bench.statistics.pairing import judged
 from memory_bench.statistics.retention import expected_shares
@@ -111,7 +112,9 @@ def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None) -> Reco
     facts = provenance(device=_device_name(job.device), threads=torch.get_num_threads(), started=started)
     facts["vector_unit"] = torch.backends.cpu.get_cpu_capability()
     notices = {"notices": list(store.warnings)} if store.warnings else {}
-    result = replace(result, usage=meter.usage, provenance={**facts, **result.provenance, **notices})
+    grown = fit_growth(meter.accounting.sizes())
+    growth = {} if grown is None else {"state_growth": grown.to_json()}
+    result = replace(result, usage=meter.usage, provenance={**facts, **result.provenance, **growth, **notices})
     store.write_record(result, samples)
     return result
 
@@ -169,11 +172,12 @@ def _evaluate(work: _Work, blank: Record) -> tuple[Record, pd.DataFrame]:
     metrics = tuple(_mark_look_ahead(e, model.traits.look_ahead, released) for e in task.metrics(judged(task, samples)))
     if fault := unsound(metrics):
         raise NotFinite(f"non-finite: {fault}")
+    used = meter.usage
     learned = judge(
         task.headline_rows(judged(task, samples)),
         task.headline,
         trained=trained.ended_by != "none",
-        has_memory=bool(meter.usage.state_bytes),
+        has_memory=bool(used.state_bytes or used.state_host_bytes or used.state_disk_bytes),
         pretrained=released,
     )
     facts = {

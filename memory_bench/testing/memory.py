@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from memory_bench.protocol import Segment
+from memory_bench.state import size_of
 from memory_bench.testing.measures import (
     Build,
     peek,
@@ -213,14 +214,14 @@ def empty_rows_keep_their_memory(build: Build) -> None:
 
 @torch.no_grad()
 def size_is_honest(build: Build) -> None:
-    """``size()`` is the bytes of the tensors, and stops growing where the model says that it is bounded."""
+    """``size()`` is the bytes of what is held, and stops growing where the model says that it is bounded."""
     model, text = prepared(build, segments=4, rows=1)
     pieces = [Segment.full(ids) for ids in text.split(segment_tokens(model), dim=1)]
     state, sizes = model.open(1), []
     for number in range(LONG_STREAM if model.traits.bounded else len(pieces)):
         state = model.absorb(state, pieces[number % len(pieces)])
-        said, held = state.size(), sum(t.nbytes for _, t in state.tensors())
-        require(said.device + said.host == held, f"size() must be the bytes of the tensors, {held}, not {said}")
+        said, held = state.size(), size_of(state.holdings()).total
+        require(said.total == held, f"size() must be the bytes of what is held, {held}, not {said}")
         sizes.append(held)
         if number > FULL and len(set(sizes[-FULL:])) == 1:
             return
