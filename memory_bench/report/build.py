@@ -17,7 +17,7 @@ from memory_bench.report.beside import MEANING, TITLE, Beside, find_beside
 from memory_bench.report.board import Board, collect
 from memory_bench.report.layout import to_markdown, to_tex
 from memory_bench.report.rows import Scorer
-from memory_bench.report.tables import long_form, long_rows, look_ahead, pretrained, quality, spend
+from memory_bench.report.tables import held, long_form, long_rows, look_ahead, pretrained, quality, spend
 from memory_bench.store import Store
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ class Report:
         if board.pretrained:
             out += [words.PRETRAINED, to_markdown(pretrained(board))]
         out += ["Cost:", to_markdown(spend(board, self.certificates))]
+        if len((more := held(board)).columns) > 1:
+            out += [f"{words.HELD}:", to_markdown(more)]
         found = self.beside(board)
         if found.pairs:
             out += [f"{TITLE}:", to_markdown(found.table()), *([found.more] if found.more else [])]

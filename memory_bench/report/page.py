@@ -10,7 +10,7 @@ from memory_bench.report.beside import TITLE, Beside
 from memory_bench.report.board import Board
 from memory_bench.report.layout import NONE, Table
 from memory_bench.report.plots import Drawn
-from memory_bench.report.tables import look_ahead, pretrained, quality, spend
+from memory_bench.report.tables import held, look_ahead, pretrained, quality, spend
 
 STYLE = """
 :root { color-scheme: light; }
@@ -110,7 +110,9 @@ def _board(board: Board, place: int, certificates: Mapping[str, str], drawn: Seq
         out += [_table(look_ahead(board))]
     if board.pretrained:
         out += [f"<p>{_text(words.PRETRAINED)}</p>", _table(pretrained(board))]
-    out += [f"<details><summary>Cost</summary>{_table(spend(board, certificates))}</details>"]
+    more = held(board)
+    memory = f"<p>{words.HELD}</p>{_table(more)}" if len(more.columns) > 1 else ""
+    out += [f"<details><summary>Cost</summary>{_table(spend(board, certificates))}{memory}</details>"]
     for number, plot in enumerate(drawn):
         image = _inline(plot.svg.decode(), f"b{place}p{number}-")
         caption = _text(f"{plot.plot.caption}: {words.title(board)}")

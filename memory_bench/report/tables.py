@@ -4,10 +4,9 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 from memory_bench.report.board import Board
-from memory_bench.report.costs import cost, learned
+from memory_bench.report.costs import Cost, cost, growth_text, learned
 from memory_bench.report.layout import NONE, Table
 from memory_bench.report.rows import OVER, Row
 from memory_bench.statistics import pairing
@@ -20,6 +19,11 @@ COLUMNS = (
     "train_seconds", "eval_tokens", "eval_flops_per_token", "eval_tokens_per_second", "peak_device_bytes",
     "peak_host_bytes", "state_bytes", "parity", "role", "detail",
 )  # fmt: skip
+MEASURED = (
+    "weight_bytes", "optimizer_bytes", "activation_bytes", "gradient_bytes", "state_device_bytes", "state_host_bytes",
+    "state_disk_bytes", "state_read_bytes", "state_written_bytes", "state_growth", "train_joules", "eval_joules",
+)  # fmt: skip
+"""Columns behind `COLUMNS`, each only where some row has it: older records and other machines have less."""
 SHORT = {"bits_per_byte": "bits/byte", "accuracy": "accuracy", "macro_f1": "macro F1", "ppl_token": "ppl/token",
          "ppl_word": "ppl/word", "nll": "nats/token", "half_life": "half-life"}  # fmt: skip
 FINE = ("bits_per_byte", "nll")
@@ -77,10 +81,29 @@ def spend(board: Board, certificates: Mapping[str, str]) -> Table:
             NONE if c.eval_flops_per_token is None else scaled(c.eval_flops_per_token),
             NONE if c.eval_tokens_per_second is None else f"{c.eval_tokens_per_second:,.0f}",
             NONE if c.peak_device_bytes is None else size(c.peak_device_bytes),
-            NONE if c.state_bytes is None else size(c.state_bytes),
+            NONE if c.state_bytes is None else _state(c),
             added or NONE,
             certificates.get(row.model, "none"),
         ))  # fmt: skip
+    return Table(columns, tuple(rows)).without_empty_columns()
+
+
+def _state(c: Cost) -> str:
+    """``76.5 kB, constant``: the largest state of a row, and how it grows."""
+    return size(c.state_bytes or 0) + ("" if c.growth is None else f", {growth_text(c.growth)}")
+
+
+def held(board: Board) -> Table:
+    """What is in memory, what a segment moves, and energy; with the models alone where nothing was measured."""
+    columns = ("model", "weights", "gradients", "optimiser", "activations", "state on host", "state on disk",
+               "state read", "state written", "train J", "eval J")  # fmt: skip
+    rows = []
+    for row in board.everything:
+        c = cost(row)
+        held = (c.weight_bytes, c.gradient_bytes, c.optimizer_bytes, c.activation_bytes, c.state_host_bytes or None,
+                c.state_disk_bytes or None, c.state_read_bytes, c.state_written_bytes)  # fmt: skip
+        joules = (NONE if j is None else f"{j:,.0f}" for j in (c.train_joules, c.eval_joules))
+        rows.append((row.label, *(NONE if n is None else size(n) for n in held), *joules))
     return Table(columns, tuple(rows)).without_empty_columns()
 
 
@@ -138,13 +161,16 @@ def _causal_twin(board: Board, row: Row) -> Row | None:
 def long_rows(boards: Sequence[Board], certificates: Mapping[str, str]) -> list[dict[str, object]]:
     """One entry per (model, task, metric, slice) with the keys `COLUMNS`; a row without numbers has one entry.
 
-    Values are plain data, None where nothing is known.
+    Values are plain data, None where nothing is known. Behind them stand those of `MEASURED` that some row has.
     """
+    everything = [cost(row) for board in boards for row in board.everything]
+    columns = COLUMNS + tuple(name for name in MEASURED if any(getattr(c, name) is not None for c in everything))
     result = []
     for board in boards:
         better = board.higher_is_better if any(row.headline for row in board.everything) else None
         for row in board.everything:
-            spent = {f: v for f, v in asdict(cost(row)).items() if f in COLUMNS}
+            c = cost(row)
+            spent = {name: getattr(c, name) for name in columns if hasattr(c, name)}
             told = "; ".join([*filter(None, [board.unequal.get(row.label)]), detail(row)])
             common = {
                 "model": row.label, "backbone": board.backbone_shown, "task": board.task, "data": board.data,
@@ -160,7 +186,7 @@ def long_rows(boards: Sequence[Board], certificates: Mapping[str, str]) -> list[
             nothing: dict[str, object] = {"metric": board.metric, "slice": row.marked(""), "n": 0, "unit": "",
                                           "higher_is_better": better}  # fmt: skip
             for line in lines or [nothing]:
-                result.append({name: _plain({**common, **line}.get(name)) for name in COLUMNS})
+                result.append({name: _plain({**common, **line}.get(name)) for name in columns})
     return result
 
 
@@ -168,9 +194,10 @@ def long_form(rows: Sequence[Mapping[str, object]]) -> str:
     """``leaderboard.csv``: truth values in lower case, empty for what is not known, numbers in full."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    columns = list(rows[0]) if rows else list(COLUMNS)
+    writer.writerow(columns)
     for row in rows:
-        values = [row[name] for name in COLUMNS]
+        values = [row[name] for name in columns]
         writer.writerow(["" if v is None else str(v).lower() if isinstance(v, bool) else v for v in values])
     return out.getvalue()
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from memory_bench.budget import PRESETS, Budget
 from memory_bench.report.board import Board
 from memory_bench.report.costs import cost
-from memory_bench.report.tables import PERCENT, number, short
+from memory_bench.report.tables import PERCENT, held, number, short
 from memory_bench.statistics.retention import HALF_LIFE, KNOWN, known_without_memory
 
 KINDS = {
@@ -18,6 +18,7 @@ PRETRAINED = (
     "Pretrained: loaded from released weights instead of trained under this budget, so they are not ranked and not "
     "compared."
 )
+HELD = "Memory and energy"
 LEGEND = (
     ("[95 %]", "95 % bootstrap interval over documents (blocks of a document below 20 documents) or over the documents "
      "that questions share"),
@@ -56,9 +57,32 @@ RETENTION = (
 )  # fmt: skip
 
 
-def legend(boards: Iterable[Board]) -> tuple[tuple[str, str], ...]:
-    """What the columns of `boards` mean."""
-    return LEGEND + (RETENTION if any(is_retention(board) for board in boards) else ())
+GROWTH = ("memory state", "bytes of one stream's state, the largest in evaluation; `constant`: it has stopped growing "
+          "with the text, else the slope of what fits its sizes better, a line over the tokens or over their logarithm "
+          "(`/doubling`)")  # fmt: skip
+MEASURED = (
+    ("weights", "parameters, those of frozen helpers too"),
+    ("gradients", "of the parameters that are trained, and `optimiser`, what it keeps of them, after a step"),
+    ("activations", "tensors alive at once beside weights, gradients, optimiser and memory state, in the first step of "
+     "each stage of training (states in between count: gradients flow through them) and in evaluation, in the first "
+     "step and whenever the batch or its state has doubled"),
+    ("state written", "bytes of the tensors that reading a segment made anew in one stream's state, and `state read`, "
+     "of those that it was given: means over the evaluation"),
+    ("eval J", "joules of the device while the model was evaluated (`train J`: trained): the GPU's counter, or those "
+     "of all processors and their memory, whoever used them, so they mean most when nothing else runs"),
+)  # fmt: skip
+
+
+def legend(boards: Sequence[Board]) -> tuple[tuple[str, str], ...]:
+    """What the columns of `boards` mean; those of `held` only where a board has them."""
+    shown = {column for board in boards for column in held(board).columns}
+    grown = any(cost(row).growth is not None for board in boards for row in board.everything)
+    return (
+        LEGEND
+        + (RETENTION if any(is_retention(board) for board in boards) else ())
+        + ((GROWTH,) if grown else ())
+        + tuple((term, meaning) for term, meaning in MEASURED if term in shown)
+    )
 
 
 def is_retention(board: Board) -> bool:
