@@ -13,6 +13,7 @@ import torch
 
 from memory_bench import plugins
 from memory_bench.backbone.small import CLOSED
+from memory_bench.backbone.tokenizer import Tokens
 from memory_bench.budget import Usage
 from memory_bench.cell import Training
 from memory_bench.driver.checkpoints import load_checkpoint
@@ -94,8 +95,10 @@ class Parts:
         return other.eval().requires_grad_(False)
 
 
-def gather(training: Training, backbones: Backbones, device: str) -> Parts:
+def gather(training: Training, backbones: Backbones, device: str, encode: Tokens | None = None) -> Parts:
     """The parts of a training; its backbone is loaded, nothing is built or trained.
+
+    `encode` is the backbone's tokenizer, where that is loaded already.
 
     Raises:
         UserError: something that it names cannot be had, or is no longer what was planned with.
@@ -108,6 +111,7 @@ def gather(training: Training, backbones: Backbones, device: str) -> Parts:
         dtype=getattr(torch, training.backbone.config["dtype"]),
         brought=None if pretrained is None else pretrained.own,
         filled=pretrained is None,
+        encode=encode,
     )
     return over(training, loaded, backbones, pretrained, device)
 

@@ -1,30 +1,30 @@
-"""Runs jobs: `inline` in this process (tests, debuggers), `local` in one fresh process per cell (default).
+"""Runs jobs: `inline` one after the other from this process (tests), `local` a few at a time (default).
 
-Files are the only channel for results; a worker's standard output carries progress. A crash, a kill by the system or a
-hang of one cell is written down as that cell's record and never takes the run down.
+Files are the only channel for results; a worker tells of its progress. A crash, a kill by the system, a passed limit
+or a hang of one cell is written down as that cell's record and never takes the run down.
 """
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from tempfile import TemporaryDirectory
 from typing import IO, Any, Protocol
 
-from memory_bench.budget import Usage
+from memory_bench.budget import Budget
 from memory_bench.cell import Cell
 from memory_bench.errors import UserError
-from memory_bench.record import Record, now, provenance
+from memory_bench.record import Record, now
+from memory_bench.running.guard import Bounds, Guard
+from memory_bench.running.obituary import obituary, settled
+from memory_bench.running.processes import WORKER, Worker, start
 from memory_bench.store import Store
 
-SLACK_SECONDS = 600.0  # start-up, encoding and controls, which the budget does not count
-SHARED = 10  # a budget's seconds are the CPU's; on a machine with other work as many times as long may pass
+SLACK_SECONDS = 3600.0  # of start-up, encoding and what has no limit, where nobody has predicted them
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +48,71 @@ class Executor(Protocol):
 
 
 class Inline:
-    """One cell after the other, in this process."""
+    """One cell after the other; those without a limit on memory or time in this process, where a debugger sees them.
+
+    A limit can only be kept from outside, so the others run in a fork of this process, with what is loaded and
+    patched here, or in a fresh process where a fork could not compute: on a GPU, or with several threads.
+    """
 
     def run(self, jobs: Sequence[Any]) -> Generator[Event, None, None]:
         """See `Executor.run`."""
-        from memory_bench.running.worker import run_cell
-
+        yield from _not_enforced(jobs)
         for job in jobs:
             yield Event(job.cell, "start")
-            notices: list[str] = []
-            record = run_cell(job, lambda phase, done, total: None, notices.append)
-            yield from (Event(job.cell, "notice", notice=sentence) for sentence in notices)
-            yield Event(job.cell, "record", record=record)
+            yield from self._here(job) if not _limited(job) else self._watched(job)
+
+    @staticmethod
+    def _here(job: Any) -> Generator[Event, None, None]:
+        from memory_bench.running.worker import run_cell
+
+        notices: list[str] = []
+        record = run_cell(job, lambda phase, done, total: None, notices.append)
+        yield from (Event(job.cell, "notice", notice=sentence) for sentence in notices)
+        yield Event(job.cell, "record", record=record)
+
+    @staticmethod
+    def _watched(job: Any) -> Generator[Event, None, None]:
+        store, started = Store(job.out), now()
+        store.remove(job.cell.key)
+        told: list[Event] = []
+        with TemporaryDirectory() as folder:
+            command = (*WORKER, str(_job_file(job, Path(folder))))
+            forked = partial(_work_in_fork, job)
+            log = store.log_path(job.cell.key)
+            with start(forked if _forks(job) else command, log=log, inside=Path(folder)) as worker:
+                code, guard = _overseen(worker, job, told.append)
+                record = settled(job, store, worker, guard, code, started)
+        yield from (event for event in told if event.notice)
+        yield Event(job.cell, "record", record=record)
 
 
-# -P: the current folder is not searched, for a checkout there has no memory_bench.hmt, baselines or tasks.
-WORKER = (sys.executable, "-P", "-m", "memory_bench.running.worker")
+def _work_in_fork(job: Any, told: IO[str]) -> int:
+    from memory_bench.running.worker import carry_out
+
+    return carry_out(job, told)
+
+
+def _forks(job: Any) -> bool:
+    """Whether a fork of this process can compute a job: one thread of the CPU is all that a fork may safely use."""
+    torch = sys.modules.get("torch")
+    usable = sys.platform.startswith("linux") and job.device == "cpu" and job.threads == 1
+    return usable and not (torch is not None and torch.cuda.is_initialized())
+
+
+def _limited(job: Any) -> bool:
+    """Whether something outside must watch a job."""
+    b = job.cell.training.budget
+    limits = (b.device_bytes, b.host_bytes, b.train_seconds, b.eval_seconds, job.deadline)
+    return any(limit is not None for limit in limits)
+
+
+def _not_enforced(jobs: Sequence[Any]) -> Generator[Event, None, None]:
+    """Says, once a run, which limits nothing enforces here."""
+    for job in jobs:
+        if job.device != "cpu" and not job.device.startswith("cuda") and job.cell.training.budget.device_bytes:
+            sentence = f"device_bytes is measured on {job.device}, but not enforced: nothing there can refuse memory."
+            yield Event(job.cell, "notice", notice=sentence)
+            return
 
 
 class Local:
@@ -77,7 +126,7 @@ class Local:
     def __init__(self, workers: int, *, command: Sequence[str] = WORKER) -> None:
         self.workers = max(1, workers)
         self.command = tuple(command)
-        self._running: dict[str, subprocess.Popen[str]] = {}
+        self._running: dict[str, Worker] = {}
         self._stopping = False
 
     def run(self, jobs: Sequence[Any]) -> Generator[Event, None, None]:
@@ -87,6 +136,7 @@ class Local:
         training that is under way wait, so that nothing is trained twice.
         """
         self._stopping = False
+        yield from _not_enforced(jobs)
         waiting = list(jobs)
         events: Queue[Event | UserError] = Queue()
         preparing = _first_jobs(waiting)
@@ -127,80 +177,65 @@ class Local:
     def stop(self) -> None:
         """Kill what still runs, with its children; those cells get no record and are run again another time."""
         self._stopping = True
-        for process in list(self._running.values()):
-            _kill(process)
+        for worker in list(self._running.values()):
+            worker.kill()
         self._running.clear()
-
-    def _job_file(self, job: Any, folder: Path) -> Path:
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{job.cell.key}.json"
-        path.write_text(json.dumps(job.to_json()), encoding="utf-8")
-        return path
 
     def _prepare(self, job: Any, folder: Path, events: "Queue[Event | UserError]") -> None:
         """Train or convert a cell's backbone, in a thread that only waits."""
         name = _backbone(job)
-        path = self._job_file(job, folder / "prepare")
-        process = subprocess.Popen(
-            [*self.command, "--prepare", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            errors="replace", start_new_session=True,
-        )  # fmt: skip
-        self._running[name] = process
-        told, errors = process.communicate()
-        self._running.pop(name, None)
-        for event in filter(None, (_told(job.cell, line) for line in told.splitlines())):
-            if event.notice:
-                events.put(event)
-        if process.returncode:
-            last = (errors.strip().splitlines() or ["no message"])[-1]
-            events.put(UserError(f"The backbone {name} could not be prepared: {last}"))
-        else:
-            events.put(Event(job.cell, "prepared"))
+        with start([*self.command, "--prepare", str(_job_file(job, folder / "prepare"))], inside=folder) as worker:
+            self._running[name] = worker
+            assert worker.process.stdout is not None
+            for event in filter(None, (_told(job.cell, line) for line in worker.process.stdout)):
+                if event.notice:
+                    events.put(event)
+            code = worker.wait()
+            self._running.pop(name, None)
+            if code:
+                last = (worker.said() or ["no message"])[-1]
+                events.put(UserError(f"The backbone {name} could not be prepared: {last}"))
+            else:
+                events.put(Event(job.cell, "prepared"))
 
     def _work(self, job: Any, folder: Path, events: "Queue[Event | UserError]") -> None:
         """One cell from start to record, in a thread that only waits."""
         store, started = Store(job.out), now()
         try:
             store.remove(job.cell.key)  # a result of an earlier attempt must not pass for this one's
-            with store.log_path(job.cell.key).open("w", encoding="utf-8") as log:
-                code, late = self._watch(job, folder, log, events)
-            if self._stopping:
-                return
-            record = store.record(job.cell.key)
-            if record is None or code not in (0, 1):
-                record = _obituary(job, code, late, started)
-                store.write_record(record, None)
+            command = [*self.command, str(_job_file(job, folder))]
+            with start(command, log=store.log_path(job.cell.key), inside=folder) as worker:
+                self._running[job.cell.key] = worker
+                if self._stopping:
+                    worker.kill()
+                try:
+                    code, guard = _overseen(worker, job, events.put)
+                finally:
+                    self._running.pop(job.cell.key, None)
+                if self._stopping:
+                    return
+                record = settled(job, store, worker, guard, code, started)
         except Exception as error:  # for example a full disk: the run goes on, the cell stays to be done
-            record = _obituary(job, 1, False, started, f"{type(error).__name__}: {error}")
+            record = obituary(job, started, "failed", f"{type(error).__name__}: {error}")
         events.put(Event(job.cell, "record", record=record))
 
-    def _watch(self, job: Any, folder: Path, log: IO[str], events: "Queue[Event | UserError]") -> tuple[int, bool]:
-        """Run a cell's process and pass its progress on; its exit code, and whether it was killed at its deadline."""
-        process = subprocess.Popen(
-            [*self.command, str(self._job_file(job, folder))], stdout=subprocess.PIPE, stderr=log, text=True,
-            errors="replace", start_new_session=True,
-        )  # fmt: skip
-        self._running[job.cell.key] = process
-        if self._stopping:
-            _kill(process)
-        late = threading.Event()
 
-        def end() -> None:
-            late.set()
-            _kill(process)
+def _overseen(worker: Worker, job: Any, tell: Callable[[Event], None]) -> tuple[int, Guard]:
+    """A cell's process until its end, its progress passed on; its exit code and who watched it."""
+    bounds = Bounds(job.cell.training.budget, job.device, _deadline(job), (job.out, job.cache))
+    with Guard(worker, bounds) as guard:
+        assert worker.process.stdout is not None
+        for line in worker.process.stdout:
+            if (event := _told(job.cell, line)) is not None:
+                tell(event)
+        return worker.wait(), guard
 
-        timer = threading.Timer(_deadline(job.cell), end)
-        timer.daemon = True
-        timer.start()
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if (event := _told(job.cell, line)) is not None:
-                    events.put(event)
-            return process.wait(), late.is_set()
-        finally:
-            timer.cancel()
-            self._running.pop(job.cell.key, None)
+
+def _job_file(job: Any, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{job.cell.key}.json"
+    path.write_text(json.dumps(job.to_json()), encoding="utf-8")
+    return path
 
 
 def _backbone(job: Any) -> str:
@@ -215,9 +250,13 @@ def _first_jobs(jobs: Sequence[Any]) -> dict[str, Any]:
     return first
 
 
-def _deadline(cell: Cell) -> float:
-    budget = cell.training.budget
-    return SHARED * ((budget.train_seconds or 86_400) + (budget.eval_seconds or 86_400)) + SLACK_SECONDS
+def _deadline(job: Any) -> float:
+    """Seconds of a job's clock until it is ended; where nobody has predicted them, far more than its limits."""
+    if job.deadline is not None:
+        return float(job.deadline)
+    budget: Budget = job.cell.training.budget
+    found = [bound for phase in ("train", "eval", "control") if (bound := budget.seconds(phase))]
+    return 2 * sum(limit for _, limit in found) + (3 - len(found)) * 86_400 + SLACK_SECONDS
 
 
 def _told(cell: Cell, line: str) -> Event | None:
@@ -229,33 +268,3 @@ def _told(cell: Cell, line: str) -> Event | None:
         return Event(cell, str(told["phase"]), int(told["done"]), int(told["total"]))
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _obituary(job: Any, code: int, late: bool, started: str, said: str = "") -> Record:
-    """The record of a cell whose process died without writing one."""
-    if late:
-        status, detail = "over_budget", "wall_seconds@killed at its deadline"
-    elif code == -signal.SIGKILL:
-        status, detail = "failed", "the process was killed by the system (signal 9), most likely out of memory"
-    elif code < 0:
-        status, detail = "failed", f"the process died of signal {-code}"
-    else:
-        status, detail = "failed", said or f"the process ended with code {code} without a record; see its log.txt"
-    facts = provenance(device=job.device, threads=job.threads, started=started)
-    return Record(
-        cell=job.cell,
-        status=status,
-        detail=detail,
-        metrics=(),
-        usage=Usage(),
-        provenance=facts,
-        learned=None,
-        levels={},
-    )
-
-
-def _kill(process: "subprocess.Popen[str]") -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        process.kill()

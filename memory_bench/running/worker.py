@@ -7,24 +7,28 @@ progress as JSON lines. Whatever happens is a record: a limit that was passed is
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 import torch
 
 from memory_bench import plugins
+from memory_bench.backbone.tokenizer import Tokens
 from memory_bench.budget import BudgetExceeded, Usage
 from memory_bench.cell import Cell, Choice, from_json, to_json
+from memory_bench.corpus import Corpus
 from memory_bench.data.library import Library
 from memory_bench.driver.asking import Row
+from memory_bench.driver.beacon import Beacon, Place
 from memory_bench.driver.checkpoints import save_checkpoint
 from memory_bench.driver.meter import Meter
 from memory_bench.driver.observe import observe
 from memory_bench.driver.train import Trained, train, trained_parameters, untrained
-from memory_bench.episode import Estimate, Task
+from memory_bench.episode import Episode, Estimate, Task
 from memory_bench.errors import NotFinite, UserError
 from memory_bench.files.artefacts import Notice
 from memory_bench.finite import unsound
@@ -34,7 +38,11 @@ from memory_bench.record import Record, now, provenance
 from memory_bench.report.rows import marked
 from memory_bench.running import blame
 from memory_bench.running.building import Parts, gather, over
-from memory_bench.running.grid import WINDOW, make_task, refuse_changed
+from memory_bench.running.fence import Bound, DataLimit, next_limit, resident
+from memory_bench.running.grid import WINDOW, make_recipe, make_task, refuse_changed
+from memory_bench.running.processes import own_beacon
+from memory_bench.running.refusals import refused
+from memory_bench.running.starting import settle, warm_up
 from memory_bench.statistics.growth import fit_growth
 from memory_bench.statistics.learned import judge
 from memory_bench.statistics.pairing import judged
@@ -58,6 +66,7 @@ class Job:
         stand_ins, hub: what the library may use.
         device: ``cpu`` or ``cuda``.
         threads: of torch.
+        deadline: seconds of the cell's clock, start-up included, after which it is ended; None: far beyond its limits.
     """
 
     cell: Cell
@@ -68,6 +77,7 @@ class Job:
     hub: bool
     device: str
     threads: int
+    deadline: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the job file."""
@@ -82,91 +92,182 @@ class Job:
         return cls(**{**data, **paths, "cell": from_json(data["cell"])})
 
 
-def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None) -> Record:
+def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None, beacon: Beacon | None = None) -> Record:
     """Train (or load) the cell's model, evaluate it, write the record. Never raises for what a cell can do wrong.
 
     Args:
         job: the cell with its things.
         say: told how far it is.
         notice: told of files that did not fit and were made again; the record's provenance names them too.
+        beacon: where it says where it is, if this process is watched; it may be refused memory then, and die of it.
     """
     cell, store = job.cell, Store(job.out, notice)
     torch.set_num_threads(job.threads)
-    started = now()
-    meter = Meter(cell.training.budget, torch.device(job.device))
+    started, usage = now(), Usage()
     samples: pd.DataFrame | None = None
+    counted: Meter | None = None
     result = Record(
-        cell=cell, status="failed", detail="", metrics=(), usage=meter.usage, provenance={}, learned=None, levels={}
+        cell=cell, status="failed", detail="", metrics=(), usage=usage, provenance={}, learned=None, levels={}
     )
     try:
-        result, samples = _evaluate(_begin(job, store, meter, say), result)
+        begun = _begin(job, store, say)
+        with _metered(job, beacon) as (meter, bound):
+            counted, usage = meter, meter.usage
+            work = _gathered(job, begun, meter, bound)
+            seen = _observed(work, cell)
+        result, samples = _judged(work, seen, result)
     except BudgetExceeded as error:
         result = replace(result, status="over_budget", detail=str(error))
-    except (MemoryError, torch.OutOfMemoryError):
-        meter.read_memory()
-        result = replace(result, status="over_budget", detail=_refused(meter))
     except UserError as error:
         result = replace(result, detail=str(error))
     except Exception as error:
-        result = replace(result, detail=blame.told(error, cell, store))
+        if refused(error):  # outside of what is metered: by the machine
+            result = replace(result, status="over_budget", detail=str(BudgetExceeded("host_bytes", None, None, "")))
+        else:
+            result = replace(result, detail=blame.told(error, cell, store))
     facts = provenance(device=_device_name(job.device), threads=torch.get_num_threads(), started=started)
     facts["vector_unit"] = torch.backends.cpu.get_cpu_capability()
     notices = {"notices": list(store.warnings)} if store.warnings else {}
-    grown = fit_growth(meter.accounting.sizes())
+    grown = None if counted is None else fit_growth(counted.accounting.sizes())
     growth = {} if grown is None else {"state_growth": grown.to_json()}
-    result = replace(result, usage=meter.usage, provenance={**facts, **result.provenance, **growth, **notices})
+    result = replace(result, usage=usage, provenance={**facts, **result.provenance, **growth, **notices})
     store.write_record(result, samples)
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """A cell at work: what its model is made of, its task and data, where results go, who counts and who is told."""
+@dataclass(slots=True)
+class _Begun:
+    """What is the same for every model, and loaded before the meter starts: task, data, tokenizer."""
 
-    parts: Parts
     task: Task
     library: Library
     backbones: Backbones
+    encode: Tokens
+    episodes: list[Episode]
+    pretrained: bool
     store: Store
-    meter: Meter
     say: Say
+    _corpus: Corpus | None = None
+
+    def corpus(self) -> Corpus:
+        """What is trained on, encoded once."""
+        if self._corpus is None:
+            self.say("data", 0, 1)
+            plan = self.task.plan(self.library, pretrained=self.pretrained)
+            self._corpus = self.task.corpus(self.library, plan, self.encode)
+        return self._corpus
 
 
-def _begin(job: Job, store: Store, meter: Meter, say: Say) -> _Work:
+def _begin(job: Job, store: Store, say: Say) -> _Begun:
+    cell, training = job.cell, job.cell.training
+    warm_up()
+    plugins.load("models", training.model.name)  # with the libraries that it imports
     library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub, notice=store.warn)
     backbones = Backbones(library, job.cache, hub=job.hub, notice=store.warn)
-    parts, task = gather(job.cell.training, backbones, job.device), make_task(job.cell.task)
-    refuse_changed(job.cell, task, parts.loaded.card, library)
-    return _Work(parts, task, library, backbones, store, meter, say)
+    task, card = make_task(cell.task), backbones.card(training.backbone.name)
+    refuse_changed(cell, task, card, library)
+    encode = backbones.tokens(training.backbone.name)
+    episodes = list(task.episodes(library, cell.limit))
+    begun = _Begun(task, library, backbones, encode, episodes, card.pretrained, store, say)
+    released = training.model.config.get("checkpoint")
+    kept = store.checkpoint_folder(training.key).is_dir()
+    if not (released or kept or untrained(training.budget, make_recipe(training.recipe))):
+        begun.corpus()
+    return begun
 
 
-def _evaluate(work: _Work, blank: Record) -> tuple[Record, pd.DataFrame]:
-    cell, parts, meter, task = blank.cell, work.parts, work.meter, work.task
+@contextmanager
+def _metered(job: Job, beacon: Beacon | None) -> Iterator[tuple[Meter, Bound | None]]:
+    """Charges what happens inside; in a process of its own, the system refuses what is not allowed.
+
+    Raises:
+        BudgetExceeded: instead of whatever error says that memory was refused.
+    """
+    settle()
+    budget = job.cell.training.budget
+    meter = Meter(budget, torch.device(job.device), beacon)
+    bound = next_limit(budget, job.device, resident()) if beacon is not None else None
+    limit = None if bound is None or not job.device.startswith("cpu") else DataLimit(bound.left)
+    try:
+        with _refusals(meter, bound):
+            yield meter, bound
+    finally:
+        if limit is not None:
+            limit.lift()
+        if beacon is not None:
+            beacon.tell(Place("end", meter.where))
+
+
+@contextmanager
+def _refusals(meter: Meter, bound: Bound | None) -> Iterator[None]:
+    """An error that says that memory was refused is a limit that was passed."""
+    try:
+        yield
+    except BudgetExceeded:
+        raise
+    except Exception as error:
+        if not refused(error):
+            raise
+        meter.read_memory()
+        name, allowed = ("device_bytes", meter.budget.device_bytes) if bound is None else (bound.name, bound.limit)
+        raise BudgetExceeded(name, allowed, None, meter.where) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A cell at work: what its model is made of, what it is asked, who counts, which limit on memory is next."""
+
+    parts: Parts
+    begun: _Begun
+    meter: Meter
+    bound: Bound | None = None
+
+
+def _gathered(job: Job, begun: _Begun, meter: Meter, bound: Bound | None = None) -> _Work:
+    return _Work(gather(job.cell.training, begun.backbones, job.device, begun.encode), begun, meter, bound)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was observed of a model; `over` is the limit that cut it short, or empty."""
+
+    trained: Trained
+    model: MemoryModel[Any]
+    rows: list[Row]
+    over: str
+
+
+def _observed(work: _Work, cell: Cell) -> _Seen:
+    parts, meter, begun = work.parts, work.meter, work.begun
     trained = _locked(work)
     model = parts.scored(trained.model, cell.scored_with)
     _count_parameters(model, parts.recipe, meter.usage)
-    episodes = list(task.episodes(work.library, cell.limit))
     rows: list[Row] = []
-    status, detail = "ok", ""
-    encode = parts.loaded.encode
+    over = ""
     try:
-        with meter.phase("eval"):
+        with meter.phase("eval"), _refusals(meter, work.bound):
             observe(
                 model,
-                episodes,
-                encode,
+                begun.episodes,
+                begun.encode,
                 seed=cell.training.seed,
                 controls=cell.controls,
                 watcher=meter,
-                progress=lambda done, total: work.say("eval", done, total),
+                progress=lambda done, total: begun.say("eval", done, total),
                 sink=rows,
-                decode=encode.decode,
+                decode=begun.encode.decode,
             )
     except BudgetExceeded as error:
         if not rows:
             raise
-        status, detail = "over_budget", str(error)  # what was observed until then is kept
-    samples = pd.DataFrame(rows)
+        over = str(error)  # what was observed until then is kept
+    return _Seen(trained, model, rows, over)
+
+
+def _judged(work: _Work, seen: _Seen, blank: Record) -> tuple[Record, pd.DataFrame]:
+    """The record of what was seen, and its samples; outside of what is charged."""
+    parts, meter, task, model = work.parts, work.meter, work.begun.task, seen.model
+    samples = pd.DataFrame(seen.rows)
     meter.usage.scored_tokens = int(samples.loc[samples["control"] == "", "tokens"].sum())
     released = parts.pretrained is not None
     metrics = tuple(_mark_look_ahead(e, model.traits.look_ahead, released) for e in task.metrics(judged(task, samples)))
@@ -176,36 +277,37 @@ def _evaluate(work: _Work, blank: Record) -> tuple[Record, pd.DataFrame]:
     learned = judge(
         task.headline_rows(judged(task, samples)),
         task.headline,
-        trained=trained.ended_by != "none",
+        trained=seen.trained.ended_by != "none",
         has_memory=bool(used.state_bytes or used.state_host_bytes or used.state_disk_bytes),
         pretrained=released,
     )
     facts = {
-        "curve": trained.curve[:: max(1, len(trained.curve) // 200)],
+        "curve": seen.trained.curve[:: max(1, len(seen.trained.curve) // 200)],
         "look_ahead": model.traits.look_ahead,
         "segment": model.traits.segment,
-        "episodes": len(episodes),
+        "episodes": len(work.begun.episodes),
         "expected_retention": expected_shares(model.expected_retention, samples),
         **({} if parts.pretrained is None else {"pretrained": parts.pretrained.release.hashes}),
     }
-    levels = dict(task.levels(work.library))
+    levels = dict(task.levels(work.begun.library))
+    status = "over_budget" if seen.over else "ok"
     done = replace(
-        blank, status=status, detail=detail, metrics=metrics, learned=learned, levels=levels, provenance=facts
+        blank, status=status, detail=seen.over, metrics=metrics, learned=learned, levels=levels, provenance=facts
     )
     return done, samples
 
 
 def _locked(work: _Work) -> Trained:
     """The trained model; of several cells that need the same training one trains and the others wait."""
-    with work.store.lock(work.parts.training.key):
+    with work.begun.store.lock(work.parts.training.key):
         return _trained(work)
 
 
 def _trained(work: _Work) -> Trained:
     """The model as released, from its checkpoint if another task has trained it, else trained now."""
-    parts, meter = work.parts, work.meter
-    folder = work.store.checkpoint_folder(parts.training.key)
-    found = parts.released() or parts.kept(folder, meter.usage, work.store.warn)
+    parts, meter, store = work.parts, work.meter, work.begun.store
+    folder = store.checkpoint_folder(parts.training.key)
+    found = parts.released() or parts.kept(folder, meter.usage, store.warn)
     if found is not None:
         _check_added(found.model, meter)
         return found
@@ -216,9 +318,7 @@ def _trained(work: _Work) -> Trained:
     _check_added(parts.build(parts.config), meter)
     if parts.cls.frozen_backbone and parts.whole:
         _train_backbone(work)
-    plan = work.task.plan(work.library, pretrained=parts.loaded.card.pretrained)
-    work.say("data", 0, 1)
-    corpus = work.task.corpus(work.library, plan, parts.loaded.encode)
+    corpus = work.begun.corpus()
     with meter.phase("train"):
         trained = train(
             parts.build,
@@ -227,7 +327,7 @@ def _trained(work: _Work) -> Trained:
             corpus,
             meter,
             seed=parts.training.seed,
-            progress=lambda done, total: work.say("train", done, total),
+            progress=lambda done, total: work.begun.say("train", done, total),
         )
     if trained.curve:
         save_checkpoint(folder, trained, parts.recipe, parts.training, meter.usage, whole=parts.whole)
@@ -241,8 +341,8 @@ def load_trained(job: Job, notice: Notice) -> tuple[MemoryModel[Any], Loaded]:
         UserError, BudgetExceeded: as a cell's own evaluation would.
     """
     torch.set_num_threads(job.threads)
-    meter = Meter(job.cell.training.budget, torch.device(job.device))
-    work = _begin(job, Store(job.out, notice), meter, lambda *_: None)
+    begun = _begin(job, Store(job.out, notice), lambda *_: None)
+    work = _gathered(job, begun, Meter(job.cell.training.budget, torch.device(job.device)))
     return work.parts.scored(_locked(work).model, job.cell.scored_with), work.parts.loaded
 
 
@@ -256,7 +356,7 @@ def _train_backbone(work: _Work) -> None:
     config = asdict(window.fit(parts.loaded.card, parts.training.budget))
     first = replace(parts.training, model=Choice(WINDOW, window.version, config))
     spent = work.meter.another()
-    _locked(replace(work, parts=over(first, parts.loaded, work.backbones, None, parts.device), meter=spent))
+    _locked(replace(work, parts=over(first, parts.loaded, work.begun.backbones, None, parts.device), meter=spent))
     work.meter.charge_training(spent.usage)
 
 
@@ -271,11 +371,6 @@ def _count_parameters(model: MemoryModel[Any], recipe: Recipe, usage: Usage) -> 
     usage.parameters = plain + usage.added_parameters
     trained = trained_parameters(model, recipe) if usage.train_steps > 0 else {}
     usage.trained_parameters = sum(p.numel() for p in trained.values())
-
-
-def _refused(meter: Meter) -> str:
-    """The detail of a cell that was refused memory before it had it."""
-    return str(BudgetExceeded("device_bytes", meter.budget.device_bytes, None, meter.where))
 
 
 def _check_added(model: MemoryModel[Any], meter: Meter) -> None:
@@ -299,15 +394,13 @@ def prepare(job: Job, say: Say, notice: Notice) -> None:
     say("backbone", 1, 1)
 
 
-def main(arguments: list[str]) -> int:
-    """Entry of the process: ``JOB.json`` or ``--prepare JOB.json``."""
-    only_prepare, path = arguments[0] == "--prepare", Path(arguments[-1])
-    job = Job.from_json(json.loads(path.read_text(encoding="utf-8")))
+def carry_out(job: Job, told: IO[str], *, only_prepare: bool = False) -> int:
+    """Run a job in a worker process, which tells of its progress in JSON lines; an exit code."""
     torch.set_num_threads(job.threads)
 
-    def write(**told: str | int) -> None:
-        sys.stdout.write(json.dumps(told) + "\n")
-        sys.stdout.flush()
+    def write(**fields: str | int) -> None:
+        told.write(json.dumps(fields) + "\n")
+        told.flush()
 
     def say(phase: str, done: int, total: int) -> None:
         write(phase=phase, done=done, total=total)
@@ -322,7 +415,13 @@ def main(arguments: list[str]) -> int:
             sys.stderr.write(f"{error}\n")
             return 1
         return 0
-    return 0 if run_cell(job, say, notice).status in ("ok", "over_budget") else 1
+    return 0 if run_cell(job, say, notice, own_beacon()).status in ("ok", "over_budget") else 1
+
+
+def main(arguments: list[str]) -> int:
+    """Entry of the process: ``JOB.json`` or ``--prepare JOB.json``."""
+    job = Job.from_json(json.loads(Path(arguments[-1]).read_text(encoding="utf-8")))
+    return carry_out(job, sys.stdout, only_prepare=arguments[0] == "--prepare")
 
 
 if __name__ == "__main__":

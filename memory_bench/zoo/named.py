@@ -130,6 +130,7 @@ class Backbones:
         dtype: torch.dtype = torch.float32,
         brought: Mapping[str, Any] | None = None,
         filled: bool = True,
+        encode: Tokens | None = None,
     ) -> Loaded:
         """The backbone with weights and tokenizer.
 
@@ -140,29 +141,43 @@ class Backbones:
             dtype: of its weights.
             brought: configuration of a backbone that takes its place, without weights: they are loaded later.
             filled: its own weights count; without, others are loaded over all of them later, strictly.
+            encode: its `tokens`, where they are loaded already.
 
         Raises:
             DataError: it cannot be found or read, lacks weights, or its tokenizer is larger than its embedding.
         """
         card = self.card(name)
+        encode = encode or self.tokens(name)
         if name in CLOSED:
             own = CLOSED[name]
             backbone = small_model(own.sizes, torch.Generator().manual_seed(seed), rotary=False)
-            return Loaded(backbone.to(device, dtype), word_level(list(own.words)), card)
+            return Loaded(backbone.to(device, dtype), encode, card)
         if name == "tiny":
             folder = self.prepare_tiny()
             backbone = small_model(TINY, torch.Generator())
             from safetensors.torch import load_model
 
             load_model(backbone, folder / "model.safetensors")
-            return Loaded(backbone.to(device, dtype), load_tokens(folder, self.cache / "encoded", self.notice), card)
+            return Loaded(backbone.to(device, dtype), encode, card)
         folder = self._model_folder(name)
-        encode = load_tokens(folder, self.cache / "encoded", self.notice)
-        refuse_larger_tokenizer(name, encode, card.vocab)
         if brought is not None:
             return Loaded(unfilled_backbone(brought, dtype).to(device), encode, card, folder)
         model = load_whole(name, folder, dtype, gaps=not filled)
         return Loaded(Backbone(model.eval()).to(device), encode, card, folder)
+
+    def tokens(self, name: str) -> Tokens:
+        """The tokenizer of a resolved backbone.
+
+        Raises:
+            DataError: the backbone cannot be found or read, or its tokenizer is larger than its embedding.
+        """
+        if name in CLOSED:
+            return word_level(list(CLOSED[name].words))
+        folder = self.prepare_tiny() if name == "tiny" else self._model_folder(name)
+        encode = load_tokens(folder, self.cache / "encoded", self.notice)
+        if name != "tiny":
+            refuse_larger_tokenizer(name, encode, self.card(name).vocab)
+        return encode
 
     def check(self, name: str, *, filled: bool = True) -> None:
         """Find out whether `load` could: from the names and shapes of the weights, and from the tokenizer.

@@ -1,0 +1,206 @@
+"""What the operating system itself refuses a worker: bytes of its own, and of its whole group.
+
+Two fences stand side by side. `DataLimit` is set by the worker on itself (``RLIMIT_DATA``): what asks for one large
+tensor, array or private map is refused when it asks, as an exception, before a byte is touched. `Cgroup` is set from
+outside around the worker and whatever it starts (also shared maps and child processes), where this user may make one;
+the kernel kills what passes it, and counts that it did. Neither is needed: `memory_bench.running.guard` watches as
+well. Loads no torch.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import psutil
+
+from memory_bench.budget import Budget
+
+if sys.platform != "win32":
+    import resource
+
+PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+ABOVE = 1.03  # of what is allowed, where the kernel kills: less than this is left to the worker's own check at a step
+MOUNT = Path("/sys/fs/cgroup")
+_numbers = count()
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What one version of cgroups calls its files."""
+
+    limit: str
+    swap: str
+    events: str
+    held: tuple[str, ...]  # entries of memory.stat that are no cache of files
+
+
+V1 = Names("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.oom_control", ("rss", "mapped_file"))
+V2 = Names("memory.max", "memory.swap.max", "memory.events", ("anon", "shmem", "file_mapped"))
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The limit on memory that is passed first: its name, its bytes, and how many are `left` to a process."""
+
+    name: str
+    limit: int
+    left: int
+
+
+def next_limit(budget: Budget, device: str, held: int) -> Bound | None:
+    """Of a process that held `held` bytes when its meter started; None: main memory has no limit.
+
+    On a CPU ``device_bytes`` is main memory too.
+    """
+    found: list[Bound] = []
+    if device == "cpu" and budget.device_bytes is not None:
+        found.append(Bound("device_bytes", budget.device_bytes, budget.device_bytes))
+    if budget.host_bytes is not None:
+        found.append(Bound("host_bytes", budget.host_bytes, max(0, budget.host_bytes - held)))
+    return min(found, key=lambda bound: bound.left, default=None)
+
+
+def resident(pid: int | None = None) -> int:
+    """Bytes of main memory that a process (default: this one) has now."""
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+class Cgroup:
+    """A memory cgroup around one worker; made by `make`, gone with `remove`."""
+
+    def __init__(self, folder: Path, names: Names) -> None:
+        self.folder, self.names = folder, names
+
+    @classmethod
+    def make(cls, pid: int) -> "Cgroup | None":
+        """A new one with the process `pid` in it; None where this user cannot make one."""
+        for base, names in _bases():
+            folder = base / f"memory-bench-{os.getpid()}-{next(_numbers)}"
+            try:
+                folder.mkdir()
+            except OSError:
+                continue
+            made = cls(folder, names)
+            try:
+                if (folder / names.limit).exists():
+                    (folder / "cgroup.procs").write_text(str(pid), encoding="ascii")
+                    return made
+            except OSError:
+                pass
+            made.remove()
+        return None
+
+    def bound(self, allowed: int) -> None:
+        """From now on the kernel kills what takes the group more than `allowed` bytes above what it holds."""
+        stat = self._entries("memory.stat")
+        limit = sum(stat.get(name, 0) for name in self.names.held) + int(ABOVE * allowed)
+        with contextlib.suppress(OSError):
+            (self.folder / self.names.limit).write_text(str(limit), encoding="ascii")
+        with contextlib.suppress(OSError):  # not there without swap
+            swap = 0 if self.names is V2 else limit
+            (self.folder / self.names.swap).write_text(str(swap), encoding="ascii")
+
+    def killed(self) -> int:
+        """How many processes of the group the kernel has killed for their memory."""
+        return self._entries(self.names.events).get("oom_kill", 0)
+
+    def pids(self) -> set[int]:
+        """The processes in it, those of other sessions too."""
+        try:
+            return {int(line) for line in (self.folder / "cgroup.procs").read_text(encoding="ascii").split()}
+        except (OSError, ValueError):
+            return set()
+
+    def remove(self) -> None:
+        """Take it away; its processes have ended, or are ending."""
+        for _ in range(100):
+            try:
+                self.folder.rmdir()
+                return
+            except FileNotFoundError:
+                return
+            except OSError:  # the last process is not reaped yet
+                time.sleep(0.01)
+
+    def _entries(self, name: str) -> Mapping[str, int]:
+        try:
+            lines = (self.folder / name).read_text(encoding="ascii").splitlines()
+            return {key: int(value) for key, value in (line.split() for line in lines)}
+        except (OSError, ValueError):
+            return {}
+
+
+def _bases() -> list[tuple[Path, Names]]:
+    """Folders in which this user may perhaps make a memory cgroup."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
+    found: list[tuple[Path, Names]] = []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if "memory" in controllers.split(","):
+            found += [(MOUNT / "memory" / path.lstrip("/"), V1), (MOUNT / "memory", V1)]
+        elif not controllers:  # a group with processes passes no controller on: a neighbour of it may have one
+            own = MOUNT / path.lstrip("/")
+            found += [(own, V2), (own.parent, V2)] if path != "/" else [(own, V2)]
+    return [(folder, names) for folder, names in found if folder.is_dir()]
+
+
+class DataLimit:
+    """``RLIMIT_DATA`` of this process, above what it has; `lift` takes it away again.
+
+    It counts private writable memory when it is reserved, which is a little more than what is touched: `SLACK` is
+    what honest cells reserve without touching it (measured: see the note on budgets).
+    """
+
+    SLACK = 8 * 2**20
+
+    def __init__(self, allowed: int) -> None:
+        self._before: tuple[int, int] | None = None
+        if (held := _data_bytes()) is None:
+            return
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = held + int(allowed) + self.SLACK
+        if hard != resource.RLIM_INFINITY and limit > hard:
+            return  # the user's own is tighter
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+            self._before = (soft, hard)
+
+    @property
+    def stands(self) -> bool:
+        """Whether the system took it."""
+        return self._before is not None
+
+    def lift(self) -> None:
+        """Back to what was before."""
+        if self._before is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, self._before)
+            self._before = None
+
+
+def free_child(pid: int) -> None:
+    """A child does not inherit its parent's `DataLimit`: it would be refused what nobody is told of.
+
+    What it takes counts for the group.
+    """
+    if hasattr(resource, "prlimit"):
+        with contextlib.suppress(OSError, ValueError):
+            _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
+            resource.prlimit(pid, resource.RLIMIT_DATA, (hard, hard))
+
+
+def _data_bytes() -> int | None:
+    """Private writable memory of this process as ``RLIMIT_DATA`` counts it; None where the system does not say."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData:"))
+    except (OSError, StopIteration):
+        return None

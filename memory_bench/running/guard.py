@@ -1,0 +1,280 @@
+"""Watches a worker from outside, more than ten times a second, and ends it where a limit of its budget is passed.
+
+A worker stops itself between two steps (`memory_bench.driver.meter`) and keeps what it has observed. This is for what
+does not come back to it: a step that hangs or asks for far too much, a child process, a state on disk. So a little
+more is let pass here: of memory `ABOVE`, and less than that for a second; of time `LATE`.
+
+What counts as memory: what the worker has resident (``VmRSS``) and what its children have for themselves (what they
+share with it counts once), above what it held when its meter started; against ``host_bytes`` the whole of it, and the
+files it keeps: those in its temporary folder and those that it or its children have opened for writing or mapped,
+wherever they are, but not the run's results and the cache. Files that are opened, written and closed elsewhere between
+two looks cannot be seen. Loads no torch.
+"""
+
+import os
+import re
+import threading
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from memory_bench.budget import Budget, BudgetExceeded, Usage
+from memory_bench.driver.beacon import Place
+from memory_bench.driver.clock import Clock
+from memory_bench.running.fence import ABOVE, PAGE, Bound, free_child, next_limit
+from memory_bench.running.processes import Worker
+
+PERIOD = 0.025  # seconds between two looks
+EVERY = 4  # looks between two at processes and files, where finding them costs more
+GRACE = 1.0  # seconds in which the worker may notice itself that it is a little above its memory
+LATE = 1.12  # of a phase's seconds, until which the worker may notice itself
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What is watched of a cell.
+
+    Attributes:
+        budget: its limits.
+        device: where it runs; of ``device_bytes`` the CPU's are watched from here, a GPU's by its allocator.
+        deadline: seconds of the cell's clock, start-up included.
+        beside: folders whose files are not the model's: results, the cache.
+    """
+
+    budget: Budget
+    device: str
+    deadline: float
+    beside: tuple[Path, ...] = ()
+
+    @property
+    def device_bytes(self) -> int | None:
+        """The limit on device memory, where it is main memory."""
+        return self.budget.device_bytes if self.device == "cpu" else None
+
+
+class Guard:
+    """Watches one worker in a thread of its own; for use in ``with``.
+
+    Attributes:
+        verdict: the limit that was passed; None: none was seen to be.
+        usage: what was seen from outside: peaks, seconds.
+        others: something besides the worker's own memory counted: children, files.
+        children: the worker was seen to have some.
+        looks: how often it has looked.
+    """
+
+    def __init__(self, worker: Worker, bounds: Bounds) -> None:
+        self.worker, self.bounds = worker, bounds
+        self.verdict: BudgetExceeded | None = None
+        self.usage = Usage()
+        self.others, self.children = False, False
+        self.looks = 0
+        self._clock = Clock(worker.pid, wall=bounds.device != "cpu")
+        self._place = Place()
+        self._over_since: float | None = None
+        self._fenced = False
+        self._bound: Bound | None = None
+        self._children: set[int] = set()
+        self._files = _Files(worker, bounds.beside)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="guard")
+
+    def __enter__(self) -> "Guard":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def judged(self) -> BudgetExceeded | None:
+        """The verdict after the worker's end: also that of the kernel, which kills without asking."""
+        if self.verdict is None and (cgroup := self.worker.cgroup) is not None and cgroup.killed():
+            self.condemn_memory()
+        return self.verdict
+
+    def _watch(self) -> None:
+        while not self._ended.wait(PERIOD):
+            try:
+                if self.worker.process.poll() is not None:
+                    self.worker.kill()  # what it left behind holds its pipes open
+                    return
+                self._look()
+            except (psutil.Error, OSError):  # it has just ended
+                continue
+            if self.judged() is not None:
+                self.worker.kill()
+                return
+
+    def _look(self) -> None:
+        told = self._place = self.worker.beacon.read() or self._place
+        if told.held and not self._fenced:
+            self._fence(told.held)
+        if self.looks % EVERY == 0 or self._children:
+            self._children = self.worker.members() - {self.worker.pid}
+            self.children |= bool(self._children)
+            for child in self._children:
+                free_child(child)
+        if self.looks % EVERY == 0:
+            self._files.look(self._children, begun=bool(told.held))
+        self.looks += 1
+        self._check_memory(told)
+        self._check_seconds(told)
+
+    def _fence(self, held: int) -> None:
+        self._fenced = True
+        self._bound = next_limit(self.bounds.budget, self.bounds.device, held)
+        if self.worker.cgroup is not None and self._bound is not None:
+            self.worker.cgroup.bound(self._bound.left)
+
+    def _check_memory(self, place: Place) -> None:
+        if not place.held or place.phase == "end":
+            return
+        resident, of_files = _resident(self.worker.pid)
+        if not self._files.base:
+            self._files.base = max(1, of_files)
+        children = _children_bytes(self.worker.pid, resident, self._children)
+        stored = self._files.bytes
+        mapped = min(stored, max(0, of_files - self._files.base))  # resident pages of files that count already
+        self.others |= bool(children or stored)
+        device, host = max(0, resident + children - place.held), resident + children + stored - mapped
+        usage = self.usage
+        usage.peak_host_bytes = max(usage.peak_host_bytes, host)
+        if self.bounds.device == "cpu":
+            usage.peak_device_bytes = max(usage.peak_device_bytes, device)
+        above = [
+            (name, limit, used)
+            for name, limit, used in (
+                ("device_bytes", self.bounds.device_bytes, device),
+                ("host_bytes", self.bounds.budget.host_bytes, host),
+            )
+            if limit is not None and used > limit
+        ]
+        if not above:
+            self._over_since = None
+            return
+        self._over_since = self._over_since or time.monotonic()
+        own = not (children or stored)  # the worker's own check cannot see others
+        for name, limit, used in above:
+            if used > ABOVE * limit or not own or time.monotonic() - self._over_since > GRACE:
+                self._condemn(name, limit, used)
+                return
+
+    def _check_seconds(self, place: Place) -> None:
+        if bound := self.bounds.budget.seconds(place.phase):
+            name, limit = bound
+            spent = self._clock.since(place.began)
+            if hasattr(self.usage, name):
+                setattr(self.usage, name, spent)
+            if limit and spent > LATE * limit:  # 0: there is no such phase
+                self._condemn(name, limit, spent)
+        if place.phase != "end" and (now := self._clock.now()) > self.bounds.deadline:
+            self._condemn("wall_seconds", self.bounds.deadline, now)
+
+    def condemn_memory(self) -> None:
+        """The system refused memory to the worker, or to a child of it: that is the limit that was next."""
+        if (bound := self._bound) is None:
+            self._condemn("host_bytes", None, None)
+            return
+        seen = self.usage.peak_device_bytes if bound.name == "device_bytes" else self.usage.peak_host_bytes
+        self._condemn(bound.name, bound.limit, seen if seen > bound.limit else None)
+
+    def _condemn(self, limit: str, allowed: float | None, used: float | None) -> None:
+        place = self.worker.beacon.read() or self._place
+        if self.verdict is None:
+            self.verdict = BudgetExceeded(limit, allowed, used, place.where)
+
+
+class _Files:
+    """Files that a worker keeps something in.
+
+    Attributes:
+        bytes: on disk, as last seen (blocks, so that a hole in a file is nothing).
+        base: resident pages of files (libraries) when the meter started; 0: not known yet.
+    """
+
+    def __init__(self, worker: Worker, beside: Collection[Path]) -> None:
+        self.bytes, self.base = 0, 0
+        self._worker = worker
+        self._beside = tuple(f"{path.resolve()}{os.sep}" for path in (*beside, worker.folder))
+        self._seen: set[str] = set()
+        self._others: set[str] = set()  # that it has from whoever started it, such as a redirected output
+
+    def look(self, children: Collection[int], *, begun: bool) -> None:
+        """Find them and measure; before its meter has `begun`, what is found is none of the model's."""
+        for pid in (self._worker.pid, *children):
+            found = {path for path in written(pid) if not path.startswith(self._beside)}
+            if begun:
+                self._seen |= found - self._others
+            else:
+                self._others |= found
+        sizes: dict[tuple[int, int], int] = {}
+        temporary = (os.path.join(top, name) for top, _, names in os.walk(self._worker.temporary) for name in names)
+        for path in (*self._seen, *temporary):
+            with suppress(OSError):
+                stat = os.stat(path, follow_symlinks=False)
+                sizes[stat.st_dev, stat.st_ino] = stat.st_blocks * 512
+        self.bytes = sum(sizes.values())
+
+
+def written(pid: int) -> set[str]:
+    """Regular files that a process has open for writing, or mapped so that what it writes stays in them."""
+    found: set[str] = set()
+    with suppress(OSError):
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                path = os.readlink(f"/proc/{pid}/fd/{number}")
+                if not path.startswith("/") or path.startswith(("/dev/", "/proc/")):
+                    continue
+                info = Path(f"/proc/{pid}/fdinfo/{number}").read_text(encoding="ascii", errors="replace")
+                flags = re.search(r"^flags:\s*(\d+)", info, flags=re.MULTILINE)
+                if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
+                    found.add(path)
+    with suppress(OSError):
+        maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+        found |= set(re.findall(r"^\S+ rw.s \S+ \S+ \d+ +(/.+)$", maps, flags=re.MULTILINE))
+    return {path for path in found if os.path.isfile(path)}
+
+
+def _resident(pid: int) -> tuple[int, int]:
+    """Bytes that a process has resident, and those of them that belong to files."""
+    try:
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
+        return int(resident) * PAGE, int(shared) * PAGE
+    except (OSError, ValueError):
+        return int(psutil.Process(pid).memory_info().rss), 0
+
+
+def _children_bytes(pid: int, resident: int, children: Collection[int]) -> int:
+    """What the children of a worker hold besides what it has `resident`; pages shared by several count once.
+
+    Of each child what is its own alone; or, where that is more, the group's proportional sizes less the worker's
+    (memory that children share with each other).
+    """
+    if not children:
+        return 0
+    private, proportional = 0, 0
+    for child in children:
+        own, share = _rollup(child)
+        private, proportional = private + own, proportional + share
+    return max(private, _rollup(pid)[1] + proportional - resident)
+
+
+def _rollup(pid: int) -> tuple[int, int]:
+    """Bytes that are a process's own alone, and its proportional size; its resident size where nothing says."""
+    sizes = {"Private_Clean": 0, "Private_Dirty": 0, "Pss": 0}
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(":")
+            if name in sizes:
+                sizes[name] = int(value.split()[0]) * 1024
+        return sizes["Private_Clean"] + sizes["Private_Dirty"], sizes["Pss"]
+    except (OSError, ValueError, IndexError):
+        with suppress(psutil.Error):
+            size = int(psutil.Process(pid).memory_info().rss)
+            return size, size
+        return 0, 0
