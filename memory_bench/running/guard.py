@@ -25,11 +25,12 @@ import psutil
 from memory_bench.budget import Budget, BudgetExceeded, Usage
 from memory_bench.driver.beacon import Place
 from memory_bench.driver.clock import Clock
-from memory_bench.running.fence import ABOVE, PAGE, Bound, free_child, next_limit
+from memory_bench.running.fence import PAGE, Bound, free_child, next_limit
 from memory_bench.running.processes import Worker
 
 PERIOD = 0.025  # seconds between two looks
 EVERY = 4  # looks between two at processes and files, where finding them costs more
+ABOVE = 1.02  # of a limit on memory, where it ends the worker at once
 GRACE = 1.0  # seconds in which the worker may notice itself that it is a little above its memory
 LATE = 1.12  # of a phase's seconds, until which the worker may notice itself
 

@@ -15,9 +15,14 @@ import torch
 from torch import nn
 
 LATE = (
-    "pandas", "pyarrow.parquet", "safetensors.torch", "scipy.stats", "torch.utils.checkpoint",
-    "torch.nn.attention", "torch._dynamo", "transformers.modeling_utils", "transformers.models.llama.modeling_llama",
-)  # fmt: skip
+    "pandas",
+    "pyarrow.parquet",
+    "safetensors.torch",
+    "torch.utils.checkpoint",
+    "transformers.modeling_utils",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.qwen3.modeling_qwen3",
+)
 
 
 def warm_up() -> None:

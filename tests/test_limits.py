@@ -1,0 +1,192 @@
+"""Models that overspend in every way are stopped, by the limit that they passed, and nobody else is harmed."""
+
+import errno
+import importlib
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from memory_bench.command import commands
+from memory_bench.driver.beacon import Place
+from memory_bench.running import processes
+from memory_bench.running.executors import Executor, Inline, Local
+from memory_bench.running.fence import Cgroup, resident
+from memory_bench.running.guard import Bounds, Guard
+from memory_bench.running.options import Options
+from memory_bench.running.processes import start
+from memory_bench.running.refusals import refused
+from memory_bench.running.starting import warm_up
+from memory_bench.running.worker import Job
+from memory_bench.store import Store
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "benchmarks"
+REFUSED = ("ones", "fill", "numpy", "private")  # before anything is touched
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.delitem(sys.modules, "limits", raising=False)
+    return importlib.import_module("limits")
+
+
+@pytest.fixture
+def jobs(world: Any, tmp_path: Path) -> Callable[[str], list[Job]]:
+    def make(models: str) -> list[Job]:
+        options = Options(
+            models, "pg19", str(world.backbone), str(world.budget), "1", "", world.data, True, tmp_path / "out", "2",
+            (), False, "inline", "", False, True, False, world.cache, False,
+        )  # fmt: skip
+        Store.open_or_create(tmp_path / "out")
+        cells = commands.prepare(options).grid.cells
+        return [Job(cell, tmp_path / "out", world.data, world.cache, True, False, "cpu", 1) for cell in cells]
+
+    return make
+
+
+@pytest.fixture
+def overspend(limits: ModuleType, jobs: Callable[[str], list[Job]], tmp_path: Path) -> Run:
+    """``overspend(executor, cases)``: their rows by title, after a well-behaved cell has been run beside them."""
+
+    def run(executor: Executor, cases: list[Any]) -> dict[str, Any]:
+        warm_up()
+        made = limits.prepared(cases, tmp_path, jobs, resident())
+        before = {p.pid for p in psutil.Process().children(recursive=True)}
+        found = {row.case.title + row.case.limit: row for row in limits.rows(cases, made, executor)}
+        assert len(found) == len(cases)
+        left = {p.pid for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE}
+        assert left <= before
+        (good,) = jobs(f"{tmp_path}/over.py:Over")
+        with closing(executor.run([good])) as events:
+            (record,) = [e.record for e in events if e.record is not None]
+        assert (record.status, record.detail) == ("ok", "")
+        return found
+
+    return run
+
+
+def check(row: Any) -> None:
+    """Stopped by the right limit, not far above it, at a place."""
+    assert row.status == "over_budget", row
+    assert row.detail.startswith(f"{row.case.limit} "), row
+    assert "segment" in row.detail, row
+    assert row.ratio <= (1.2 if row.case.limit.endswith("_seconds") else 1.05), row
+    if row.case.limit == "device_bytes" and row.case.way in REFUSED:
+        assert "more was asked for" in row.detail, row
+
+
+def test_every_way_of_overspending_is_stopped_inline(limits: ModuleType, overspend: Run) -> None:
+    for row in overspend(Inline(), list(limits.CASES)).values():
+        check(row)
+
+
+def test_a_process_of_its_own_is_stopped_alike(limits: ModuleType, overspend: Run) -> None:
+    ways = [("grow", "device_bytes"), ("ones", "device_bytes"), ("session", "device_bytes"), ("sleep", "train_seconds")]
+    cases = [next(c for c in limits.CASES if (c.way, c.limit) == chosen) for chosen in ways]
+    for row in overspend(Local(2), cases).values():
+        check(row)
+
+
+@pytest.mark.slow
+def test_every_way_is_stopped_in_a_process_of_its_own(limits: ModuleType, overspend: Run) -> None:
+    for row in overspend(Local(2), list(limits.CASES)).values():
+        check(row)
+
+
+def test_without_a_cgroup_children_are_stopped_too(
+    limits: ModuleType, overspend: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cgroup, "make", classmethod(lambda cls, pid: None))
+    cases = [c for c in limits.CASES if c.way in ("grow", "ones", "shared", "session") and c.limit == "device_bytes"]
+    for row in overspend(Inline(), cases).values():
+        assert row.status == "over_budget", row
+        assert row.detail.startswith("device_bytes 150 MB, "), row
+
+
+def test_equal_cells_are_charged_alike(jobs: Callable[[str], list[Job]], tmp_path: Path) -> None:
+    """In a fork, one after the other: what the first left behind is not the second's."""
+    (job,) = jobs("truncation")
+    peaks = []
+    for name in ("one", "other", "third"):
+        again = replace(job, out=tmp_path / name)
+        with closing(Inline().run([again])) as events:
+            (record,) = [e.record for e in events if e.record is not None]
+        assert record.status == "ok", record.detail
+        peaks.append(record.usage.peak_device_bytes)
+    assert max(peaks) - min(peaks) <= max(0.02 * max(peaks), 1_000_000), peaks
+    assert max(peaks) < 100_000_000, "libraries are charged"
+
+
+@pytest.mark.parametrize(
+    ("error", "says_so"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("unable to mmap 800 bytes from file </x>: Cannot allocate memory (12)"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (RuntimeError("the pool is out of memory slots"), False),
+        (ValueError("std::bad_alloc"), False),
+        (KeyError("memory"), False),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_says_that_memory_was_refused(error: BaseException, says_so: bool) -> None:
+    assert refused(error) is says_so
+    wrapped = ValueError("the step failed")
+    wrapped.__cause__ = error
+    assert refused(wrapped) is says_so
+    wrapped = ValueError("while it was handled")
+    wrapped.__context__ = error
+    assert refused(wrapped) is says_so
+
+
+ORPHAN = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+print("told", flush=True)
+"""
+
+
+def test_what_a_worker_leaves_behind_ends_with_it(tmp_path: Path) -> None:
+    with start([sys.executable, "-c", ORPHAN], inside=tmp_path) as worker:
+        bounds = Bounds(commands.load_budget("smoke"), "cpu", 60.0)
+        with Guard(worker, bounds) as guard:
+            assert worker.process.stdout is not None
+            began = time.monotonic()
+            assert worker.process.stdout.read() == "told\n"  # to its end: nobody holds it open any more
+            assert worker.wait() == 0
+        assert time.monotonic() - began < 20
+        assert guard.judged() is None
+        folder = worker.folder
+    assert not folder.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_has_a_folder_of_its_own_and_a_beacon(tmp_path: Path) -> None:
+    code = (
+        "import tempfile; from memory_bench.driver.beacon import Place; from memory_bench.running import processes\n"
+        "processes.own_beacon().tell(Place('eval', 'segment 3/9')); print(tempfile.gettempdir())"
+    )
+    with start([sys.executable, "-c", code], inside=tmp_path) as worker:
+        assert worker.process.stdout is not None
+        assert Path(worker.process.stdout.read().strip()) == worker.temporary
+        assert worker.wait() == 0
+        assert worker.beacon.read() == Place("eval", "segment 3/9")
+    assert processes.own_beacon() is None
