@@ -267,8 +267,8 @@ def test_a_passed_limit_is_a_result(limits: dict[str, Any], detail: str, jobs: P
     ("trouble", "status", "detail"),
     [
         ("raise", "failed", "ValueError: as I like it"),
-        ("memory", "over_budget", "device_bytes of this machine, more was asked for at segment 1"),
-        ("cuda", "over_budget", "device_bytes of this machine, more was asked for at segment 1"),
+        ("memory", "over_budget", "device_bytes of this machine, more was asked for at segment 2/6 of test1"),
+        ("cuda", "over_budget", "device_bytes of this machine, more was asked for at segment 2/6 of test1"),
         ("none", "ok", ""),
     ],
 )

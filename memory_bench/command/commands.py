@@ -24,6 +24,7 @@ from memory_bench.record import Record
 from memory_bench.report.scorers import scorers
 from memory_bench.running.console import Display, error, show
 from memory_bench.running.executors import Executor, Inline, Local
+from memory_bench.running.firststep import refuse_below_one_step
 from memory_bench.running.grid import Grid, Request, make_task, plan_grid, split_names
 from memory_bench.running.naming import completed
 from memory_bench.running.options import Options, parse_limits, parse_seeds, parse_settings, with_suite
@@ -98,6 +99,7 @@ def prepare(options: Options) -> Prepared:
     say = (lambda sentence: None) if options.quiet else error
     backbones = Backbones(library, options.cache, hub=options.hub, report=say, notice=_note)
     grid = plan_grid(request, library, backbones)
+    refuse_below_one_step(grid.cells, library, backbones)
     if not options.quiet:
         for need in _needs(grid):
             source = library.source(need)

@@ -150,7 +150,8 @@ def _compared(cache: Path) -> dict[str, list[str]]:
 
 
 def _budget(budget: Budget, file: Traversable) -> dict[str, Any]:
-    limits = {f.name: getattr(budget, f.name) for f in fields(budget) if f.name not in ("name", "tasks", "own_curriculum")}
+    names = (f.name for f in fields(budget) if f.name not in ("name", "tasks", "own_curriculum"))
+    limits = {name: getattr(budget, name) for name in names}
     shown = ", ".join(f"{k} {amount(k, v)}" for k, v in limits.items() if v is not None)
     text = f"{shown}. {_first_line(file.read_text(encoding='utf-8'))}"
     return {"name": budget.name, "status": "preset", "summary": text, "limits": asdict(budget)}

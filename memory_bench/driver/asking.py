@@ -55,7 +55,7 @@ Known = dict[tuple[str, str, Ask], Outcome]
 """Outcomes of controls that do not depend on the place: by control, episode and question."""
 
 
-def ask(  # noqa: PLR0913
+def ask(
     model: MemoryModel[Any],
     streams: Sequence[Stream],
     watcher: Watcher | None,
@@ -169,7 +169,7 @@ def _answer(
     return _score(model, state.rows(place), due, _heads(due, start), start, watcher)
 
 
-def _controls(  # noqa: PLR0913
+def _controls(
     model: MemoryModel[Any],
     state: State,
     alive: int,

@@ -6,7 +6,7 @@ and once more when it has killed the process. Loads no torch: the watcher does n
 
 import json
 import mmap
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -29,7 +29,7 @@ class Place:
 
     phase: str = "start"
     where: str = ""
-    began: Reading = Reading()
+    began: Reading = field(default_factory=Reading)
     held: int = 0
 
 

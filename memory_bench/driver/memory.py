@@ -41,5 +41,5 @@ def peak_bytes() -> int:
 
 def forget_peak() -> None:
     """Count the peak from now on, where the system can; else peaks of what came before stay in it."""
-    with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:  # noqa: PTH123 (no real file)
+    with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")

@@ -111,9 +111,7 @@ def _observe_batch(
     )
 
 
-def _read(
-    model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher | None, memory: Memory
-) -> Iterator[Row]:
+def _read(model: MemoryModel[Any], streams: Sequence[Stream], watcher: Watcher | None, memory: Memory) -> Iterator[Row]:
     """Scored reading, piece by piece."""
     scored = [s for s in streams if bool(s.line.scored.any())]
     if not scored:

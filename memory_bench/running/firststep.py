@@ -4,78 +4,70 @@ What a step reads and computes is the model's own: rows and segments of the reci
 them, FLOPs by its own formula. Limits far above a rough estimate are not looked at closely.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
+from memory_bench import plugins
 from memory_bench.backbone.outline import outline
 from memory_bench.backbone.small import CLOSED
-from memory_bench.budget import Budget, amount
-from memory_bench.card import BackboneCard
+from memory_bench.budget import amount
+from memory_bench.cell import Cell
 from memory_bench.data.library import Library
 from memory_bench.driver.meter import TRAIN_PASSES, training_flops
 from memory_bench.driver.stream import segment_length
 from memory_bench.driver.train import stage_config, trained_parameters, untrained
-from memory_bench.episode import Task, TrainingPlan
 from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, Stage, fixed_steps
+from memory_bench.running.grid import make_recipe, make_task
 from memory_bench.zoo.named import Backbones
 
 FAR = 10  # times the rough estimate; no method here costs as many times its backbone
 
 
-@dataclass(frozen=True, slots=True)
-class Trainer:
-    """What a model's training on a task is made of, as far as it is planned."""
-
-    label: str
-    cls: type[MemoryModel[Any]]
-    config: Any
-    recipe: Recipe
-    card: BackboneCard
-    task_name: str
-    task: Task
-    plan: TrainingPlan
-
-    @property
-    def first(self) -> Stage:
-        """The stage with the first step."""
-        return next((s for s in self.recipe.stages if s.steps != 0), self.recipe.stages[0])
-
-
-def refuse_below_one_step(
-    trainer: Trainer, budget: Budget, seeds: Sequence[int], library: Library, backbones: Backbones
-) -> None:
-    """Refuse a budget that ends a training within its first step.
+def refuse_below_one_step(cells: Iterable[Cell], library: Library, backbones: Backbones) -> None:
+    """Refuse a budget that ends a training of `cells` within its first step.
 
     Raises:
         UserError: naming the limit and what one step needs.
     """
-    recipe, stage = trainer.recipe, trainer.first
-    if untrained(budget, recipe) or not budget.counts or (fixed_steps(recipe) and budget.own_curriculum):
-        return
-    card = trainer.card
-    tokens = stage.rows * max(1, stage.segments) * int(getattr(trainer.config, "segment", None) or card.window)
-    rough = {"train_tokens": FAR * tokens, "train_flops": FAR * 2 * TRAIN_PASSES * tokens * card.parameters}
-    if all((limit := getattr(budget, name)) is None or limit > far for name, far in rough.items()):
-        return
-    model = trainer.cls(outline(card, full=True), stage_config(trainer.config, stage), torch.Generator())
-    if not trained_parameters(model, recipe):
-        return
-    for seed in seeds:
-        lengths = _lengths(trainer, segment_length(model), seed, library, backbones)
-        for name, need in needs(model, lengths, TRAIN_PASSES + int(recipe.checkpoint)).items():
+    seen: set[str] = set()
+    for cell in cells:
+        training, budget = cell.training, cell.training.budget
+        recipe = make_recipe(training.recipe)
+        free = untrained(budget, recipe) or not budget.counts or (fixed_steps(recipe) and budget.own_curriculum)
+        if free or training.key in seen or training.model.config.get("checkpoint"):
+            continue
+        seen.add(training.key)
+        for name, need in _first_needs(cell, recipe, library, backbones).items():
             limit = getattr(budget, name)
             if limit is not None and need > limit:
                 own = ", or own_curriculum = true for the data's own steps" if fixed_steps(recipe) else ""
                 raise UserError(
                     f"Budget '{budget.name}': {name} = {amount(name, limit)} is below one optimiser step of "
-                    f"{trainer.label} on {trainer.task_name} (recipe {recipe.name}), which needs {amount(name, need)}: "
-                    f"allow that, or 0 for no training{own}."
+                    f"{cell.label or training.model.name} on {cell.task.name} (recipe {recipe.name}), which needs "
+                    f"{amount(name, need)}: allow that, or 0 for no training{own}."
                 )
+
+
+def _first_needs(cell: Cell, recipe: Recipe, library: Library, backbones: Backbones) -> dict[str, float]:
+    """What the first step needs of each limit; empty where the limits are far above, or nothing is trained."""
+    training, budget = cell.training, cell.training.budget
+    card = backbones.card(training.backbone.name)
+    stage = next((s for s in recipe.stages if s.steps != 0), recipe.stages[0])
+    cls = plugins.load("models", training.model.name)
+    config = plugins.configure(training.model.name, cls.fit(card, budget), training.model.config)
+    tokens = stage.rows * max(1, stage.segments) * int(getattr(config, "segment", None) or card.window)
+    rough = {"train_tokens": FAR * tokens, "train_flops": FAR * 2 * TRAIN_PASSES * tokens * card.parameters}
+    if cls.helpers(config) or all((b := getattr(budget, name)) is None or b > far for name, far in rough.items()):
+        return {}
+    model = cls(outline(card, full=True), stage_config(config, stage), torch.Generator())
+    if not trained_parameters(model, recipe):
+        return {}
+    lengths = _lengths(cell, stage, segment_length(model), library, backbones)
+    return needs(model, lengths, TRAIN_PASSES + int(recipe.checkpoint))
 
 
 def needs(model: MemoryModel[Any], lengths: Sequence[int], passes: int) -> dict[str, float]:
@@ -87,11 +79,12 @@ def needs(model: MemoryModel[Any], lengths: Sequence[int], passes: int) -> dict[
     return {"train_tokens": sum(lengths), "train_flops": flops}
 
 
-def _lengths(trainer: Trainer, segment: int, seed: int, library: Library, backbones: Backbones) -> list[int]:
-    """Tokens of every line of the first batch; none where only the data say, which the worker looks at."""
-    stage, name = trainer.first, trainer.card.name
-    if name in CLOSED:  # lines are made, not read, and their tokenizer is a list of words
-        corpus = trainer.task.corpus(library, trainer.plan, backbones.load(name).encode)
-        rng = torch.Generator().manual_seed(seed)
+def _lengths(cell: Cell, stage: Stage, segment: int, library: Library, backbones: Backbones) -> list[int]:
+    """Tokens of every line of the first batch; none where only the data say, which the trainer looks at."""
+    training = cell.training
+    if training.backbone.name in CLOSED:  # lines are made, not read, and their tokenizer is a list of words
+        task, loaded = make_task(cell.task), backbones.load(training.backbone.name)
+        corpus = task.corpus(library, task.plan(library, pretrained=loaded.card.pretrained), loaded.encode)
+        rng = torch.Generator().manual_seed(training.seed)
         return [len(line) for line in corpus.batch(stage.rows, stage.segments, segment, rng)]
-    return [stage.segments * segment] * stage.rows if trainer.plan.corpus == "books" else []
+    return [stage.segments * segment] * stage.rows if training.corpus.name == "books" else []

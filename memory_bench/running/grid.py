@@ -20,7 +20,6 @@ from memory_bench.episode import Task
 from memory_bench.errors import UserError, unknown
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, find_recipe, fixed_steps
-from memory_bench.running.firststep import Trainer, refuse_below_one_step
 from memory_bench.zoo.compared import check_agreement
 from memory_bench.zoo.named import Backbones
 from memory_bench.zoo.pretrained import match
@@ -243,9 +242,6 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                 if adapted:
                     _check_adapters(w.label, cls, config, recipe)
                 _check_options(w, cls, config, card)
-                if not plugins.asked(w.label, cls.helpers, config):
-                    trainer = Trainer(w.label, cls, config, recipe, card, task_name, task, plan)
-                    refuse_below_one_step(trainer, request.budget, request.seeds, library, backbones)
             _check_helpers(w.label, plugins.asked(w.label, cls.helpers, config), backbones)
             for seed in request.seeds:
                 training = Training(
