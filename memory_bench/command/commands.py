@@ -28,6 +28,7 @@ from memory_bench.running.firststep import refuse_below_one_step
 from memory_bench.running.grid import Grid, Request, make_task, plan_grid, split_names
 from memory_bench.running.naming import completed
 from memory_bench.running.options import Options, parse_limits, parse_seeds, parse_settings, with_suite
+from memory_bench.running.preflight import check_episodes
 from memory_bench.running.superseded import FOLDER as ASIDE
 from memory_bench.running.superseded import set_aside
 from memory_bench.shipped import parity_folder, parity_text, read_certificates
@@ -193,6 +194,7 @@ def carry_out(prepared: Prepared, store: Store, options: Options) -> None:
         _note(warning)
     for need in _needs(prepared.grid) if todo else ():
         prepared.library.prepare(need)
+    check_episodes(todo, prepared.library)
     if options.force:
         for cell in todo:
             shutil.rmtree(store.checkpoint_folder(cell.training.key), ignore_errors=True)
@@ -260,6 +262,7 @@ def grid_json(prepared: Prepared) -> dict[str, Any]:
 def plan(options: Options) -> int:
     """`memory-bench plan`: what a run would cost. Trains nothing."""
     prepared = prepare(options)
+    check_episodes(prepared.grid.cells, prepared.library, fetch=False)
     return show_plan(prepared.grid, prepared.backbones, as_json=options.as_json)
 
 

@@ -22,6 +22,7 @@ from memory_bench.errors import DataError, UserError
 from memory_bench.files.inputs import json_table
 from memory_bench.plugins import replayed_model
 
+MOST = 2**17  # of any number in case.json: cases are small, and what they ask for is built
 NEEDED = ("model", "source", "backbone", "memory", "tolerance")  # entries of every case.json
 
 
@@ -67,6 +68,14 @@ class Case:
         absent = [name for name in NEEDED if name not in read]
         if absent:
             raise UserError(f"{self.folder} is no reference case: case.json lacks {', '.join(absent)}.")
+        for name in ("source", "backbone", "memory", "tolerance"):
+            if not isinstance(read[name], dict):
+                raise UserError(f"{self.folder} is no reference case: '{name}' in case.json must be an object.")
+            if (largest := _largest(read[name])) > MOST:
+                raise UserError(
+                    f"{self.folder} is no reference case: '{name}' in case.json has the number {largest:,}; cases have "
+                    f"none beyond {MOST:,}."
+                )
         return read
 
     @property
@@ -76,6 +85,10 @@ class Case:
 
     def settings(self) -> Settings:
         """The memory settings, to be read completely."""
+        asked = self.info["memory"].get("max_new_tokens")
+        most = max((tensor.numel() for tensor in self.tensors("expected").values()), default=0)
+        if isinstance(asked, int) and asked > most:
+            raise UserError(f"Case {self.name}: {asked:,} new tokens are asked for, and fewer are recorded.")
         return Settings(self.info["memory"], self.name)
 
     def tensors(self, part: str) -> dict[str, Tensor]:
@@ -107,6 +120,7 @@ class Case:
 
         config = dict(self.info["backbone"])
         kind = config.pop("model_type")
+        _check_size(self, AutoConfig.for_model(kind, **config))
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config), dtype=torch.float32).eval()
         missing, unexpected = model.load_state_dict(self.weights("backbone."), strict=False)
         tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
@@ -118,6 +132,33 @@ class Case:
             if not torch.equal(loaded[name], tensor.to(loaded[name].dtype)):
                 raise ValueError(f"backbone.{name} differs from the recorded weight that the model ties it to")
         return Backbone(model)
+
+
+def _largest(value: Any) -> int:
+    """The largest whole number (by its size) inside plain data; 0 without any."""
+    if isinstance(value, dict | list):
+        return max(map(_largest, value.values() if isinstance(value, dict) else value), default=0)
+    return abs(value) if isinstance(value, int) else 0
+
+
+def _check_size(case: Case, config: Any) -> None:
+    """Refuse a backbone that is another than the weights in the case, before any of it is built.
+
+    Raises:
+        UserError: it has more layers than there are weights, or other weights or shapes.
+    """
+    from transformers import AutoModelForCausalLM
+
+    weights = case.weights("backbone.")
+    layers = int(getattr(config, "num_hidden_layers", 0) or 0)
+    if layers > len(weights):
+        raise UserError(f"Case {case.name}: a backbone of {layers:,} layers does not fit {len(weights)} weights.")
+    with torch.device("meta"):  # shapes alone, without memory
+        outline = AutoModelForCausalLM.from_config(config).state_dict()
+    for name, tensor in outline.items():
+        if name in weights and weights[name].shape != tensor.shape:
+            shapes = f"{list(tensor.shape)}, recorded is {list(weights[name].shape)}"
+            raise UserError(f"Case {case.name}: backbone weights do not fit: {name} would be {shapes}.")
 
 
 def load_strictly(target: torch.nn.Module, weights: Mapping[str, Tensor], case: str) -> None:

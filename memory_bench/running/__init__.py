@@ -10,6 +10,7 @@
 - `naming.py`: names as a user may give them, made whole
 - `options.py`: what a user may ask of a run: options, suites
 - `planning.py`: what a run would cost
+- `preflight.py`: every task gives its episodes once before anything is trained
 - `superseded.py`: results of inputs that have changed, set aside
 - `worker.py`: one cell in one process: joins model, backbone, task and budget
 """

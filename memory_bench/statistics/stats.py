@@ -277,7 +277,7 @@ class Draws:
         self._kept: dict[int, list[Floats]] = {}
 
     def rates(self, numerator: ArrayLike, denominator: ArrayLike) -> tuple[float, Floats]:
-        """sum(numerator) / sum(denominator) of `[units]`, and the same of every bootstrap sample, `[draws]` (none below 2 units).
+        """sum(numerator) / sum(denominator) of `[units]`, and that of every sample, `[draws]` (none below 2 units).
 
         Raises:
             NotFinite: there is such a number among them.
