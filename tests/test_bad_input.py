@@ -74,7 +74,7 @@ def test_toml_of_any_kind_is_read_or_refused(entry: str, value: str, invoke: Run
     file = tmp_path / "mine.toml"
     file.write_text(f"{entry} = {value}\n")
     for option in ("--budget", "--suite"):
-        if option == "--suite" or not (entry, value) in {("train_tokens", "inf"), ("name", '"x"')}:
+        if option == "--suite" or (entry, value) not in {("train_tokens", "inf"), ("name", '"x"')}:
             refused(invoke("plan", *ASKED, "--backbone", "absent", option, str(file)))
 
 
@@ -112,7 +112,14 @@ def test_tables_are_printed_in_any_character_set(encoding: str, tmp_path: Path) 
         "    try:\n        main([a.replace('OUT', sys.argv[1]) for a in line.split()])\n"
         "    except SystemExit as end:\n        assert end.code in (0, 1), line\n"
     )
-    lines = ("report OUT", "compare rmt truncation --out OUT", "list models", "list tasks", "list reported", "list suites")
+    lines = (
+        "report OUT",
+        "compare rmt truncation --out OUT",
+        "list models",
+        "list tasks",
+        "list reported",
+        "list suites",
+    )
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder), *lines], capture_output=True, env=environment, check=False
     )
