@@ -54,11 +54,11 @@ VALUES = st.one_of(
 )  # fmt: skip
 WORDS = st.one_of(
     st.sampled_from([
-        "", " ", ",", "=", "[", "]", "hmt", "rmt", "rmt[", "rmt[]", "rmt[a]", "rmt[segment=4]", "pg19", "pg19,,", "tiny",
-        "smoke", "-1", "0", "1", "3", "0,1", "9" * 30, "9" * 5000, "1e999", "nan", "x.py:T", "x.toml", "/dev/null",
+        "", " ", ",", "=", "[", "]", "hmt", "rmt", "rmt[", "rmt[]", "rmt[a]", "rmt[segment=4]", "pg19", "pg19,,",
+        "tiny", "smoke", "-1", "0", "1", "3", "0,1", "9" * 30, "9" * 5000, "1e999", "nan", "x.py:T", "x.toml", "/dev/null",
         "/proc/self/mem", ".", "..", "é" * 200, "x" * 5000, "\udcff", "a\nb", "--", "[" * 3000, "rmt.segment=1e400",
-        "rmt.segment=" + "9" * 5000, "rmt.x=[[1,", "pg19.extent=bytes:" + "9" * 5000 + "-1", "lm-eval:", "lm-eval:.yaml",
-        "lm-eval:a:b", "x@y", "backbone.dtype=float8", "http://x:y", "sqlite:///", "²", "٣",
+        "rmt.segment=" + "9" * 5000, "rmt.x=[[1,", "pg19.extent=bytes:" + "9" * 5000 + "-1", "lm-eval:",
+        "lm-eval:.yaml", "lm-eval:a:b", "x@y", "backbone.dtype=float8", "http://x:y", "sqlite:///", "²", "٣",
     ]),
     st.text(st.characters(exclude_characters="\x00"), max_size=12),
 )  # fmt: skip
@@ -184,8 +184,10 @@ def spoilt(scene: Scene) -> Path:
     return scene.place
 
 
-READERS = st.sampled_from([("report", "OUT"), ("compare", "rmt", "--out", "OUT"), ("check", "OUT", "--against", REFERENCE),
-                           ("compare", "OUT", "OUT"), ("check", "OUT", "--write", "made.jsonl")])  # fmt: skip
+READERS = st.sampled_from([
+    ("report", "OUT"), ("compare", "rmt", "--out", "OUT"), ("compare", "OUT", "OUT"),
+    ("check", "OUT", "--against", REFERENCE), ("check", "OUT", "--write", "made.jsonl"),
+])  # fmt: skip
 
 
 def read(data: st.DataObject, folder: Path) -> None:
