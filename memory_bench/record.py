@@ -39,12 +39,13 @@ class Record:
     Attributes:
         cell: what was asked.
         status: ``ok``, ``over_budget``, ``failed`` or ``skipped``; all four are results.
-        detail: why, where the status is not ``ok``; for ``over_budget`` the limit and where it struck
-            (``device_bytes@segment 37/391``).
+        detail: why, where the status is not ``ok``; for ``over_budget`` the limit, what was
+            allowed and used, and where it struck (``device_bytes 150 MB, 163 MB at segment 37/391``).
         metrics: of this cell alone; tables over several seeds are computed from the samples.
         usage: what was spent.
         provenance: of `provenance`; ``look_ahead``: how many tokens past the predicting position the model may see;
-            ``state_growth``: how the state of a row grew with the tokens read.
+            ``state_growth``: how the state of a row grew with the tokens read; ``plan`` where there was one:
+            ``peak_bytes``, ``seconds``, and ``how`` they were found.
         learned: whether a trained memory learned anything: ``verdict`` (one of `VERDICTS`), ``lift``, ``low``,
             ``high`` and ``against`` (the control it was measured against).
         levels: reference levels of the headline, for example chance and majority.

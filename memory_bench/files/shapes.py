@@ -4,6 +4,7 @@ pydantic does the checking, strictly (a text is no number, a truth value is no c
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -85,6 +86,19 @@ class GrowthShape:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanShape:
+    """What a cell was planned to spend, before it ran."""
+
+    peak_bytes: int
+    seconds: float
+    how: str
+
+    def __post_init__(self) -> None:
+        if self.peak_bytes < 0 or not 0 <= self.seconds < math.inf:
+            raise ValueError("a plan has no negative bytes or seconds")
+
+
+@dataclass(frozen=True, slots=True)
 class HappenedShape:
     """What readers look at of a record's provenance."""
 
@@ -99,6 +113,7 @@ class HappenedShape:
     segment: int | None = None
     curve: list[tuple[int, float | None]] | None = None
     expected_retention: list[tuple[float, float]] | None = None
+    plan: PlanShape | None = None
     state_growth: GrowthShape | None = None
 
     def __post_init__(self) -> None:

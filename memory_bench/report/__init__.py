@@ -16,11 +16,13 @@
 - `naming.py`: names beside marks where there is room
 - `page.py`: `leaderboard.html`
 - `panels.py`: the plots themselves
+- `planned.py`: what was planned beside what was spent
 - `plots.py`: which plots a board has, and their files
 - `retention_panels.py`: plots of retention: curves, half-lives, depth by length, delay
 - `rows.py`: one model's seeds and their metrics
 - `scales.py`: axes of costs
 - `scorers.py`: which task computes the metrics of a folder's records again; imports nothing that a record names
+- `sweeps.py`: the same models under several budgets
 - `tables.py`: boards as tables and as `leaderboard.csv`
 - `trade_offs.py`: plots of the headline against what a row cost
 - `words.py`: the sentences around tables

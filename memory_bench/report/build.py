@@ -4,6 +4,7 @@ Building is a pure function of the folder: the bootstraps have fixed seeds and n
 report that is built twice is the same to the byte.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memory_bench.files.artefacts import explained, unfit, vouch, write_atomically
-from memory_bench.report import distances, words
+from memory_bench.report import distances, planned, sweeps, words
 from memory_bench.report.beside import MEANING, TITLE, Beside, find_beside
 from memory_bench.report.board import Board, collect
 from memory_bench.report.layout import to_markdown, to_tex
@@ -51,6 +52,17 @@ class Report:
         return found + [(heading, [], sentence) for heading, sentence in words.missing_boards(self.boards)]
 
     @cached_property
+    def sweeps(self) -> "list[sweeps.Sweep]":
+        """Boards that differ in one limit of their budgets."""
+        return sweeps.sweeps(self.boards)
+
+    def _file(self, place: int) -> str:
+        """Name of a sweep's plot, without ending."""
+        first = self.sweeps[place].boards[0]
+        stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{first.task}-{first.backbone}-by-{self.sweeps[place].limit}")
+        return f"{stem}-{place}" if place else stem
+
+    @cached_property
     def _besides(self) -> dict[int, Beside]:
         return {id(board): find_beside(board) for board in self.boards}
 
@@ -61,7 +73,9 @@ class Report:
     def legend(self) -> list[tuple[str, str]]:
         """What the columns mean."""
         compared = any(found.pairs for found in self._besides.values())
-        return [*words.legend(self.boards), *([(TITLE.lower(), MEANING)] if compared else [])]
+        plans = any(planned.table(board) for board in self.boards)
+        more = [(planned.TITLE.lower(), planned.MEANING)] if plans else []
+        return [*words.legend(self.boards), *more, *([(TITLE.lower(), MEANING)] if compared else [])]
 
     def markdown(self, *, links: bool = False) -> str:
         """The leaderboard for a person, also readable as plain text.
@@ -78,13 +92,16 @@ class Report:
             out += [sentence] if sentence else []
             for board in boards:
                 out += self._board(board, links)
+        for place, sweep in enumerate(self.sweeps):
+            out += [f"## {sweeps.TITLE}", f"{sweep.heading}. Each budget's board is above; budgets are not paired."]
+            out += [to_markdown(sweep.table()), *([f"Plot: plots/{self._file(place)}.png"] if links else [])]
         legend = [f"- **{term}**: {meaning}." for term, meaning in self.legend()]
         if note := words.percent_note(self.boards):
             legend.append(f"- {note}")
         return "\n\n".join([*out, "## How to read this", "\n".join(legend)]) + "\n"
 
     def _board(self, board: Board, links: bool) -> list[str]:
-        out = [f"### {words.title(board)}", words.scope(board)]
+        out = [f"### {words.title(board)}", words.scope(board), *filter(None, [words.equal(board)])]
         said = " ".join(s for s in (words.direction(board), words.levels(board), words.winners(board)) if s)
         out += [
             *([said] if said else []),
@@ -102,6 +119,8 @@ class Report:
         out += ["Cost:", to_markdown(spend(board, self.certificates))]
         if len((more := held(board)).columns) > 1:
             out += [f"{words.HELD}:", to_markdown(more)]
+        if plan := planned.table(board):
+            out += [f"{planned.TITLE}:", to_markdown(plan)]
         found = self.beside(board)
         if found.pairs:
             out += [f"{TITLE}:", to_markdown(found.table()), *([found.more] if found.more else [])]
@@ -124,15 +143,26 @@ class Report:
     def tex(self) -> str:
         """The quality tables as LaTeX ``tabular`` environments, one a board."""
         return "\n".join(
-            f"% {words.title(board)}\n% {words.scope(board)}\n{to_tex(quality(board))}" for board in self.boards
+            f"% {words.title(board)}\n% {words.scope(board)}\n% {words.equal(board)}\n{to_tex(quality(board))}"
+            for board in self.boards
         )
 
     def drawn(self) -> "list[list[Drawn]]":
         """The plots of each board."""
         from memory_bench.report.plots import render
 
-        labels = sorted({row.label for board in self.boards for row in (*board.rows, *board.ahead)})
-        return [render(board, labels) for board in self.boards]
+        return [render(board, self._labels) for board in self.boards]
+
+    @property
+    def _labels(self) -> list[str]:
+        """Of all rows, among which no two shall look the same."""
+        return sorted({row.label for board in self.boards for row in board.everything})
+
+    def drawn_sweeps(self) -> "list[Drawn]":
+        """The plots of `sweeps`."""
+        from memory_bench.report.plots import render_sweep
+
+        return [render_sweep(sweep, self._file(place), self._labels) for place, sweep in enumerate(self.sweeps)]
 
     def html(self, drawn: "Sequence[Sequence[Drawn]] | None" = None) -> str:
         """The page, with everything it shows inside.
@@ -142,7 +172,7 @@ class Report:
         """
         from memory_bench.report.page import page
 
-        return page(self, self.drawn() if drawn is None else drawn)
+        return page(self, self.drawn() if drawn is None else drawn, self.drawn_sweeps())
 
     def write(self, folder: Path) -> list[Path]:
         """Write tables, page and plots into `folder`, each file atomically.
@@ -160,7 +190,7 @@ class Report:
             "leaderboard.tex": self.tex(),
             "leaderboard.html": self.html(drawn),
         }
-        for plot in (plot for plots in drawn for plot in plots):
+        for plot in (plot for plots in (*drawn, self.drawn_sweeps()) for plot in plots):
             files[f"plots/{plot.plot.name}.png"] = plot.png
             files[f"plots/{plot.plot.name}.svg"] = plot.svg
         for name, content in files.items():

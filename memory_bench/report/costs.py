@@ -40,6 +40,7 @@ class Cost:
     growth: Growth | None = None
     train_joules: float | None = None
     eval_joules: float | None = None
+    control_seconds: float | None = None
 
     @property
     def state_growth(self) -> str | None:
@@ -92,6 +93,7 @@ def cost(row: Row) -> Cost:
         growth=max(_growths(row), key=lambda growth: growth.rank, default=None),
         train_joules=None if row.pretrained else over(lambda u: u.train_joules),
         eval_joules=over(lambda u: u.eval_joules),
+        control_seconds=over(lambda u: u.control_seconds, [u for u in used if u.control_seconds]),
     )
 
 

@@ -46,7 +46,7 @@ def canvas(
     # Two panels of one plot share the rows; two curves have their own scales.
     space = {"wspace": 0.08 if share else 0.28}
     panels = figure.subplots(1, columns, squeeze=False, sharey=share and columns > 1, gridspec_kw=space)[0]
-    panels[0].set_title(f"{what}\n{words.title(board)}", pad=10)
+    panels[0].set_title(f"{what}{words.equal_short(board)}\n{words.title(board)}", pad=10)
     return list(panels)
 
 
@@ -62,7 +62,7 @@ def grid(count: int, columns: int, board: Board, what: str, *, size: tuple[float
     FigureCanvasAgg(figure)
     room = {"wspace": 0.35 / size[0] + 0.12, "hspace": 0.85 / size[1], "top": 1 - 0.8 / height, "bottom": 0.5 / height}
     panels = figure.subplots(lines, columns, squeeze=False, gridspec_kw=room).ravel()
-    figure.suptitle(f"{what}\n{words.title(board)}", x=0.02, y=1.0, ha="left", fontsize=10.5)
+    figure.suptitle(f"{what}{words.equal_short(board)}\n{words.title(board)}", x=0.02, y=1.0, ha="left", fontsize=10.5)
     for unused in panels[count:]:
         unused.set_visible(False)
     return list(panels[:count])

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from memory_bench.report import distances, words
+from memory_bench.report import distances, planned, sweeps, words
 from memory_bench.report.beside import TITLE, Beside
 from memory_bench.report.board import Board
 from memory_bench.report.layout import NONE, Table
@@ -29,7 +29,7 @@ td.none { color: #aaa; } figure { margin: 1rem 0; } figure svg { max-width: 100%
 dt { font-weight: 600; margin-top: .4rem; } dd { margin-left: 1.2rem; } nav a { margin-right: 1rem; }
 summary { cursor: pointer; color: #0072b2; }
 """
-TEXT = ("checkpoint", "tie", "learned?", "notes", "parity", "reported for", "verdict", "where")
+TEXT = ("checkpoint", "tie", "learned?", "notes", "parity", "reported for", "verdict", "where", "plan")
 
 
 class Shown(Protocol):
@@ -48,6 +48,10 @@ class Shown(Protocol):
         """Model to parity."""
 
     @property
+    def sweeps(self) -> "Sequence[sweeps.Sweep]":
+        """Boards that differ in one limit of their budgets."""
+
+    @property
     def warnings(self) -> Sequence[str]:
         """Sentences about files that could not be used."""
 
@@ -61,12 +65,13 @@ class Shown(Protocol):
         """What the columns mean."""
 
 
-def page(report: Shown, drawn: Sequence[Sequence[Drawn]]) -> str:
+def page(report: Shown, drawn: Sequence[Sequence[Drawn]], swept: Sequence[Drawn] = ()) -> str:
     """The whole page.
 
     Args:
         report: to show.
         drawn: the plots of each of its boards.
+        swept: the plots of its sweeps.
     """
     name = f"Leaderboard{f': {report.name}' if report.name else ''}"
     out = [f"<h1>{_text(name)}</h1>"]
@@ -81,6 +86,10 @@ def page(report: Shown, drawn: Sequence[Sequence[Drawn]]) -> str:
             place = places[id(board)]
             out += _board(board, place, report.certificates, drawn[place])
             out += _beside(report.beside(board))
+    for number, (sweep, plot) in enumerate(zip(report.sweeps, swept, strict=True)):
+        image = _inline(plot.svg.decode(), f"s{number}-")
+        out += [f"<h2>{sweeps.TITLE}</h2><p>{_text(sweep.heading)}. Budgets are not paired.</p>", _table(sweep.table())]
+        out.append(f'<figure role="img" aria-label="{_text(sweep.heading)}">{image}</figure>')
     if report.boards:
         terms = [f"<dt>{_text(term)}</dt><dd>{_code(meaning)}.</dd>" for term, meaning in report.legend()]
         out.append(f"<h2>How to read this</h2><dl>{''.join(terms)}</dl>")
@@ -98,6 +107,7 @@ def _board(board: Board, place: int, certificates: Mapping[str, str], drawn: Seq
     out = [
         f'<h3 id="board-{place}">{_text(words.title(board))}</h3>',
         f'<p class="scope">{_text(words.scope(board))}</p>',
+        *([f"<p>{_text(equal)}</p>"] if (equal := words.equal(board)) else []),
         *([f"<p>{_text(said)}</p>"] if said else []),
         *(f'<p class="warning">{_text(warning)}</p>' for warning in words.known_already(board)),
         _table(quality(board)),
@@ -113,6 +123,8 @@ def _board(board: Board, place: int, certificates: Mapping[str, str], drawn: Seq
     more = held(board)
     memory = f"<p>{words.HELD}</p>{_table(more)}" if len(more.columns) > 1 else ""
     out += [f"<details><summary>Cost</summary>{_table(spend(board, certificates))}{memory}</details>"]
+    if plan := planned.table(board):
+        out += [f"<details><summary>{planned.TITLE}</summary>{_table(plan)}</details>"]
     for number, plot in enumerate(drawn):
         image = _inline(plot.svg.decode(), f"b{place}p{number}-")
         caption = _text(f"{plot.plot.caption}: {words.title(board)}")

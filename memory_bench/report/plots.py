@@ -16,6 +16,8 @@ from memory_bench.report.looks import looks
 from memory_bench.report.panels import curves, forest, slices
 from memory_bench.report.retention_panels import by_delay, delays, depth_by_length, depths, half_lives, retention
 from memory_bench.report.rows import OVER
+from memory_bench.report.sweeps import Sweep
+from memory_bench.report.sweeps import draw as draw_sweep
 from memory_bench.report.tables import short
 from memory_bench.report.trade_offs import PRICES, prices, trade_off
 from memory_bench.report.words import is_retention
@@ -88,14 +90,23 @@ def draw(board: Board, plot: Plot, labels: Sequence[str] = ()) -> "Figure":
         return trade_off(board, look, plot.kind)
 
 
+def render_sweep(sweep: Sweep, name: str, labels: Sequence[str] = ()) -> Drawn:
+    """The plot of a sweep as files called `name`; `labels` as of `draw`."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        figure = draw_sweep(sweep, labels)
+    return _files(Plot("sweep", sweep.heading, name), figure)
+
+
 def render(board: Board, labels: Sequence[str] = ()) -> list[Drawn]:
     """All plots of a board as PNG and SVG, without dates and random ids; `labels` as of `draw`."""
-    drawn = [(plot, draw(board, plot, labels)) for plot in plots(board)]
-    return [
-        Drawn(plot, _bytes(figure, "png", dpi=130, metadata={"Software": None}),
-              _bytes(figure, "svg", metadata={"Date": None, "Creator": None}))
-        for plot, figure in drawn
-    ]  # fmt: skip
+    return [_files(plot, draw(board, plot, labels)) for plot in plots(board)]
+
+
+def _files(plot: Plot, figure: "Figure") -> Drawn:
+    return Drawn(plot, _bytes(figure, "png", dpi=130, metadata={"Software": None}),
+                 _bytes(figure, "svg", metadata={"Date": None, "Creator": None}))  # fmt: skip
 
 
 def _bytes(figure: "Figure", form: str, **options: Any) -> bytes:

@@ -67,8 +67,8 @@ def _extra(row: Row, metric: str) -> str:
 
 def spend(board: Board, certificates: Mapping[str, str]) -> Table:
     """What it cost, and whether the implementation is certified against the official one."""
-    columns = ("model", "train tokens", "train FLOPs", "train s", "eval FLOPs/token", "eval tokens/s", "peak memory",
-               "memory state", "added parameters", "parity")  # fmt: skip
+    columns = ("model", "train tokens", "train FLOPs", "train s", "eval FLOPs/token", "eval tokens/s", "controls s",
+               "peak memory", "memory state", "added parameters", "parity")  # fmt: skip
     rows = []
     for row in board.everything:
         c = cost(row)
@@ -80,6 +80,7 @@ def spend(board: Board, certificates: Mapping[str, str]) -> Table:
             NONE if c.train_seconds is None else f"{c.train_seconds:,.0f}",
             NONE if c.eval_flops_per_token is None else scaled(c.eval_flops_per_token),
             NONE if c.eval_tokens_per_second is None else f"{c.eval_tokens_per_second:,.0f}",
+            NONE if c.control_seconds is None else f"{c.control_seconds:,.0f}",
             NONE if c.peak_device_bytes is None else size(c.peak_device_bytes),
             NONE if c.state_bytes is None else _state(c),
             added or NONE,

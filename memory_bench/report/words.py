@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from memory_bench.budget import PRESETS, Budget
 from memory_bench.report.board import Board
 from memory_bench.report.costs import cost
-from memory_bench.report.tables import PERCENT, held, number, short
+from memory_bench.report.tables import PERCENT, held, number, scaled, short
 from memory_bench.statistics.retention import HALF_LIFE, KNOWN, known_without_memory
 
 KINDS = {
@@ -150,6 +150,37 @@ def _instead(budget: Budget) -> str:
     if not named:
         return ""
     return f", instead of the budget's {named}" if budget.own_curriculum else f", within the budget's {named}"
+
+
+def equal(board: Board) -> str:
+    """What is the same for every row of a board, and what is not, with the numbers."""
+    rows = [row for row in board.rows if row.label not in board.unequal and row.trained]
+    if board.kind == "none" or not rows:
+        return ""
+    spent = [cost(row) for row in rows]
+    tokens = _range("training tokens", [c.train_tokens for c in spent])
+    flops = [c.train_flops for c in spent if c.train_flops]
+    low, high = (scaled(f(flops)) for f in (min, max)) if flops else ("", "")
+    computed = f"{low} training FLOPs" if low == high else f"{low}–{high} training FLOPs"
+    seconds = [c.train_seconds for c in spent if c.train_seconds]
+    took = f"{min(seconds):,.0f}–{max(seconds):,.0f} s of training" if seconds else ""
+    if board.ended_by == "steps":
+        same, other = f"the data's own training steps ({tokens})", [computed]
+    elif board.kind == "train_flops":
+        same, other = f"training FLOPs, at most {scaled(board.budget.train_flops or 0)} (used: {low}–{high})", [tokens]
+    elif board.kind == "train_seconds":
+        limit = board.budget.train_seconds or 0
+        same, other = f"training time, at most {limit:,.0f} s", [tokens, computed]
+    else:
+        same, other = tokens, [computed]
+    other += [took] if board.kind != "train_seconds" else []
+    rest = f" All but {', '.join(board.unequal)}, whose notes say why." if board.unequal else ""
+    return f"Equal for all: {same}. Not equal: {', '.join(filter(None, other))}.{rest}"
+
+
+def equal_short(board: Board) -> str:
+    """What is equal, for a plot's title: `` · at equal training tokens``."""
+    return "" if board.kind == "none" else f" · {KINDS[board.kind][0].lower()}{KINDS[board.kind][1:]}"
 
 
 def direction(board: Board) -> str:
