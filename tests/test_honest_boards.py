@@ -207,7 +207,7 @@ def chosen(corpus: str, backbone: str, *, pretrained: bool = False, trained: str
     training = make_cell("rmt").training
     training = replace(training, corpus=Choice(corpus), backbone=Choice(backbone))
     loaded = SimpleNamespace(card=SimpleNamespace(pretrained=pretrained))
-    return SimpleNamespace(training=training, loaded=loaded, trained=trained)
+    return SimpleNamespace(training=training, loaded=loaded, trained=trained, read={})
 
 
 STAND_IN, REAL = {"data": "pubmedqa (stand-in: invented studies)"}, {"data": "pubmedqa"}
@@ -244,6 +244,35 @@ def test_lm_eval_reads_our_tasks_with_the_boards_model(
     other.check([request, request])
     own_backbone = "backbone" in said
     assert len(other.misfits) == own_backbone == ("own" in caplog.text)  # untrained models fit any training
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="the extra lm-eval is not installed")
+@pytest.mark.parametrize(
+    ("read", "document", "said"),
+    [
+        (
+            ("pg19", "aa"),
+            {"data": "pg19 (stand-in: Shakespeare and Milton)", "revision": "bb"},
+            "where the run read pg19",
+        ),
+        (("pg19", "aa"), {"data": "pg19", "revision": "bb"}, "another version of pg19 than the run's"),
+        (("pg19", "aa"), {"data": "pg19", "revision": "aa"}, ""),
+        (None, {"data": "pg19 (stand-in: Shakespeare and Milton)", "revision": "bb"}, ""),
+    ],
+)
+def test_lm_eval_reads_no_other_data_than_the_run(
+    read: tuple[str, str] | None, document: dict[str, Any], said: str
+) -> None:
+    from memory_bench.lm_eval.fitting import Fit
+
+    model = chosen("none", "smollm2-135m", pretrained=True, trained="nothing to train")
+    model.read = {} if read is None else {"pg19": read}
+    request = SimpleNamespace(task_name="mb_pg19", doc=document)
+    if said:
+        with pytest.raises(UserError, match=said):
+            Fit(model).check([request])
+    else:
+        Fit(model).check([request])
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is None, reason="the extra lm-eval is not installed")

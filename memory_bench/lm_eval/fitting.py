@@ -53,6 +53,27 @@ def misfit(task_name: str, document: Mapping[str, Any], chosen: Chosen) -> str:
     return ""
 
 
+def other_data(task_name: str, document: Mapping[str, Any], chosen: Chosen) -> str:
+    """Why a document is not of the data that the model's run has read for the same task; empty where it is.
+
+    Args:
+        task_name: of lm-eval; only those in our folder are judged.
+        document: one of the task's, which says where it comes from.
+        chosen: what it is read with.
+    """
+    file = include_path() / f"{task_name}.yaml"
+    read: Mapping[str, tuple[str, str]] = getattr(chosen, "read", {})  # only of a run
+    if not task_name or not read or not file.is_file():
+        return ""
+    label, revision = read.get(str(read_fields(file)["dataset_kwargs"]["source"]), ("", ""))
+    found, version = str(document.get("data", "")), str(document.get("revision", revision))
+    several = label.split(" in ")  # questions in passages: the revision is then of both
+    if not label or found in several[: len(several) - 1] or (found, version) == (label, revision):
+        return ""
+    which = f"{found}, where the run read {label}" if found != label else f"another version of {label} than the run's"
+    return f"{task_name}: this is {which}. Give the run's data, for example with MEMORY_BENCH_DATA=DIR."
+
+
 class Fit:
     """What a model is asked, judged by `misfit`.
 
@@ -73,12 +94,14 @@ class Fit:
         """Look at lm-eval's requests; of a model that no run has trained it is only said that it is not the board's.
 
         Raises:
-            UserError: the model was trained for something else.
+            UserError: the model was trained for something else, or its run has read other data for the task.
         """
         for request in requests:
             name, document = getattr(request, "task_name", None), getattr(request, "doc", None)
             if not name or name in self._said or not isinstance(document, dict):
                 continue
+            if other := other_data(name, document, self.chosen):
+                raise UserError(other)
             said = self._said[name] = misfit(name, document, self.chosen)
             if said and self.chosen.trained == "trained":
                 raise UserError(f"{said} Give the run (run=FOLDER,task=NAME) in which it was trained for this one.")

@@ -37,6 +37,7 @@ class Chosen:
         training: what it is, as a cell would name it; its key is part of the hash of `MemoryLM`.
         trained: ``trained``, ``nothing to train``, ``untrained`` (the budget has no training) or ``pretrained``.
         scored_with: options that were changed after the training.
+        read: of a run, task to label and revision of the data that it read.
     """
 
     model: MemoryModel[Any]
@@ -44,6 +45,7 @@ class Chosen:
     training: Training
     trained: str
     scored_with: dict[str, Any] = field(default_factory=dict)
+    read: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def from_names(
@@ -106,7 +108,8 @@ def from_run(folder: Path, name: str, backbones: Backbones, *, seed: int | None,
     """
     store = Store.open(folder)
     roles = store.run().get("grid", {}).get("roles", {})
-    cell = one_cell([as_asked(record, roles) for record in store.records()], folder, name, seed, task)
+    records = [as_asked(record, roles) for record in store.records()]
+    cell = one_cell(records, folder, name, seed, task)
     training, released = cell.training, cell.training.model.config.get("checkpoint")
     if training.model.name != name and not is_installed("models", training.model.name):
         raise UserError(
@@ -122,7 +125,10 @@ def from_run(folder: Path, name: str, backbones: Backbones, *, seed: int | None,
         raise UserError(f"The source of {training.model.name} is not that of the run in {folder}: run it again.")
     parts = _parts(training, backbones, device)
     chosen = _chosen(parts, store.checkpoint_folder(training.key), backbones.notice)
-    return replace(chosen, model=parts.scored(chosen.model, cell.scored_with), scored_with=cell.scored_with)
+    tasks = (record.cell.task for record in records if record.cell.training.key == training.key)
+    read = {t.name: (str(t.config.get("data") or t.name), t.revision) for t in tasks}
+    model = parts.scored(chosen.model, cell.scored_with)
+    return replace(chosen, model=model, scored_with=cell.scored_with, read=read)
 
 
 def _budget(name: str, backbone: str, device: str) -> Budget:

@@ -86,7 +86,9 @@ def draw(sweep: Sweep, labels: Sequence[str] = ()) -> "Figure":
     first = sweep.boards[0]
     factor = drawing.factor(first.metric)
     panels = drawing.canvas(11.0, 4.4, first, f"{short(first.metric)} under several limits", columns=2, share=False)
-    panels[0].set_title(f"{sweep.heading}\nbudgets {', '.join(board.budget.name for board in sweep.boards)}", pad=10)
+    panels[0].set_title(
+        f"{sweep.heading}\nbudgets {', '.join(dict.fromkeys(b.budget.name for b in sweep.boards))}", pad=10
+    )
     known = [bound for board in sweep.boards if (bound := sweep.bound(board)) is not None]
     free = 2.5 * max(known)  # where a board without the limit stands
     at = [free if (bound := sweep.bound(board)) is None else bound for board in sweep.boards]
