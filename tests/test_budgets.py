@@ -1,5 +1,6 @@
 """Budget presets are files, read like a user's own; what they say is part of every key."""
 
+import importlib
 import tomllib
 from pathlib import Path
 
@@ -59,3 +60,11 @@ def test_the_papers_settings_are_their_numbers() -> None:
     assert PRESETS["paper-hmt"].train_tokens == 2 * (200 * 2048 + 500 * 15360)
     assert PRESETS["paper-rmt"].train_tokens == 2 * 700 * 2048
     assert PRESETS["paper-armt"].train_tokens == 36_000 * 32 * 8 * 128
+
+
+def test_the_page_of_budgets_is_what_presets_and_models_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    made = importlib.import_module("budgets")
+    page = made.PAGE.read_text(encoding="utf-8")
+    assert set(made.MEANT) == set(PRESETS)
+    assert made.renewed(page) == page, "`python benchmarks/budgets.py` rewrites it"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from memory_bench import plugins
+from memory_bench.backbone.model import Backbone
 from memory_bench.backbone.small import CLOSED
 from memory_bench.backbone.tokenizer import Tokens
 from memory_bench.budget import Usage
@@ -123,8 +124,14 @@ def over(training: Training, loaded: Loaded, backbones: Backbones, pretrained: P
     config = plugins.configure(name, cls.fit(loaded.card, training.budget), training.model.config)
     backbones.equip(loaded, cls.helpers(config))
     recipe = make_recipe(training.recipe)
-    rank = recipe.lora_rank if pretrained is None and adapts(training.budget, recipe, cls) else 0
+    put_adapters(loaded.backbone, training, cls, recipe)
+    return Parts(training, loaded, cls, config, recipe, pretrained, device)
+
+
+def put_adapters(backbone: Backbone, training: Training, cls: type[MemoryModel[Any]], recipe: Recipe) -> None:
+    """The adapters that a training's backbone has, or none: before its model is built, whoever builds it."""
+    released = bool(training.model.config.get("checkpoint"))
+    rank = recipe.lora_rank if adapts(training.budget, recipe, cls) and not released else 0
     # Draws of their own: every model of a comparison begins with the same adapters, whatever it draws itself.
     rng = torch.Generator().manual_seed(training.seed + 2)
-    loaded.backbone.adapt(rank, recipe.lora_alpha, recipe.lora_targets, rng)
-    return Parts(training, loaded, cls, config, recipe, pretrained, device)
+    backbone.adapt(rank, recipe.lora_alpha, recipe.lora_targets, rng)
