@@ -50,7 +50,25 @@ def observe(  # noqa: PLR0913
     if decode is None and any(isinstance(e, Ask) and not e.choices for episode in episodes for e in episode.events):
         raise UserError("Some questions have no choices: their answers can only be read with the tokenizer's decode.")
     streams = [encode_episode(episode, encode, seed) for episode in episodes]
-    streams.sort(key=lambda s: -len(s.line))
+    return observe_streams(
+        model, streams, seed=seed, controls=controls, watcher=watcher, progress=progress, sink=sink, decode=decode
+    )
+
+
+def observe_streams(  # noqa: PLR0913
+    model: MemoryModel[Any],
+    streams: Sequence[Stream],
+    *,
+    seed: int,
+    controls: bool = True,
+    watcher: Watcher | None = None,
+    progress: Progress | None = None,
+    sink: list[Row] | None = None,
+    decode: Decode | None = None,
+) -> list[Row]:
+    """`observe` of episodes that are encoded already."""
+    order = {s.episode.id: i for i, s in enumerate(streams)}
+    streams = sorted(streams, key=lambda s: -len(s.line))
     rows: list[Row] = [] if sink is None else sink
     first = 0
     with torch.no_grad():
@@ -65,7 +83,6 @@ def observe(  # noqa: PLR0913
             first += len(batch)
             if progress is not None:
                 progress(first, len(streams))
-    order = {e.id: i for i, e in enumerate(episodes)}
     rows.sort(key=lambda r: (r["control"], order[r["episode"]], r["event"], r["start"]))
     return rows
 

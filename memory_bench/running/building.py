@@ -5,7 +5,7 @@ decides which it accepts.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from memory_bench.backbone.model import Backbone
 from memory_bench.backbone.small import CLOSED
 from memory_bench.backbone.tokenizer import Tokens
 from memory_bench.budget import Usage
-from memory_bench.cell import Training
+from memory_bench.cell import Choice, Training
 from memory_bench.driver.checkpoints import load_checkpoint
 from memory_bench.driver.train import Trained, adapts
 from memory_bench.files.artefacts import Notice
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe
-from memory_bench.running.grid import make_recipe
+from memory_bench.running.grid import WINDOW, make_recipe
 from memory_bench.zoo.named import Backbones, Loaded
 from memory_bench.zoo.pretrained import Pretrained, rematch
 
@@ -94,6 +94,18 @@ class Parts:
         other: MemoryModel[Any] = self.cls(self.loaded.backbone, config, torch.Generator().manual_seed(0))
         other.to(self.loaded.backbone.device).load_state_dict(model.state_dict())
         return other.eval().requires_grad_(False)
+
+
+def window_training(training: Training, backbones: Backbones) -> Training | None:
+    """The training of the window alone that a method needs first: it freezes a backbone that starts untrained.
+
+    None: there is nothing to train before the method itself.
+    """
+    if training.backbone.name not in CLOSED or not plugins.load("models", training.model.name).frozen_backbone:
+        return None
+    window = plugins.load("models", WINDOW)
+    config = asdict(window.fit(backbones.card(training.backbone.name), training.budget))
+    return replace(training, model=Choice(WINDOW, window.version, config))
 
 
 def gather(training: Training, backbones: Backbones, device: str, encode: Tokens | None = None) -> Parts:

@@ -19,7 +19,7 @@ import torch
 from memory_bench import plugins
 from memory_bench.backbone.tokenizer import Tokens
 from memory_bench.budget import BudgetExceeded, Usage
-from memory_bench.cell import Cell, Choice, from_json, to_json
+from memory_bench.cell import Cell, Training, from_json, to_json
 from memory_bench.corpus import Corpus
 from memory_bench.data.library import Library
 from memory_bench.driver.asking import Row
@@ -37,9 +37,9 @@ from memory_bench.recipe import Recipe
 from memory_bench.record import Record, now, provenance
 from memory_bench.report.rows import marked
 from memory_bench.running import blame
-from memory_bench.running.building import Parts, gather, over
+from memory_bench.running.building import Parts, gather, over, window_training
 from memory_bench.running.fence import Bound, DataLimit, next_limit, resident
-from memory_bench.running.grid import WINDOW, make_recipe, make_task, refuse_changed
+from memory_bench.running.grid import make_recipe, make_task, refuse_changed
 from memory_bench.running.processes import own_beacon
 from memory_bench.running.refusals import refused
 from memory_bench.running.starting import settle, warm_up
@@ -316,8 +316,8 @@ def _trained(work: _Work) -> Trained:
         _check_added(begun, meter)
         return Trained(begun, [], "none")
     _check_added(parts.build(parts.config), meter)
-    if parts.cls.frozen_backbone and parts.whole:
-        _train_backbone(work)
+    if (first := window_training(parts.training, work.begun.backbones)) is not None:
+        _train_backbone(work, first)
     corpus = work.begun.corpus()
     with meter.phase("train"):
         trained = train(
@@ -346,15 +346,12 @@ def load_trained(job: Job, notice: Notice) -> tuple[MemoryModel[Any], Loaded]:
     return work.parts.scored(_locked(work).model, job.cell.scored_with), work.parts.loaded
 
 
-def _train_backbone(work: _Work) -> None:
+def _train_backbone(work: _Work, first: Training) -> None:
     """Train a backbone that starts untrained before a method freezes it: as the window alone is, on the same data.
 
     It is charged to the method, and shared with the window's own cell where that has been trained already.
     """
     parts = work.parts
-    window = plugins.load("models", WINDOW)
-    config = asdict(window.fit(parts.loaded.card, parts.training.budget))
-    first = replace(parts.training, model=Choice(WINDOW, window.version, config))
     spent = work.meter.another()
     _locked(replace(work, parts=over(first, parts.loaded, work.begun.backbones, None, parts.device), meter=spent))
     work.meter.charge_training(spent.usage)

@@ -101,7 +101,7 @@ class Backbones:
             own = CLOSED[name]
             return small_card(name, own.sizes, digest([own.shape, list(own.words)]), rotary=False)
         if name not in self._cards:  # a command asks for it at every cell
-            self._cards[name] = _card_from_config(name, self._model_folder(name), self.hashes)
+            self._cards[name] = _card_from_config(name, self.model_folder(name), self.hashes)
         return self._cards[name]
 
     def config(self, name: str) -> dict[str, Any]:
@@ -112,13 +112,13 @@ class Backbones:
         """
         if name == "tiny" or name in CLOSED:
             raise DataError(f"Released weights go with a backbone in a folder or on the hub, not with {name}.")
-        return read_config(name, self._model_folder(name))
+        return read_config(name, self.model_folder(name))
 
     def holds_release(self, name: str) -> bool:
         """The files of a backbone are those of a memory model, which no plain model can be loaded from."""
         if name == "tiny" or name in CLOSED:
             return False
-        names = {n for file in self._model_folder(name).glob("*.safetensors") for n in tensor_shapes(file)}
+        names = {n for file in self.model_folder(name).glob("*.safetensors") for n in tensor_shapes(file)}
         return "memory" in names or any(".base_layer." in n or n.startswith("memory_cell.") for n in names)
 
     def load(
@@ -159,7 +159,7 @@ class Backbones:
 
             load_model(backbone, folder / "model.safetensors")
             return Loaded(backbone.to(device, dtype), encode, card)
-        folder = self._model_folder(name)
+        folder = self.model_folder(name)
         if brought is not None:
             return Loaded(unfilled_backbone(brought, dtype).to(device), encode, card, folder)
         model = load_whole(name, folder, dtype, gaps=not filled)
@@ -191,7 +191,7 @@ class Backbones:
         """
         if name == "tiny" or name in CLOSED or (name, filled) in self._checked:
             return
-        folder = self._model_folder(name)
+        folder = self.model_folder(name)
         refuse_larger_tokenizer(name, load_tokens(folder), self.card(name).vocab)
         config = read_config(name, folder)
         if "AutoModelForCausalLM" in (config.get("auto_map") or {}):
@@ -245,7 +245,8 @@ class Backbones:
         save_model(backbone, str(folder / "model.safetensors"))
         write_json(folder / "card.json", {"schema": 1, **facts})
 
-    def _model_folder(self, name: str) -> Path:
+    def model_folder(self, name: str) -> Path:
+        """Where the files of a backbone are that is no small one of the harness's own; fetched or converted if need be."""
         if name == "smollm2-135m-q4":
             return self._smollm2_q4()
         if name == "smollm2-135m":
