@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from memory_bench.zoo.compared import check_agreement
 from memory_bench.zoo.named import Backbones
 
 if TYPE_CHECKING:
+    from memory_bench.running.planning import Planner
     from memory_bench.running.worker import Job
 
 RUNS = Path("results/runs")
@@ -263,18 +264,37 @@ def plan(options: Options) -> int:
     """`memory-bench plan`: what a run would cost. Trains nothing."""
     prepared = prepare(options)
     check_episodes(prepared.grid.cells, prepared.library, fetch=False)
-    return show_plan(prepared.grid, prepared.backbones, as_json=options.as_json)
+    return show_plan(prepared.grid, prepared.backbones, options)
 
 
-def show_plan(grid: Grid, backbones: Backbones, *, as_json: bool) -> int:
-    """Print what the cells of a grid would cost."""
-    from memory_bench.running.planning import estimate, table
+def planner_of(cells: Iterable[Cell], backbones: Backbones, options: Options, *, measure: bool) -> "Planner":
+    """What plans cells on this machine; with `measure`, what is not measured yet is."""
+    from memory_bench.running.calibration import Calibrations
+    from memory_bench.running.planning import Planner
 
-    rows = estimate(grid, backbones)
-    if as_json:
-        show(json.dumps({"cells": rows, "skipped": [asdict(s) for s in grid.skipped]}, indent=1))
+    device = "cuda" if _cuda() else "cpu"
+    jobs = {}
+    for cell in cells:
+        threads = threads_for(backbones.card(cell.training.backbone.name), device)
+        jobs[cell.key] = make_job(cell, Path(), options, threads)
+    say = (lambda sentence: None) if options.quiet else error
+    return Planner(backbones, Calibrations(options.cache, device), jobs, measure=measure, say=say)
+
+
+def show_plan(grid: Grid, backbones: Backbones, options: Options, *, measure: bool = True) -> int:
+    """Print what the cells of a grid would cost; with `measure`, what is not measured yet on this machine is."""
+    from memory_bench.running.planning import table, totals
+
+    planner = planner_of(grid.cells, backbones, options, measure=measure)
+    rows = planner.rows(grid.cells)
+    cards = {name: backbones.card(name) for name in {cell.training.backbone.name for cell in grid.cells}}
+    device = planner.calibrations.device
+    workers = workers_for(cards.values(), device) if options.executor == "local" else 1
+    total = totals(rows, workers, max(threads_for(card, device) for card in cards.values()))
+    if options.as_json:
+        show(json.dumps({"cells": rows, "total": total, "skipped": [asdict(s) for s in grid.skipped]}, indent=1))
     else:
-        show(table(rows))
+        show(table(rows, total))
         for s in grid.skipped:
             show(f"Skipped: {s.model} on {s.task}: {s.reason}.")
     return 0

@@ -59,7 +59,7 @@ class Meter(Watcher):
     def begin(self) -> None:
         """Charge the cell from here on: not with what the process holds now, nor with what it held before."""
         forget_peak()
-        self._held = resident().now
+        self.held = resident().now
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             if self.budget.device_bytes is not None:  # the allocator itself refuses what the budget does not allow
@@ -71,7 +71,7 @@ class Meter(Watcher):
         """A meter for a training of its own under the same budget, charged from the same start."""
         self.read_memory()  # beginning anew forgets the peak
         other = Meter(self.budget, self.device, self.beacon)
-        other._held = self._held
+        other.held = self.held
         return other
 
     # Where the cell is
@@ -102,7 +102,7 @@ class Meter(Watcher):
     def _tell(self) -> None:
         if self.beacon is not None:
             began = self._mark.before(self._spent())
-            self.beacon.tell(Place(self._phase, self.where, began, self._held))
+            self.beacon.tell(Place(self._phase, self.where, began, self.held))
 
     # Phases and their clocks
 
@@ -228,7 +228,7 @@ class Meter(Watcher):
             held = torch.cuda.max_memory_allocated(self.device)
             used.peak_reserved_bytes = max(used.peak_reserved_bytes, torch.cuda.max_memory_reserved(self.device))
         else:
-            held = max(0, own.peak - self._held)
+            held = max(0, own.peak - self.held)
         used.peak_device_bytes = max(used.peak_device_bytes, held, self.ledger.total)
 
     # What it may be

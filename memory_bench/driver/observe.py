@@ -73,7 +73,7 @@ def observe_streams(  # noqa: PLR0913
     first = 0
     with torch.no_grad():
         while first < len(streams):
-            batch = streams[first : first + _side_by_side(model, len(streams[first].line))]
+            batch = streams[first : first + side_by_side(model, len(streams[first].line))]
             questions = sum(len(s.questions) for s in streams[:first]), sum(len(s.questions) for s in streams)
             # The first stream is read alone, where somebody could cut this short: then there is something to show.
             small = watcher is not None and not first and len(batch) > 1
@@ -87,7 +87,7 @@ def observe_streams(  # noqa: PLR0913
     return rows
 
 
-def _side_by_side(model: MemoryModel[Any], longest: int) -> int:
+def side_by_side(model: MemoryModel[Any], longest: int) -> int:
     """How many streams of at most `longest` tokens are read at once."""
     rows = min(MAX_ROWS, BATCH_TOKENS // segment_length(model))
     if not model.traits.bounded:

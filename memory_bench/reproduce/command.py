@@ -80,7 +80,7 @@ def reproduce(names: Sequence[str], options: Options, *, dry_run: bool = False) 
     out = options.out or commands.RUNS / "claims"
     whole = Grid(tuple(cells.values()), ())
     if dry_run:
-        return commands.show_plan(whole, backbones, as_json=options.as_json)
+        return commands.show_plan(whole, backbones, options, measure=False)
     store = Store.open_or_create(out)
     if requests:
         prepared = commands.Prepared(_joined(requests), whole, library, backbones, out)

@@ -165,7 +165,9 @@ class Counter:
             made.update(calls=len(tally.calls), flops=tally.usage.train_flops)
 
         def build(config: Any) -> MemoryModel[Any]:
-            return Hollow(self.model(replace(training, model=replace(training.model, config=asdict(config)))), tally.note)
+            return Hollow(
+                self.model(replace(training, model=replace(training.model, config=asdict(config)))), tally.note
+            )
 
         config = self.model(training).config
         with tally.phase("train"):
@@ -188,19 +190,27 @@ class Counter:
 
     def _model(self, training: Training, changes: dict[str, Any]) -> Any:
         cls = plugins.load("models", training.model.name)
-        card = self.backbones.card(training.backbone.name)
-        fitted = cls.fit(card, training.budget)
+        fitted = cls.fit(self.backbones.card(training.backbone.name), training.budget)
         config = plugins.configure(training.model.name, fitted, {**training.model.config, **changes})
+        with Shapes():
+            return self.fresh(training)(config)
+
+    def fresh(self, training: Training) -> Callable[[Any], MemoryModel[Any]]:
+        """Builds the models of a training over one new backbone of shapes; to be called inside `Shapes`."""
+        cls = plugins.load("models", training.model.name)
+        card = self.backbones.card(training.backbone.name)
         pretrained = rematch(training, self.backbones)
         dtype = getattr(torch, training.backbone.config["dtype"])
-        with Shapes():
-            backbone = skeleton(self.backbones, card.name, dtype, None if pretrained is None else pretrained.own)
-        if helpers := cls.helpers(config):
-            encode = tokens_of(self.backbones, card.name)
-            if encode is not None:
+        backbone = skeleton(self.backbones, card.name, dtype, None if pretrained is None else pretrained.own)
+        encode = tokens_of(self.backbones, card.name)
+
+        def build(config: Any) -> MemoryModel[Any]:
+            if (helpers := cls.helpers(config)) and encode is not None:
                 self.backbones.equip(Loaded(backbone, encode, card), helpers)
-        with Shapes():
-            return cls(backbone, config, torch.Generator())
+            model: MemoryModel[Any] = cls(backbone, config, torch.Generator())
+            return model
+
+        return build
 
     def encoder(self, name: str) -> tuple[Encode, bool]:
         """The tokenizer of a backbone; or a rough one, and False."""

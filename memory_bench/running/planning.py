@@ -1,111 +1,271 @@
-"""What a run would cost, without training: tokens and FLOPs from the models' own formulas, memory from their shapes.
+"""What a run would cost: one row per cell, with tokens, FLOPs, peak and seconds, and whether its budget allows them.
 
-The models are built on the ``meta`` device where they allow it, and small random ones are measured otherwise; nothing
-is downloaded or trained. Times come from the rate at which this machine multiplies matrices, measured for an instant.
+Tokens and FLOPs are counted (`counting`), peak and seconds come from a calibration on this machine (`calibration`) or
+from what the same cell spent here before; of devices that are not there the peak is computed from shapes (`computing`).
+Every number says how it was got: ``counted``, ``measured here``, ``computed, not measured`` or ``unknown``.
 """
 
-import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import psutil
 
-from memory_bench.card import BackboneCard
+from memory_bench.budget import Budget, amount
 from memory_bench.cell import Cell
-from memory_bench.driver.meter import TRAIN_PASSES
-from memory_bench.recipe import Recipe, fixed_steps
-from memory_bench.running.grid import Grid, make_recipe
+from memory_bench.driver.train import untrained
+from memory_bench.errors import UserError
+from memory_bench.running.calibration import Calibrations, Prediction, peak_of, step_seconds
+from memory_bench.running.computing import computed_peak
+from memory_bench.running.counting import Counted, Counter
+from memory_bench.running.grid import make_recipe
+from memory_bench.running.pace import seconds_of
 from memory_bench.zoo.named import Backbones
 
-ADAM_BYTES = 16  # float32 weight, gradient and two moments
-PYTHON_BYTES = 700_000_000  # a process with torch and transformers loaded
-SMALL_MODEL_PENALTY = 8.0  # small matrices reach about an eighth of the measured rate
+HERE, COMPUTED, UNKNOWN = "measured here", "computed, not measured", "unknown"
+Say = Callable[[str], None]
 
 
-def matrix_rate(seconds: float = 0.2) -> float:
-    """Floating-point operations per second of float32 matrix products on this machine, one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        a, done, started = torch.ones(512, 512), 0, time.perf_counter()
-        while time.perf_counter() - started < seconds:
-            a @ a
-            done += 1
-        return 2 * 512**3 * done / (time.perf_counter() - started)
-    finally:
-        torch.set_num_threads(threads)
+@dataclass(slots=True)
+class Planner:
+    """Plans cells.
+
+    Args:
+        backbones: where backbones come from.
+        calibrations: of this machine.
+        jobs: of the cells, by key (`memory_bench.running.worker.Job`).
+        measure: measure what is not measured yet.
+        say: told of slow steps.
+    """
+
+    backbones: Backbones
+    calibrations: Calibrations
+    jobs: Mapping[str, Any]
+    measure: bool = True
+    say: Say = lambda sentence: None
+    counter: Counter = field(init=False)
+    _failed: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.counter = Counter(self.backbones)
+
+    def rows(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+        """One row per cell. A training that several cells share is charged to the first of them."""
+        seen: set[str] = set()
+        rows = []
+        for number, cell in enumerate(cells):
+            rows.append(self.row(cell, shared=cell.training.key in seen, place=f"{number + 1}/{len(cells)}"))
+            seen.add(cell.training.key)
+        return rows
+
+    def row(self, cell: Cell, *, shared: bool = False, place: str = "") -> dict[str, Any]:
+        """What `cell` would cost; with `shared`, its training's seconds are another cell's."""
+        found = self._found(cell, place)
+        counted = self.counter.count(cell, self._pace(cell, found))
+        told = self._prediction(cell, counted, found)
+        peak, how_peak = (told.peak_bytes, told.how) if told is not None else self._computed(cell)
+        row = {
+            "key": cell.key,
+            "model": cell.label or cell.training.model.name,
+            "task": cell.task.name,
+            "data": cell.task.config["data"],
+            "budget": cell.training.budget.name,
+            "seed": cell.training.seed,
+            "role": cell.role,
+            "train_tokens": counted.usage.train_tokens,
+            "train_flops": counted.usage.train_flops,
+            "eval_tokens": counted.usage.eval_tokens,
+            "eval_flops": counted.usage.eval_flops,
+            "peak_bytes": peak,
+            "train_seconds": None if told is None else told.train_seconds,
+            "eval_seconds": None if told is None else told.eval_seconds,
+            "control_seconds": None if told is None else told.control_seconds,
+            "start_seconds": None if told is None else told.start_seconds,
+            "seconds": None if told is None else told.seconds - (told.train_seconds if shared else 0.0),
+            "shared": shared,
+            "how": {
+                "tokens": "counted" if counted.exact else COMPUTED,
+                "peak_bytes": how_peak,
+                "seconds": UNKNOWN if told is None else told.how,
+            },
+        }
+        added = self.counter.model(cell.training).added_parameters()
+        start_bytes = None if found is None else int(found["start_bytes"])
+        row["why_not"] = broken_limits(cell.training.budget, row, added, start_bytes)
+        row["fits"] = None if peak is None and not row["why_not"] else not row["why_not"]
+        return row
+
+    def prediction(self, cell: Cell) -> Prediction | None:
+        """Peak and seconds, from what is in the cache; None: nothing is."""
+        found = self._found(cell, "")
+        if found is None and self.calibrations.spent(cell) is None:
+            return None
+        return self._prediction(cell, self.counter.count(cell, self._pace(cell, found)), found)
+
+    def _found(self, cell: Cell, place: str) -> dict[str, Any] | None:
+        """The calibration of a cell, made now if it may be."""
+        job, trained = self.jobs[cell.key], trains(cell)
+        key = self.calibrations.key(cell, job.threads, trained=trained)
+        found = self.calibrations.find(cell, job.threads, trained=trained)
+        if found is None and self.measure and key not in self._failed and self._here(cell):
+            self.say(
+                f"Measuring a few steps of {cell.title} ({place}; at most 20 s of the processor, kept in the cache)"
+            )
+            found = self.calibrations.make(job, trained=trained)
+            if found is None:
+                self._failed.add(key)
+        return found
+
+    def _here(self, cell: Cell) -> bool:
+        """The cell could be measured: its device is this machine's, and its backbone is ready."""
+        if absent(cell.training.budget, self.calibrations.device):
+            return False
+        return self.counter.encoder(cell.training.backbone.name)[1]
+
+    @staticmethod
+    def _pace(cell: Cell, found: dict[str, Any] | None) -> float | None:
+        """Seconds of a training FLOP where a clock may end the training."""
+        if found is None or not found["train"] or cell.training.budget.train_seconds is None:
+            return None
+        return float(sum(s["seconds"] for s in found["train"]) / max(1.0, sum(s["flops"] for s in found["train"])))
+
+    def _prediction(self, cell: Cell, counted: Counted, found: dict[str, Any] | None) -> Prediction | None:
+        spent = self.calibrations.spent(cell)
+        if found is None or (counted.steps and not found["train"]):
+            if spent is None:
+                return None
+            return Prediction(spent.peak_bytes, spent.train_seconds, spent.eval_seconds, 0.0, 0.0)
+        own, control = seconds_of(counted.calls, self.counter.model(cell.training, cell.scored_with), found["paces"])
+        longest = max(len(s.line) for s in self.counter.streams(cell))
+        told = Prediction(
+            peak_bytes=peak_of(found, longest, controls=cell.controls),
+            train_seconds=sum(step_seconds(found, s.segments, s.flops) for s in counted.steps),
+            eval_seconds=own + found["encode_seconds"],
+            control_seconds=control,
+            start_seconds=found["start_seconds"],
+        )
+        if spent is None:
+            return told
+        return Prediction(
+            spent.peak_bytes, spent.train_seconds, spent.eval_seconds, told.control_seconds, told.start_seconds
+        )
+
+    def _computed(self, cell: Cell) -> tuple[int | None, str]:
+        try:
+            return computed_peak(self.counter, cell), COMPUTED
+        except (UserError, RuntimeError, NotImplementedError, ValueError) as error:
+            self.say(f"The memory of {cell.title} cannot be computed: {error}")
+            return None, UNKNOWN
 
 
-def flops_per_token(card: BackboneCard, segment: int) -> float:
-    """Forward operations per token of the backbone alone with a window of `segment`; memory comes on top."""
-    embedding = card.vocab * card.width
-    matrices = max(card.parameters - embedding, 0)
-    return 2 * matrices + 2 * embedding + 4 * card.layers * segment * card.heads * card.head_width
+def trains(cell: Cell) -> bool:
+    """The cell's model is trained, by its own recipe under its budget."""
+    asked = cell.training
+    return not asked.model.config.get("checkpoint") and not untrained(asked.budget, make_recipe(asked.recipe))
 
 
-def train_tokens(cell: Cell, recipe: Recipe, card: BackboneCard) -> int | None:
-    """Tokens a training will read, as far as the limits say so beforehand; None: bounded by seconds alone."""
-    budget = cell.training.budget
-    segment = int(cell.training.model.config.get("segment") or card.window)
+def absent(budget: Budget, device: str) -> bool:
+    """The budget is of a device that is not this machine's: more memory than there is, or a GPU."""
+    if device != "cpu":
+        return False
+    large = budget.device_bytes is not None and budget.device_bytes > psutil.virtual_memory().total
+    return large or budget.name.startswith("gpu-")
+
+
+def broken_limits(budget: Budget, row: Mapping[str, Any], added: int, start_bytes: int | None) -> list[str]:
+    """The limits that a planned cell would break: ``device_bytes 150 MB, about 240 MB``."""
+    peak = row["peak_bytes"]
+    used = {
+        "device_bytes": peak,
+        "host_bytes": None if peak is None or start_bytes is None else start_bytes + peak,
+        "eval_seconds": row["eval_seconds"],
+        "added_parameters": added,
+    }
+    if budget.train_tokens is not None or budget.train_flops is not None:  # those that a clock must not cut short
+        used["train_seconds"] = row["train_seconds"]
     found = []
-    if fixed_steps(recipe):
-        found.append(sum((s.steps or 0) * s.rows * s.segments * segment for s in recipe.stages))
-        if budget.own_curriculum:
-            return found[0]
-    if budget.train_tokens is not None:
-        found.append(budget.train_tokens)
-    if budget.train_flops is not None:
-        found.append(int(budget.train_flops / (TRAIN_PASSES * flops_per_token(card, segment))))
-    return min(found) if found else None
+    for name, value in used.items():
+        limit = getattr(budget, name)
+        if limit is not None and value is not None and value > limit:
+            found.append(f"{name} {amount(name, limit)}, about {amount(name, value)}")
+    return found
 
 
-def estimate(grid: Grid, backbones: Backbones) -> list[dict[str, Any]]:
-    """One row per cell: what it would read, compute and hold. A training shared by several cells is charged once."""
-    rate = matrix_rate()
-    seen: set[str] = set()
-    rows: list[dict[str, Any]] = []
-    for cell in grid.cells:
-        training = cell.training
-        card, recipe = backbones.card(training.backbone.name), make_recipe(training.recipe)
-        segment = int(training.model.config.get("segment") or card.window)
-        loaded = training.key in seen or bool(training.model.config.get("checkpoint"))
-        tokens = 0 if loaded else train_tokens(cell, recipe, card)
-        seen.add(training.key)
-        flops = None if tokens is None else TRAIN_PASSES * flops_per_token(card, segment) * tokens
-        weights = card.parameters * (ADAM_BYTES if tokens != 0 and recipe.trains == "all" else 4)
-        activations = (
-            4 * 20 * card.layers * card.width * segment * max(s.rows * max(1, s.segments) for s in recipe.stages)
-        )
-        held = weights + (activations if tokens != 0 else activations // 8) + PYTHON_BYTES
-        limit = training.budget.device_bytes
-        rows.append(
-            {
-                "model": cell.label or training.model.name,
-                "task": cell.task.name,
-                "data": cell.task.config["data"],
-                "seed": training.seed,
-                "role": cell.role,
-                "train_tokens": tokens,
-                "train_flops": flops,
-                "peak_bytes": held,
-                "train_seconds": None if flops is None else round(flops / rate * SMALL_MODEL_PENALTY, 1),
-                "fits": limit is None or held - PYTHON_BYTES <= limit,
-            }
-        )
-    return rows
+def wall_seconds(rows: Sequence[Mapping[str, Any]], workers: int, threads: int = 1) -> float | None:
+    """Seconds until the last of the cells is done, `workers` at a time in their order; None: some are unknown."""
+    free = [0.0] * max(1, workers)
+    for row in rows:
+        if row["seconds"] is None:
+            return None
+        first = min(range(len(free)), key=free.__getitem__)
+        free[first] += row["seconds"] / max(1, threads)
+    return max(free)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def totals(rows: Sequence[Mapping[str, Any]], workers: int, threads: int = 1) -> dict[str, Any]:
+    """Core-minutes and wall of all rows, as far as they are known."""
+    known = [r["seconds"] for r in rows if r["seconds"] is not None]
+    wall = wall_seconds(rows, workers, threads)
+    return {
+        "cells": len(rows),
+        "known": len(known),
+        "core_minutes": sum(known) / 60 if known else None,
+        "wall_minutes": None if wall is None else wall / 60,
+        "workers": workers,
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> str:
     """The rows for a person, with the sum."""
-    lines = [f"{'model':<28} {'task':<12} seed  train tokens  train FLOPs  peak memory  time (1 core)  fits"]
+    heads = (
+        "model",
+        "task",
+        "seed",
+        "train tokens",
+        "train FLOPs",
+        "eval tokens",
+        "eval FLOPs",
+        "peak",
+        "seconds",
+        "fits",
+    )
+    lines = [heads]
     for r in rows:
-        tokens = "by time" if r["train_tokens"] is None else f"{r['train_tokens']:,}"
-        flops = "" if r["train_flops"] is None else f"{r['train_flops']:.1e}"
-        seconds = "" if r["train_seconds"] is None else f"{r['train_seconds']:.0f} s"
+        fits = "unknown" if r["fits"] is None else "yes" if r["fits"] else "no: " + "; ".join(r["why_not"])
+        peak = "unknown" if r["peak_bytes"] is None else amount("peak_bytes", r["peak_bytes"])
         lines.append(
-            f"{r['model']:<28} {r['task']:<12} {r['seed']:>4}  {tokens:>12}  {flops:>11}  "
-            f"{r['peak_bytes'] / 1e9:>8.1f} GB  {seconds:>13}  {'yes' if r['fits'] else 'no'}"
+            (
+                r["model"], r["task"], str(r["seed"]), f"{r['train_tokens']:,}", f"{r['train_flops']:.2e}",
+                f"{r['eval_tokens']:,}", f"{r['eval_flops']:.2e}",
+                peak + (" *" if r["how"]["peak_bytes"] == COMPUTED else ""),
+                "unknown" if r["seconds"] is None else f"{r['seconds']:.0f} s", fits,
+            )
+        )  # fmt: skip
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    shown = [
+        "  ".join(c.ljust(w) if i in (0, 1, 9) else c.rjust(w) for i, (c, w) in enumerate(zip(x, widths, strict=True)))
+        for x in lines
+    ]
+    return "\n".join([*(line.rstrip() for line in shown), *_footnotes(rows, total)])
+
+
+def _footnotes(rows: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if total["known"]:
+        wall = (
+            ""
+            if total["wall_minutes"] is None
+            else f", {total['wall_minutes']:.0f} min with {total['workers']} at a time"
         )
-    total = sum(r["train_seconds"] or 0 for r in rows)
-    lines.append(f"{len(rows)} cells; training about {total / 60:.0f} core-minutes, evaluation comes on top.")
-    lines.append("Estimates: the backbone's arithmetic, without each memory's own (hmt reads about 1.5 times as much).")
-    return "\n".join(lines)
+        short = "" if total["known"] == total["cells"] else f" ({total['cells'] - total['known']} of them unknown)"
+        notes.append(f"{total['cells']} cells{short}: about {total['core_minutes']:.0f} core-minutes{wall}.")
+    else:
+        notes.append(
+            f"{total['cells']} cells; their seconds are unknown: nothing was measured of them on this machine."
+        )
+    notes.append("Seconds: start, training (once for all cells that share it), evaluation and controls.")
+    if any(r["how"]["peak_bytes"] == COMPUTED for r in rows):
+        notes.append("* computed from shapes, not measured.")
+    if any(r["how"]["tokens"] != "counted" for r in rows):
+        notes.append("The backbone is not trained yet: tokens are estimates (`memory-bench fetch tiny` makes it).")
+    return notes

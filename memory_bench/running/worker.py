@@ -18,7 +18,7 @@ import torch
 
 from memory_bench import plugins
 from memory_bench.backbone.tokenizer import Tokens
-from memory_bench.budget import BudgetExceeded, Usage
+from memory_bench.budget import Budget, BudgetExceeded, Usage
 from memory_bench.cell import Cell, Training, from_json, to_json
 from memory_bench.corpus import Corpus
 from memory_bench.data.library import Library
@@ -38,8 +38,9 @@ from memory_bench.record import Record, now, provenance
 from memory_bench.report.rows import marked
 from memory_bench.running import blame
 from memory_bench.running.building import Parts, gather, over, window_training
-from memory_bench.running.fence import Bound, DataLimit, next_limit, resident
+from memory_bench.running.fence import Bound, DataLimit, next_limit
 from memory_bench.running.grid import make_recipe, make_task, refuse_changed
+from memory_bench.running.measuring import Measured, measure, trains
 from memory_bench.running.processes import own_beacon
 from memory_bench.running.refusals import refused
 from memory_bench.running.starting import settle, warm_up
@@ -186,7 +187,7 @@ def _metered(job: Job, beacon: Beacon | None) -> Iterator[tuple[Meter, Bound | N
     settle()
     budget = job.cell.training.budget
     meter = Meter(budget, torch.device(job.device), beacon)
-    bound = next_limit(budget, job.device, resident()) if beacon is not None else None
+    bound = next_limit(budget, job.device, meter.held) if beacon is not None else None
     limit = None if bound is None or not job.device.startswith("cpu") else DataLimit(bound.left)
     try:
         with _refusals(meter, bound):
@@ -346,6 +347,20 @@ def load_trained(job: Job, notice: Notice) -> tuple[MemoryModel[Any], Loaded]:
     return work.parts.scored(_locked(work).model, job.cell.scored_with), work.parts.loaded
 
 
+def calibrate(job: Job) -> Measured:
+    """Measure a few steps of a cell, from the same start as `run_cell` (see `memory_bench.running.measuring`).
+
+    Raises:
+        UserError, BudgetExceeded: as the cell itself would.
+    """
+    begun = _begin(job, Store(job.out), lambda *_: None)
+    settle()
+    meter = Meter(Budget("calibration"), torch.device(job.device))
+    parts = _gathered(job, begun, meter).parts
+    corpus = begun.corpus() if trains(parts) else None
+    return measure(job.cell, parts, corpus, begun.episodes, meter, begun.encode.decode)
+
+
 def _train_backbone(work: _Work, first: Training) -> None:
     """Train a backbone that starts untrained before a method freezes it: as the window alone is, on the same data.
 
@@ -391,11 +406,17 @@ def prepare(job: Job, say: Say, notice: Notice) -> None:
     say("backbone", 1, 1)
 
 
-def carry_out(job: Job, told: IO[str], *, only_prepare: bool = False) -> int:
-    """Run a job in a worker process, which tells of its progress in JSON lines; an exit code."""
+def carry_out(job: Job, told: IO[str], asked: str = "") -> int:
+    """Run a job in a worker process, which tells of its progress in JSON lines; an exit code.
+
+    Args:
+        job: the cell with its things.
+        told: where it tells.
+        asked: ``--prepare`` or ``--calibrate``; empty: the cell itself.
+    """
     torch.set_num_threads(job.threads)
 
-    def write(**fields: str | int) -> None:
+    def write(**fields: Any) -> None:
         told.write(json.dumps(fields) + "\n")
         told.flush()
 
@@ -405,7 +426,10 @@ def carry_out(job: Job, told: IO[str], *, only_prepare: bool = False) -> int:
     def notice(sentence: str) -> None:
         write(notice=sentence)
 
-    if only_prepare:
+    if asked == "--calibrate":
+        write(calibration=asdict(calibrate(job)))
+        return 0
+    if asked == "--prepare":
         try:
             prepare(job, say, notice)
         except UserError as error:  # its last line is shown to the user
@@ -416,9 +440,10 @@ def carry_out(job: Job, told: IO[str], *, only_prepare: bool = False) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Entry of the process: ``JOB.json`` or ``--prepare JOB.json``."""
-    job = Job.from_json(json.loads(Path(arguments[-1]).read_text(encoding="utf-8")))
-    return carry_out(job, sys.stdout, only_prepare=arguments[0] == "--prepare")
+    """Entry of the process: ``JOB.json``, ``--prepare JOB.json`` or ``--calibrate JOB.json``."""
+    *asked, path = arguments
+    job = Job.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+    return carry_out(job, sys.stdout, *asked)
 
 
 if __name__ == "__main__":

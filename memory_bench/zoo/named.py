@@ -246,7 +246,7 @@ class Backbones:
         write_json(folder / "card.json", {"schema": 1, **facts})
 
     def model_folder(self, name: str) -> Path:
-        """Where the files of a backbone are that is no small one of the harness's own; fetched or converted if need be."""
+        """Where the files of a backbone are that is none of the harness's own; fetched or converted if need be."""
         if name == "smollm2-135m-q4":
             return self._smollm2_q4()
         if name == "smollm2-135m":
