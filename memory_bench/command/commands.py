@@ -5,9 +5,9 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from memory_bench.running.grid import Grid, Request, make_task, plan_grid, split
 from memory_bench.running.naming import completed
 from memory_bench.running.options import Options, parse_limits, parse_seeds, parse_settings, with_suite
 from memory_bench.running.preflight import check_episodes
+from memory_bench.running.remaining import Remaining
 from memory_bench.running.superseded import FOLDER as ASIDE
 from memory_bench.running.superseded import set_aside
 from memory_bench.shipped import parity_folder, parity_text, read_certificates
@@ -208,8 +209,41 @@ def carry_out(prepared: Prepared, store: Store, options: Options) -> None:
     workers, threads = workers_for(cards.values(), device), {n: threads_for(c, device) for n, c in cards.items()}
     jobs = [make_job(cell, prepared.out, options, threads[cell.training.backbone.name]) for cell in todo]
     if jobs:
+        jobs, remaining = foretold(jobs, prepared, options, workers)
         with _terminable(), closing(_executor(options.executor, workers).run(jobs)) as events:
-            Display(len(jobs), quiet=options.quiet).follow(events)
+            records = Display(len(jobs), quiet=options.quiet, remaining=remaining).follow(events)
+        learn(records, options.cache, device)
+
+
+def foretold(
+    jobs: Sequence["Job"], prepared: Prepared, options: Options, workers: int
+) -> tuple[list["Job"], Remaining]:
+    """The jobs with what is known beforehand, from the cache alone: peak, seconds, a deadline where there is no limit.
+
+    Nothing is measured for it, and tokens are not counted anew: of cells that were neither planned nor run here before
+    nothing is known, and they weigh as much as the others.
+    """
+    from memory_bench.running.planning import deadline_of, foretell
+
+    planner = planner_of([job.cell for job in jobs], prepared.backbones, options, measure=False)
+    told = {job.cell.key: foretell(planner, job.cell) for job in jobs}
+    ready = []
+    for job in jobs:
+        plan = told[job.cell.key]
+        ready.append(replace(job, plan=plan or {}, deadline=deadline_of(job.cell, plan)))
+    weights = {key: float(plan["seconds"]) if plan else 0.0 for key, plan in told.items()}
+    known = any(weights.values())
+    side = workers if options.executor == "local" else 1
+    return ready, Remaining(weights, side, seconds=known)
+
+
+def learn(records: Iterable[Record], cache: Path, device: str) -> None:
+    """Keep what cells took on this machine, for the next plan."""
+    from memory_bench.running.calibration import Calibrations
+
+    known = Calibrations(cache, device)
+    for record in records:
+        known.learn(record)
 
 
 def make_job(cell: Cell, out: Path, options: Options, threads: int) -> "Job":

@@ -55,7 +55,7 @@ def observe(  # noqa: PLR0913
     )
 
 
-def observe_streams(  # noqa: PLR0913
+def observe_streams(
     model: MemoryModel[Any],
     streams: Sequence[Stream],
     *,

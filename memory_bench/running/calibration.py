@@ -31,6 +31,7 @@ class Spent:
     peak_bytes: int
     train_seconds: float
     eval_seconds: float
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,20 @@ class Calibrations:
     def spent(self, cell: Cell) -> Spent | None:
         """What this very cell spent here before."""
         found = self._read(self._spent_key(cell))
-        return None if found is None else Spent(**{name: found[name] for name in Spent.__slots__})
+        return None if found is None else Spent(**{name: found[name] for name in Spent.__slots__ if name in found})
+
+    def keep(self, cell: Cell, plan: dict[str, Any]) -> None:
+        """Keep what was planned of a cell, for its run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / f"{self._planned_key(cell)}.json", plan)
+
+    def planned(self, cell: Cell) -> dict[str, Any] | None:
+        """What was planned of a cell; None: nothing."""
+        found = self._read(self._planned_key(cell))
+        return None if found is None else {k: v for k, v in found.items() if k not in ("schema", "checksum")}
+
+    def _planned_key(self, cell: Cell) -> str:
+        return digest([SCHEMA, "plan", self._here(), cell.key])
 
     def _spent_key(self, cell: Cell) -> str:
         return digest([SCHEMA, self._here(), cell.key])

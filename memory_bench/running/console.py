@@ -1,7 +1,6 @@
 """What a person sees while a run goes on: a bar per cell and an ETA of the grid, or plain lines without a terminal."""
 
 import sys
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from memory_bench.record import Record
 from memory_bench.running.executors import Event
+from memory_bench.running.remaining import Remaining
 
 PHASES = {
     "start": "starting",
@@ -26,11 +26,12 @@ class Display:
     Args:
         total: cells to run.
         quiet: say nothing.
+        remaining: how long they take; without, all are taken to be alike.
     """
 
-    def __init__(self, total: int, *, quiet: bool = False) -> None:
+    def __init__(self, total: int, *, quiet: bool = False, remaining: Remaining | None = None) -> None:
         self.total, self.done, self.quiet = total, 0, quiet
-        self._started = time.monotonic()
+        self.remaining = remaining or Remaining({})
         self._console = Console(stderr=True, highlight=False)
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -52,6 +53,9 @@ class Display:
             for event in events:
                 if event.record is not None:
                     records.append(event.record)
+                    self.remaining.end(event.cell.key)
+                elif event.phase not in ("backbone", "prepared", "notice"):
+                    self.remaining.begin(event.cell.key)
                 self._show(event)
         finally:
             if self._bars:
@@ -96,9 +100,10 @@ class Display:
             sys.stderr.flush()
 
     def _eta(self) -> str:
-        """Time left for the grid, from the mean of the finished cells."""
-        spent = time.monotonic() - self._started
-        left = spent / max(1, self.done) * (self.total - self.done)
+        """Time left for the grid."""
+        left = self.remaining.left()
+        if left is None:
+            return "unknown time"
         return f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
 
 

@@ -4,14 +4,15 @@ Batches, streams, questions and controls are those of the run, FLOPs those of th
 the run's; so tokens and FLOPs are what its record will say, as long as no clock ends its training.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
 from memory_bench import plugins
-from memory_bench.budget import Budget, Usage
+from memory_bench.budget import Budget, BudgetExceeded, Usage
 from memory_bench.cell import Cell, Training, digest
 from memory_bench.corpus import Corpus
 from memory_bench.driver.encoding import Stream, encode_episode
@@ -75,7 +76,8 @@ class Tally(Meter):
     def __init__(self, budget: Budget, pace: float | None = None) -> None:
         self.calls: list[Noted] = []
         self.pace = pace
-        seconds = None if pace is None else budget.train_seconds
+        # Where tokens or FLOPs are counted, seconds are a guard and no length.
+        seconds = None if pace is None or budget.counts else budget.train_seconds
         super().__init__(
             replace(budget, device_bytes=None, host_bytes=None, train_seconds=seconds, eval_seconds=None),
             torch.device("cpu"),
@@ -115,6 +117,10 @@ class Counter:
         Raises:
             UserError: something that it names cannot be had.
         """
+        with one_thread():
+            return self._count(cell, pace, trains=trains)
+
+    def _count(self, cell: Cell, pace: float | None, *, trains: bool) -> Counted:
         usage, steps = self.training(cell, pace) if trains else (Usage(), ())
         model = self.model(cell.training, cell.scored_with)
         key = digest(["eval", asdict(cell.training.model), cell.scored_with, self._task_key(cell)])
@@ -170,7 +176,8 @@ class Counter:
             )
 
         config = self.model(training).config
-        with tally.phase("train"):
+        # What ends before its first step has read what it has read; its limit is broken, as the run will say.
+        with suppress(BudgetExceeded), tally.phase("train"):
             train(build, config, recipe, BlankCorpus(self.corpus(cell)), tally, seed=training.seed, progress=stepped)
         return tally.usage, tuple(steps)
 
@@ -225,6 +232,17 @@ class Counter:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch uses one thread: threads that wait for tiny tensors take longer than the tensors."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def rough(text: str) -> tuple[list[int], list[int]]:

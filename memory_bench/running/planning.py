@@ -23,6 +23,7 @@ from memory_bench.running.pace import seconds_of
 from memory_bench.zoo.named import Backbones
 
 HERE, COMPUTED, UNKNOWN = "measured here", "computed, not measured", "unknown"
+DEADLINE_SECONDS = 600.0
 Say = Callable[[str], None]
 
 
@@ -89,18 +90,14 @@ class Planner:
                 "seconds": UNKNOWN if told is None else told.how,
             },
         }
+        if told is not None:
+            names = ("peak_bytes", "train_seconds", "eval_seconds", "control_seconds", "start_seconds")
+            self.calibrations.keep(cell, {n: row[n] for n in names} | {"seconds": told.seconds, "how": told.how})
         added = self.counter.model(cell.training).added_parameters()
         start_bytes = None if found is None else int(found["start_bytes"])
         row["why_not"] = broken_limits(cell.training.budget, row, added, start_bytes)
         row["fits"] = None if peak is None and not row["why_not"] else not row["why_not"]
         return row
-
-    def prediction(self, cell: Cell) -> Prediction | None:
-        """Peak and seconds, from what is in the cache; None: nothing is."""
-        found = self._found(cell, "")
-        if found is None and self.calibrations.spent(cell) is None:
-            return None
-        return self._prediction(cell, self.counter.count(cell, self._pace(cell, found)), found)
 
     def _found(self, cell: Cell, place: str) -> dict[str, Any] | None:
         """The calibration of a cell, made now if it may be."""
@@ -156,6 +153,34 @@ class Planner:
         except (UserError, RuntimeError, NotImplementedError, ValueError) as error:
             self.say(f"The memory of {cell.title} cannot be computed: {error}")
             return None, UNKNOWN
+
+
+def foretell(planner: Planner, cell: Cell) -> dict[str, Any] | None:
+    """What is known of a cell from the plan that was made of it, or from its last run; a moment's work.
+
+    Returns:
+        ``peak_bytes``, ``seconds`` (``train_seconds``, ``eval_seconds`` …) and ``how``; None: nothing is known.
+    """
+    known = planner.calibrations.planned(cell)
+    spent = planner.calibrations.spent(cell)
+    if known is None and spent is None:
+        return None
+    if spent is not None:
+        own = {"train_seconds": spent.train_seconds, "eval_seconds": spent.eval_seconds}
+        rest = {name: known[name] for name in ("control_seconds", "start_seconds")} if known else {}
+        total = spent.seconds or sum(own.values()) + sum(v or 0.0 for v in rest.values())
+        return {"peak_bytes": spent.peak_bytes, **own, **rest, "seconds": total, "how": "measured here"}
+    assert known is not None
+    return known
+
+
+def deadline_of(cell: Cell, plan: Mapping[str, Any] | None) -> float | None:
+    """Seconds after which a cell without limits of time is ended: three times the planned ones, at least 600."""
+    budget = cell.training.budget
+    limited = budget.train_seconds is not None or not trains(cell)
+    if not plan or (limited and budget.eval_seconds is not None):
+        return None
+    return max(DEADLINE_SECONDS, 3 * float(plan["seconds"]))
 
 
 def trains(cell: Cell) -> bool:

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -68,6 +68,7 @@ class Job:
         device: ``cpu`` or ``cuda``.
         threads: of torch.
         deadline: seconds of the cell's clock, start-up included, after which it is ended; None: far beyond its limits.
+        plan: what was predicted of it (``peak_bytes``, ``seconds``, ``how``), for its record; empty: nothing.
     """
 
     cell: Cell
@@ -79,6 +80,7 @@ class Job:
     device: str
     threads: int
     deadline: float | None = None
+    plan: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the job file."""
@@ -128,6 +130,8 @@ def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None, beacon:
             result = replace(result, detail=blame.told(error, cell, store))
     facts = provenance(device=_device_name(job.device), threads=torch.get_num_threads(), started=started)
     facts["vector_unit"] = torch.backends.cpu.get_cpu_capability()
+    if job.plan:
+        facts["plan"] = job.plan
     notices = {"notices": list(store.warnings)} if store.warnings else {}
     grown = None if counted is None else fit_growth(counted.accounting.sizes())
     growth = {} if grown is None else {"state_growth": grown.to_json()}

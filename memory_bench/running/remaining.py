@@ -1,0 +1,66 @@
+"""How long a run still takes: cells by what was planned of them, corrected by what those that ended took."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class Remaining:
+    """Follows the cells of a run.
+
+    A cell weighs its predicted seconds, or its planned FLOPs where none are known; what a unit of weight takes is
+    learned from the cells that have ended. Cells that are running count with what they have left.
+
+    Args:
+        weights: of every cell, by key; all in the same unit. A cell without one weighs as much as the others' mean.
+        workers: cells that run at once.
+        seconds: the weights are seconds: believed until a cell has ended.
+        now: the time in seconds.
+    """
+
+    weights: Mapping[str, float]
+    workers: int = 1
+    seconds: bool = False
+    now: Clock = time.monotonic
+    _begun: dict[str, float] = field(default_factory=dict)
+    _took: dict[str, float] = field(default_factory=dict)
+
+    def begin(self, key: str) -> None:
+        """A cell was started."""
+        self._begun.setdefault(key, self.now())
+
+    def end(self, key: str) -> None:
+        """A cell has ended."""
+        self._took[key] = self.now() - self._begun.get(key, self.now())
+
+    def left(self) -> float | None:
+        """Seconds until the last cell has ended; None: nothing is known yet."""
+        rate = self._rate()
+        if rate is None:
+            return None
+        now = self.now()
+        free = [0.0] * max(1, self.workers)
+        running = [key for key in self._begun if key not in self._took]
+        for place, key in enumerate(running[: len(free)]):
+            free[place] = max(0.0, self._weight(key) * rate - (now - self._begun[key]))
+        for key in self.weights:
+            if key not in self._begun and key not in self._took:
+                first = min(range(len(free)), key=free.__getitem__)
+                free[first] += self._weight(key) * rate
+        return max(free)
+
+    def _weight(self, key: str) -> float:
+        known = [w for w in self.weights.values() if w > 0]
+        own = self.weights.get(key, 0.0)
+        return own if own > 0 else sum(known) / len(known) if known else 1.0
+
+    def _rate(self) -> float | None:
+        """Seconds of a unit of weight: of the cells that ended, and at least of those that run longer than that."""
+        spent = sum(self._took.values())
+        weight = sum(map(self._weight, self._took))
+        if not self._took or spent <= 0:
+            return 1.0 if self.seconds else None
+        return spent / weight
