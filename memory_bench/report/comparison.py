@@ -14,6 +14,7 @@ from memory_bench.report.rows import OVER, Row, Scorer
 from memory_bench.report.tables import delta, interval, number, short
 from memory_bench.statistics import pairing
 from memory_bench.statistics.pairing import Difference
+from memory_bench.statistics.shared import RATIOS
 from memory_bench.store import Store
 
 Entry = tuple[str, Board, Row]
@@ -194,7 +195,7 @@ def _compare(
     ]
     tested = {frozenset((pair.a, pair.b)) for pair in pairs}
     untested = [f"{a} and {b}" for a, b in combinations(usable, 2) if frozenset((a, b)) not in tested]
-    if untested and (board.metric in pairing.RATIOS or board.metric == "accuracy"):
+    if untested and (board.metric in RATIOS or board.metric == "accuracy"):
         ahead.append(f"{'; '.join(untested)}: nothing that both have scored in the same parts, so no paired test.")
     elif untested:
         ahead.append(f"There is no paired test for {short(board.metric)}.")

@@ -17,6 +17,7 @@ from memory_bench.report.rows import OVER, Row
 from memory_bench.report.tables import short
 from memory_bench.statistics import pairing
 from memory_bench.statistics.pairing import Difference
+from memory_bench.statistics.shared import RATIOS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,7 +164,7 @@ def _gaps_by_position(board: Board, row: Row, points: Sequence[Point]) -> list[t
     result = []
     for at, estimate in points:
         ends = _bounds(estimate)
-        if len(ends) != 2 or estimate.metric not in pairing.RATIOS:
+        if len(ends) != 2 or estimate.metric not in RATIOS:
             continue
         first, second = (f[(f["start"] >= ends[0]) & (f["start"] < ends[1])] for f in (row.samples, window.samples))
         found = pairing.difference((row.label, first), (window.label, second), estimate.metric)

@@ -18,7 +18,7 @@ from typing import Any
 from memory_bench.cell import Cell, digest
 from memory_bench.files.artefacts import read_json, write_json
 from memory_bench.record import Record, versions
-from memory_bench.running.executors import WORKER
+from memory_bench.running.processes import WORKER
 
 SCHEMA = 1
 PATIENCE = 180.0  # seconds that pass, on a machine that has other work too, until one is given up

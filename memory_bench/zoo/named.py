@@ -173,7 +173,7 @@ class Backbones:
         """
         if name in CLOSED:
             return word_level(list(CLOSED[name].words))
-        folder = self.prepare_tiny() if name == "tiny" else self._model_folder(name)
+        folder = self.prepare_tiny() if name == "tiny" else self.model_folder(name)
         encode = load_tokens(folder, self.cache / "encoded", self.notice)
         if name != "tiny":
             refuse_larger_tokenizer(name, encode, self.card(name).vocab)
