@@ -6,7 +6,7 @@ and once more when it has killed the process. Loads no torch: the watcher does n
 
 import json
 import mmap
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -48,9 +48,9 @@ class Beacon:
 
     def tell(self, place: Place) -> None:
         """Replace what is told."""
-        text = json.dumps(asdict(place)).encode()
+        text = _encoded(place, place.where)
         if len(text) >= SIZE:
-            text = json.dumps({**asdict(place), "where": place.where[:200]}).encode()
+            text = _encoded(place, place.where[:200])
         self._map[: len(text) + 1] = text + b"\0"
 
     def read(self) -> Place | None:
@@ -73,3 +73,8 @@ class Beacon:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _encoded(place: Place, where: str) -> bytes:
+    told = {"phase": place.phase, "where": where, "began": place.began, "held": place.held}
+    return json.dumps(told).encode()

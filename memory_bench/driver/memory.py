@@ -9,6 +9,9 @@ from typing import NamedTuple
 import psutil
 
 
+FIELDS = (b"VmRSS:", b"VmHWM:")
+
+
 class Resident(NamedTuple):
     """Main memory of this process in bytes: now, and at most since it began or since `forget_peak`."""
 
@@ -25,11 +28,12 @@ def resident() -> Resident:
     try:
         file = os.open("/proc/self/status", os.O_RDONLY)
         try:
-            found = dict(line.split(":", 1) for line in os.read(file, 8192).decode("ascii", "replace").splitlines())
+            text = os.read(file, 8192)
         finally:
             os.close(file)
-        return Resident(*(int(found[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM")))
-    except (OSError, KeyError, ValueError):
+        now, peak = (int(text[text.index(name) + len(name) :].split(None, 1)[0]) * 1024 for name in FIELDS)
+        return Resident(now, peak)
+    except (OSError, ValueError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return Resident(psutil.Process().memory_info().rss, peak)
 

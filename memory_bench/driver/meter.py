@@ -88,7 +88,6 @@ class Meter(Watcher):
         self._step = "" if alone else f"segment {number}/{total}"
         if name and not self._within:
             self._step += f" of {name.removesuffix(f' (control {self._control})')}"
-        self._settle()
         self._tell()
 
     @contextmanager
@@ -195,7 +194,6 @@ class Meter(Watcher):
         self.enforce()
         if self._phase == "train":
             self.in_time()
-        self._tell()
 
     def charge_training(self, spent: Usage) -> None:
         """Count another training, without which this one could not begin."""
