@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import psutil
 
-
 FIELDS = (b"VmRSS:", b"VmHWM:")
 
 
