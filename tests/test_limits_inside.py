@@ -515,3 +515,17 @@ def test_metering_is_cheap() -> None:
 
 def test_recipes_are_the_ones_meant() -> None:
     assert RECIPES["key-value"].stages[0].steps
+
+
+def test_a_lift_counts_questions_that_have_their_control() -> None:
+    """Of what was cut short, the last answers may have none yet; they say nothing of what memory lifts."""
+    import pandas as pd
+
+    from memory_bench.statistics.pairing import lift
+
+    rows = observe(Toy().eval(), questions(6), encode, seed=0)
+    found = pd.DataFrame(rows)
+    found["predicted"] = ["x" if c == "wiped" else a for c, a in zip(found["control"], found["answer"], strict=True)]
+    more = found[found["control"] == ""].assign(episode="late", cluster="late", predicted="x")
+    assert lift(found) == lift(pd.concat([found, more], ignore_index=True))
+    assert lift(found) is not None

@@ -156,6 +156,7 @@ def lift(samples: "pd.DataFrame", seed: int = 0) -> tuple[float, float | None, f
     asked = check_samples(samples)[samples["kind"] == "ask"]
     if unanswered(asked).any():
         return None
+    asked = _with_control(asked, "wiped")
     right = correct(asked)
     by = right.groupby([asked["cluster"], asked["control"]]).agg(["sum", "count"]).unstack(fill_value=0.0)
     names = ["", "wiped", "ceiling"]
@@ -177,3 +178,10 @@ def lift(samples: "pd.DataFrame", seed: int = 0) -> tuple[float, float | None, f
     units = sums.shape[1]
     value = float(statistic(np.ones((1, units)))[0])
     return value, *stats.percentiles(stats.bootstrap(units, seed, 2000, statistic), units), units
+
+
+def _with_control(asked: "pd.DataFrame", control: str) -> "pd.DataFrame":
+    """The questions for which there is that control: a cell that was cut short has answers that it lacks."""
+    names = [name for name in ("seed", "episode", "event") if name in asked]
+    places = asked.set_index(names).index
+    return asked[places.isin(places[(asked["control"] == control).to_numpy()])]
