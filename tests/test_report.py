@@ -72,6 +72,43 @@ def test_csv_has_the_columns_in_order(report: Report, lines: list[dict[str, str]
     assert pick(lines, "truncation", "pg19", "bits_per_byte")["role"] == "control"
 
 
+MEASURED = """
+    weight_bytes, optimizer_bytes, activation_bytes, gradient_bytes, state_device_bytes, state_host_bytes,
+    state_disk_bytes, state_read_bytes, state_written_bytes, state_growth
+"""
+
+
+def test_what_was_held_and_moved_stands_behind_the_other_columns_where_it_was_measured(tmp_path: Path) -> None:
+    store = few_questions(tmp_path)
+    record, samples = make_record(make_cell("hmt", "pubmedqa"), None), question_samples(0, {16: 0.5}, questions=9)
+    spent = {"weight_bytes": 2_000_000, "optimizer_bytes": 4_000_000, "activation_bytes": 80_000_000,
+             "gradient_bytes": 2_000_000, "state_bytes": 76_000, "state_host_bytes": 500, "state_disk_bytes": 0,
+             "state_read_bytes": 1000.4, "state_written_bytes": 32_000.0}  # fmt: skip
+    points = [[32, 100], [64, 132], [128, 196], [256, 324]]
+    grown = {"kind": "linear", "bytes_per_token": 1500.0, "bytes_per_doubling": None, "points": points}
+    facts = {**record.provenance, "state_growth": grown}
+    store.write_record(replace(record, usage=replace(record.usage, **spent), provenance=facts), samples)
+    report = build(store, TASKS)
+    wanted = [name.strip() for name in (COLUMNS + "," + MEASURED).split(",")]
+    assert report.csv().splitlines()[0].split(",") == wanted  # no joules: no row has any
+    rows = {row["model"]: row for row in csv.DictReader(io.StringIO(report.csv()))}
+    assert [rows["hmt"][name] for name in wanted[-10:]] == [
+        "2000000", "4000000", "80000000", "2000000", "76000", "500", "0", "1000", "32000", "linear: 1500 bytes/token",
+    ]  # fmt: skip
+    assert {rows["rmt"][name] for name in wanted[-10:]} == {""}
+    text = report.markdown()
+    for shown in ("76.5 kB, +1.5 kB/token", "Memory and energy:", "| 500 B", "- **activations**", "**memory state**"):
+        assert shown in text
+    assert "Memory and energy" in report.html([[]])
+    for hidden in ("state on disk", "eval J", "train J"):
+        assert hidden not in text
+
+
+def test_older_records_are_shown_as_they_were(report: Report) -> None:
+    for hidden in ("Memory and energy", "activations", "constant", "state on"):
+        assert hidden not in report.markdown()
+
+
 def test_value_is_the_tasks_over_all_seeds(store: Store, lines: list[dict[str, str]]) -> None:
     both = pd.concat([text_samples(s, 0.011, segment=64, wiped=0.004) for s in (0, 1)])
     wanted = TASKS["pg19"].metrics(both)[0].value
