@@ -1,7 +1,7 @@
 """States as values: what a memory model remembers, as immutable dataclasses of tensors."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -88,7 +88,8 @@ class State:
         long as the state lives.
         """
         found: dict[object, tuple[Place, int]] = {}
-        leaves = list(_leaves(self, False))
+        leaves: list[tuple[Tensor | Path, bool]] = []
+        _gather(self, False, leaves)
         accelerated = any(isinstance(leaf, Tensor) and not leaf.is_cpu for leaf, _ in leaves)
         for leaf, on_host in leaves:
             if isinstance(leaf, Path):
@@ -96,9 +97,12 @@ class State:
                 continue
             storage = leaf.untyped_storage()
             key, size = storage._cdata, max(storage.nbytes(), leaf.nbytes)
-            if key not in found or found[key][1] < size:
-                beside = on_host or (accelerated and leaf.is_cpu)
-                found[key] = ("disk" if _from_file(storage) else "host" if beside else "device", size)
+            if key in found and found[key][1] >= size:
+                continue
+            if not storage.resizable() and _from_file(storage):  # what torch allocates itself can be resized
+                found[key] = ("disk", size)
+            else:
+                found[key] = ("host" if on_host or (accelerated and leaf.is_cpu) else "device", size)
         return found
 
     def size(self) -> StateSize:
@@ -121,21 +125,21 @@ def _fields(kind: Any) -> tuple[tuple[str, bool], ...]:
     return tuple((f.name, f.name.startswith("host_")) for f in named)
 
 
-def _leaves(value: Any, on_host: bool) -> Iterator[tuple[Tensor | Path, bool]]:
-    """Tensors and paths of a state, and whether their names say that they are on the host."""
+def _gather(value: Any, on_host: bool, leaves: list[tuple[Tensor | Path, bool]]) -> None:
+    """Add tensors and paths of a state, and whether their names say that they are on the host."""
     if isinstance(value, Tensor | Path):
-        yield value, on_host
+        leaves.append((value, on_host))
     elif isinstance(value, tuple | list):
         for item in value:
-            yield from _leaves(item, on_host)
+            _gather(item, on_host, leaves)
     else:
         for name, stays in _fields(value.__class__):
-            yield from _leaves(getattr(value, name), on_host or stays)
+            _gather(getattr(value, name), on_host or stays, leaves)
 
 
 def _from_file(storage: torch.UntypedStorage) -> bool:
     """Whether a storage shows a file (``torch.from_file``, a numpy memmap, a mapped checkpoint)."""
-    if storage.device.type != "cpu" or storage.resizable():  # what torch allocates itself can be resized
+    if storage.device.type != "cpu":
         return False
     if storage.filename is not None:
         return True

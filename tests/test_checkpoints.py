@@ -27,7 +27,8 @@ from memory_bench.zoo.pretrain import Window, WindowConfig
 from synthetic import make_cell
 
 RECIPE = find_recipe("tiny-pretrain")  # trains all weights
-SPENT = Usage(train_tokens=640, train_steps=5, train_flops=1e9, train_seconds=0.5, training_ended_by="train_tokens")
+SPENT = Usage(train_tokens=640, train_steps=5, train_flops=1e9, train_seconds=0.5, training_ended_by="train_tokens",
+              gradient_bytes=4, optimizer_bytes=8, activation_bytes=90, train_joules=1.5)  # fmt: skip
 FILES = ("training.json", "weights.safetensors", "SHA256SUMS")
 
 
@@ -83,6 +84,17 @@ def test_what_was_saved_comes_back(folder: Path, load: Callable[..., Any], model
     assert sorted(p.name for p in folder.iterdir()) == sorted(FILES)
     assert json.loads((folder / "training.json").read_text())["schema"] == 1
     assert load(folder.with_name("nothing")) == (None, {}, [])
+
+
+def test_a_checkpoint_of_before_may_lack_what_was_not_measured(folder: Path, load: Callable[..., Any]) -> None:
+    facts = json.loads((folder / "training.json").read_text())
+    for name in ("gradient_bytes", "optimizer_bytes", "activation_bytes", "train_joules"):
+        del facts["usage"][name]
+    (folder / "training.json").write_text(json.dumps({k: v for k, v in facts.items() if k not in ("schema", "sha256")}))
+    (folder / FILES[-1]).unlink()
+    (usage, *_), _, notices = load(folder)
+    assert usage == replace(SPENT, gradient_bytes=None, optimizer_bytes=None, activation_bytes=None, train_joules=None)
+    assert len(notices) == 1
 
 
 @pytest.mark.parametrize("spoil", KINDS, ids=lambda spoil: spoil.__name__)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from damage import KINDS, mutate, resealed
 
+from memory_bench.budget import Usage
 from memory_bench.episode import Estimate
 from memory_bench.errors import UserError
 from memory_bench.files.artefacts import write_atomically
@@ -118,6 +119,35 @@ def test_broken_record_counts_as_not_done_and_says_so(store: Store, damage: str)
     assert store.records() == []
     assert len(store.warnings) == 1
     assert record.key in store.warnings[0]
+
+
+def test_a_record_may_lack_what_was_not_measured_and_nothing_else(store: Store) -> None:
+    record, _ = result()
+    record.usage.weight_bytes, record.usage.eval_joules, record.usage.train_flops = 12, 0.5, math.nan
+    again = Record.from_json(json.loads(json.dumps(record.to_json()))).usage
+    assert (again.weight_bytes, again.eval_joules, again.activation_bytes) == (12, 0.5, None)
+    assert math.isnan(again.train_flops)
+    older = record.to_json()
+    for name in [name for name, value in asdict(Usage()).items() if value is None]:
+        del older["usage"][name]
+    assert Record.from_json(older).usage.weight_bytes is None
+    older["usage"]["weight_bytes"] = "12"
+    with pytest.raises(ValueError, match=r"usage\.weight_bytes"):
+        Record.from_json(older)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kind": "cubic"}, {"points": [[1]]}, {"points": [["1", 2]]}, {"bytes_per_token": "1"}, {"kind": None}]
+)
+def test_growth_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
+    record, _ = result()
+    growth = {"kind": "linear", "bytes_per_token": 1.5, "bytes_per_doubling": None, "points": [[1, 2], [2, 3]]}
+    data = json.loads(json.dumps(record.to_json()))
+    data["provenance"]["state_growth"] = growth
+    assert Record.from_json(data).provenance["state_growth"] == growth
+    data["provenance"]["state_growth"] = {**growth, **wrong}
+    with pytest.raises(ValueError, match="state_growth"):
+        Record.from_json(data)
 
 
 def test_edited_cell_is_noticed(store: Store) -> None:

@@ -24,7 +24,7 @@ from memory_bench.budget import Usage
 from memory_bench.driver.alive import Alive
 from memory_bench.driver.energy import Energy
 from memory_bench.protocol import MemoryModel, State
-from memory_bench.state import size_of
+from memory_bench.state import Place, size_of
 
 PER_OCTAVE = 4  # sizes kept for every doubling of the tokens read
 POINTS = 40  # sizes kept in a record
@@ -48,6 +48,7 @@ class Accounting:
         self._optimised = 0  # parameters that the optimiser keeps something of
         self._open: Alive | None = None  # of an evaluation step whose state after it is not known yet
         self._rows, self._held, self._measured = 0, 0, 0  # largest of a measured step; bytes of state now and then
+        self._last: tuple[State, dict[object, tuple[Place, int]]] | None = None  # what is held by the state just made
         self._moved = [0, 0, 0]  # bytes read and written, rows times segments
         self._sizes: dict[int, tuple[int, int]] = {}  # by part of an octave: (tokens read, bytes per row)
 
@@ -86,6 +87,7 @@ class Accounting:
     def stepping(self, rows: int) -> AbstractContextManager[Any]:
         """Around one step with `rows` rows; in evaluation measured where it is likely the largest so far."""
         self._close(())
+        self._last = None
         if self._phase != "eval":
             return nullcontext()
         grown = self._held >= 2 * self._measured and self._held > (self.usage.activation_bytes or 0) // 4
@@ -105,7 +107,9 @@ class Accounting:
         if self._phase != "eval" or not rows:
             return
         self._close(tuple(t for _, t in state.tensors()) if self._open is not None else ())
-        size, usage = state.size(), self.usage
+        held = state.holdings()
+        self._last = state, held
+        size, usage = size_of(held), self.usage
         self._held = size.total
         usage.state_bytes = max(usage.state_bytes, size.device // rows)
         usage.state_host_bytes = max(usage.state_host_bytes, size.host // rows)
@@ -120,13 +124,15 @@ class Accounting:
         """
         if self._phase != "eval" or not rows:
             return
-        given, made = before.holdings(), after.holdings()
-        written = size_of({key: value for key, value in made.items() if key not in given}).total
-        for i, amount in enumerate((size_of(given).total, written, rows)):
-            self._moved[i] += amount
+        last, self._last = self._last, None  # no state outlives its step for being counted
+        made = last[1] if last is not None and last[0] is after else after.holdings()
+        given = before.holdings()
+        self._moved[0] += sum(size for _, size in given.values())
+        self._moved[1] += sum(size for key, (_, size) in made.items() if key not in given)
+        self._moved[2] += rows
         self.usage.state_read_bytes = self._moved[0] / self._moved[2]
         self.usage.state_written_bytes = self._moved[1] / self._moved[2]
-        size = size_of(made).total // rows
+        size = sum(size for _, size in made.values()) // rows
         part = math.floor(PER_OCTAVE * math.log2(max(1, read)))
         self._sizes[part] = max(self._sizes.get(part, (0, 0)), (read, size))
 
