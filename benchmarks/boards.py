@@ -3,6 +3,7 @@
     nohup nice python benchmarks/boards.py --data DIR >boards.log 2>&1 &
     python benchmarks/boards.py --only tiny-stand-ins --dry-run     # the exact commands and what they would cost
     python benchmarks/boards.py --readme                            # README's tables from the shipped records
+    python benchmarks/boards.py --render DIR --only tiny-real       # draws the finished run DIR/tiny-real again
 
 - Every board is one `memory-bench` command, in the table `BOARDS`. It runs into a folder of its own under --work, which
   is named after the content of the code, the versions of packages and the processor: what was interrupted goes on, and
@@ -166,6 +167,26 @@ def ship(name: str, folder: Path, root: Path = ROOT) -> None:
         shutil.copyfile(plot, target / "plots" / plot.name)
 
 
+def render(name: str, folder: Path) -> None:
+    """Make the tables and plots of a finished run again, with today's code and without running a cell.
+
+    Raises:
+        ValueError: it is not complete, or lacks samples: shipped records have none, and what is paired needs them.
+    """
+    if BOARDS[name].parent == CLAIMS:
+        raise ValueError("claims have no tables to draw")
+    if not (folder / "run.json").is_file():
+        raise ValueError(f"{folder} is no run")
+    for line in shipped_records(folder).splitlines():
+        plain = json.loads(line)
+        if plain["metrics"] and not (folder / "cells" / plain["key"] / "samples.parquet").is_file():
+            raise ValueError(f"cell {plain['key']} has no samples, without which nothing is paired")
+    command = [sys.executable, "-P", "-m", "memory_bench.cli", "report", str(folder), "--quiet"]
+    shutil.rmtree(folder / "plots", ignore_errors=True)  # of other code they may have other names
+    if code := subprocess.run(command, cwd=ROOT, env=environment(), check=False, stdout=subprocess.DEVNULL).returncode:
+        raise ValueError(f"`memory-bench report` ended with exit code {code}")
+
+
 def rewrite_readme(*, dry_run: bool) -> int:
     """README's tables from the shipped records; prints the lines that change."""
     path = ROOT / "README.md"
@@ -204,6 +225,9 @@ def main(words: Sequence[str] | None = None) -> int:
         "--dry-run", action="store_true", help="print commands and cost; with --readme: print, not write"
     )
     parser.add_argument("--dirty", action="store_true", help="also from a checkout with changes; the records say so")
+    parser.add_argument(
+        "--render", type=Path, metavar="DIR", help="run nothing: draw and ship the finished runs DIR/NAME again"
+    )
     parser.add_argument("--readme", action="store_true", help="only rewrite README's tables from the shipped records")
     options = parser.parse_args(words)
     if options.readme:
@@ -211,6 +235,8 @@ def main(words: Sequence[str] | None = None) -> int:
     names = [n for n in options.only.split(",") if n] or [n for n, board in BOARDS.items() if not board.also]
     if unknown := [name for name in names if name not in BOARDS]:
         parser.error(f"no board is called {', '.join(unknown)}; there are {', '.join(BOARDS)}")
+    if options.render:
+        return finish(names, options.render.resolve(), dict.fromkeys(names, ""), again=True)
     data = options.data.resolve() if options.data else None
     if real := [name for name in names if BOARDS[name].real and data is None and not options.dry_run]:
         parser.error(f"{', '.join(real)} need --data DIR, the folder of real data")
@@ -222,9 +248,16 @@ def main(words: Sequence[str] | None = None) -> int:
             "the checkout has changes that are not committed, which every record would say; commit, or --dirty"
         )
     why = {name: run(name, work, data) for name in names}
+    return finish(names, work, why)
+
+
+def finish(names: Sequence[str], work: Path, why: dict[str, str], *, again: bool = False) -> int:
+    """Ship what is complete (drawn `again` first) and say what is not; the exit code."""
     for name in names:
         if not why[name]:
             try:
+                if again:
+                    render(name, work / name)
                 ship(name, work / name)
             except ValueError as error:
                 why[name] = str(error)

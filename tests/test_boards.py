@@ -272,3 +272,25 @@ def test_an_unfinished_board_is_not_shipped(boards: ModuleType, tmp_path: Path, 
     with pytest.raises(ValueError, match="has no record" if fault == "missing" else "failed"):
         boards.ship("squad-real", folder, tmp_path)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_run_is_drawn_again_only_with_its_samples(
+    boards: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished(tmp_path / "squad-real", ROOT / "results/leaderboards/squad-real")
+    ran: list[list[str]] = []
+    monkeypatch.setattr(
+        boards.subprocess, "run", lambda words, **_: SimpleNamespace(returncode=len(ran.append(words) or ""))
+    )
+    monkeypatch.setattr(boards, "ship", lambda name, source: ran.append([name, str(source)]))
+    words = ["--render", str(tmp_path), "--only", "squad-real"]
+    assert boards.main(words) == 1
+    assert "has no samples, without which nothing is paired" in capsys.readouterr().err
+    assert not ran
+    for record in (folder / "cells").iterdir():
+        (record / "samples.parquet").write_bytes(b"")
+    assert boards.main(words) == 0
+    assert ran[0][-3:] == ["report", str(folder), "--quiet"]
+    assert ran[1] == ["squad-real", str(folder)]
+    assert boards.main(["--render", str(tmp_path), "--only", "tiny-real"]) == 1
+    assert "is no run" in capsys.readouterr().err
