@@ -36,11 +36,11 @@ def forest(board: Board, look: Mapping[str, Look]) -> "Figure":
     for y, row in enumerate(rows):
         own, gap = row.headline, gaps[row.label]
         if own is None:
-            said = row.status.replace("_", " ")
+            why = row.status.replace("_", " ")
             if row.status == OVER:
                 drawing.cross(main, 0.0, y, transform=main.get_yaxis_transform())
-                said = f"{said}: {drawing.places(row)}"
-            main.text(0.03, y, said, transform=main.get_yaxis_transform(), va="center", color=drawing.GREY,
+                why = f"{why}: {drawing.places(row)}"
+            main.text(0.03, y, why, transform=main.get_yaxis_transform(), va="center", color=drawing.GREY,
                       style="italic", fontsize=9)  # fmt: skip
             continue
         drawing.whisker(main, y, own.value, drawing.ends(own), row, look[row.label], factor)
