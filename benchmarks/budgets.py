@@ -23,7 +23,7 @@ from memory_bench.errors import UserError
 from memory_bench.parity.measured import SMOLLM2
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, find_recipe
-from memory_bench.running.grid import default_recipe
+from memory_bench.running.recipes import default_recipe
 from memory_bench.weights.transfer import meta_backbone
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "budgets.md"

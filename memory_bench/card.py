@@ -12,6 +12,10 @@ NAMED = {
 HELPERS = {"minilm": "sentence embeddings, all-MiniLM-L6-v2 from a Python wheel, for models that search by them"}
 """Frozen models beside a backbone, with what they are in a sentence."""
 
+ADAPTED = ("q", "k", "v", "o", "gate", "up", "down")
+"""What an adapter can be beside: the projections of attention and feed-forward. GPT-2 and OPT have no gate, and GPT-2
+makes q, k and v by one projection, which has one adapter if any of the three is named."""
+
 
 @dataclass(frozen=True, slots=True)
 class BackboneCard:

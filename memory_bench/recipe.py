@@ -4,11 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from memory_bench.card import ADAPTED
 from memory_bench.errors import UserError, unknown
-
-ADAPTED = ("q", "k", "v", "o", "gate", "up", "down")
-"""What an adapter can be beside: the projections of attention and feed-forward. GPT-2 and OPT have no gate, and GPT-2
-makes q, k and v by one projection, which has one adapter if any of the three is named."""
 
 
 @dataclass(frozen=True, slots=True)

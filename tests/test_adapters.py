@@ -16,13 +16,14 @@ from torch import Tensor
 
 from memory_bench.backbone.lora import adapter_size
 from memory_bench.budget import PRESETS, Budget, Usage
+from memory_bench.card import ADAPTED
 from memory_bench.cell import Choice, Training
 from memory_bench.driver.checkpoints import save_checkpoint
 from memory_bench.driver.meter import Meter
 from memory_bench.driver.train import Trained, adapts, train, trained_parameters
 from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel
-from memory_bench.recipe import ADAPTED, RECIPES, find_recipe
+from memory_bench.recipe import RECIPES, find_recipe
 from memory_bench.running.building import Parts, over
 from memory_bench.store import Store
 from memory_bench.testing import card_of, model_checks, tiny_backbone

@@ -17,6 +17,8 @@ from test_benchmarks import SCRIPTS
 
 from memory_bench import plugins
 from memory_bench.backbone.small import CLOSED
+from memory_bench.cell import training_from_json
+from memory_bench.driver.train import untrained
 from memory_bench.recipe import find_recipe
 from memory_bench.zoo.named import Backbones
 
@@ -135,7 +137,13 @@ def test_boards_are_of_the_code_as_it_is(path: Path, tmp_path: Path) -> None:
 def stale(path: Path, cache: Path) -> set[str]:
     """What in records is of another version than the code's."""
     cells = [record["cell"] for record in records(path)]
-    used = {(what, c["training"][what]["name"], c["training"][what]["version"]) for c in cells for what in OF_CODE}
+    trainings = [training_from_json(c["training"]) for c in cells]
+    used = {("model", t.model.name, t.model.version) for t in trainings}
+    used |= {  # a recipe that trains nothing has no version
+        ("recipe", t.recipe.name, t.recipe.version)
+        for t in trainings
+        if not untrained(t.budget, find_recipe(t.recipe.name))
+    }
     used |= {("task", c["task"]["name"], c["task"]["version"]) for c in cells}
     wrong = {
         f"{what} {name} {had}, not {version(what, name)}" for what, name, had in used if had != version(what, name)
@@ -147,9 +155,6 @@ def stale(path: Path, cache: Path) -> set[str]:
         if ours and Backbones(library, cache, hub=False).card(name).revision != revision:
             wrong.add(f"backbone {name} {revision}")
     return wrong
-
-
-OF_CODE = ("model", "recipe")
 
 
 def version(what: str, name: str) -> int:

@@ -11,9 +11,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from memory_bench.card import BackboneCard
+from memory_bench.card import ADAPTED, BackboneCard
 from memory_bench.errors import unknown
-from memory_bench.recipe import ADAPTED
 
 Projection = Callable[[Tensor], Tensor]
 """A projection of a layer: a module, or one with an adapter beside it."""
@@ -40,7 +39,7 @@ def plain(name: str, projection: Projection, x: Tensor) -> Tensor:
 
 
 def kinds_of(name: str) -> frozenset[str]:
-    """What the projection called `name` is: one of `memory_bench.recipe.ADAPTED`, or several."""
+    """What the projection called `name` is: one of `memory_bench.card.ADAPTED`, or several."""
     last = name.rpartition(".")[2]
     return frozenset("qkv") if last == FUSED else frozenset({KINDS.get(name) or KINDS[last]})
 
@@ -140,7 +139,7 @@ class Adapter(nn.Module):
         return lambda name, projection, x: self.beside(layer, name, projection)(x)
 
     def size(self, layer: int, kinds: Iterable[str] = ADAPTED) -> int:
-        """How many weights are beside a layer's projections of these kinds (`memory_bench.recipe.ADAPTED`)."""
+        """How many weights are beside a layer's projections of these kinds (`memory_bench.card.ADAPTED`)."""
         wanted = set(kinds)
         pairs = ((n, m) for n, m in self.layers[layer].named_modules() if isinstance(m, LowRank))
         return sum(m.size for n, m in pairs if kinds_of(n) & wanted)

@@ -159,7 +159,7 @@ class Backbone(Layers):
         Args:
             rank: of the update; 0: there are none from now on.
             alpha: the update is scaled by ``alpha / rank``.
-            kinds: which projections, of `memory_bench.recipe.ADAPTED`; those that the family lacks have none.
+            kinds: which projections, of `memory_bench.card.ADAPTED`; those that the family lacks have none.
             rng: for the initial values.
         """
         self.adapter = None

@@ -20,7 +20,7 @@ from memory_bench.record import Record
 from memory_bench.report.grouping import as_asked
 from memory_bench.report.scorers import is_installed
 from memory_bench.running.building import Parts, gather
-from memory_bench.running.grid import choose_recipe, default_recipe
+from memory_bench.running.recipes import choose_recipe, default_recipe
 from memory_bench.store import Store
 from memory_bench.zoo.compared import check_agreement
 from memory_bench.zoo.named import Backbones, Loaded

@@ -11,6 +11,7 @@
 - `options.py`: what a user may ask of a run: options, suites
 - `planning.py`: what a run would cost
 - `preflight.py`: every task gives its episodes once before anything is trained
+- `recipes.py`: how a model is trained: the recipe chosen, and what its adapters leave
 - `superseded.py`: results of inputs that have changed, set aside
 - `worker.py`: one cell in one process: joins model, backbone, task and budget
 """

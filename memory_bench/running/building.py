@@ -22,7 +22,8 @@ from memory_bench.driver.train import Trained, adapts
 from memory_bench.files.artefacts import Notice
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe
-from memory_bench.running.grid import WINDOW, make_recipe
+from memory_bench.running.grid import WINDOW
+from memory_bench.running.recipes import make_recipe
 from memory_bench.zoo.named import Backbones, Loaded
 from memory_bench.zoo.pretrained import Pretrained, rematch
 

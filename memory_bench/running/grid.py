@@ -2,24 +2,24 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
 from memory_bench import plugins
-from memory_bench.backbone.lora import adapter_size
 from memory_bench.backbone.outline import outline
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.cell import Cell, Choice, Training, digest
 from memory_bench.data.library import Library
-from memory_bench.driver.train import adapts, untrained
+from memory_bench.driver.train import adapts
 from memory_bench.episode import Task
 from memory_bench.errors import UserError, unknown
-from memory_bench.protocol import MemoryModel
-from memory_bench.recipe import Recipe, find_recipe, fixed_steps
+from memory_bench.recipe import Recipe, find_recipe
+from memory_bench.running.recipes import beside_adapters, check_adapters, check_ends, choose_recipe, usual_recipe
+from memory_bench.running.recipes import make_recipe as make_recipe
 from memory_bench.zoo.compared import check_agreement
 from memory_bench.zoo.named import Backbones
 from memory_bench.zoo.pretrained import match
@@ -207,8 +207,8 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
         chosen = backbones.card(resolved)
         plan = plugins.asked(task_name, task.plan, library, pretrained=chosen.pretrained)
         card = backbones.card(plan.backbone) if plan.backbone else chosen
-        usual = _usual_recipe(plan.recipe, loading.recipe, card)
-        _check_ends(find_recipe(usual), request.budget)
+        usual = usual_recipe(plan.recipe, loading.recipe, card)
+        check_ends(find_recipe(usual), request.budget)
         label, revision = plugins.asked(task_name, evaluated, task, library)
         code = plugins.identity("tasks", task_name)  # a task makes its training data, too
         task_choice = Choice(task_name, task.version, {**options, "data": label}, revision, *code)
@@ -220,10 +220,10 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                 reason = f"{w.label} works on {families} backbones; {card.name} is of the {card.family} family"
                 skipped.append(Skipped(w.label, task_name, reason))
                 continue
-            choice, recipe = _recipe(w, usual, request.budget)
+            recipe, way = _recipe(w, usual, request.budget)
             revision, own = "", w.part("")
-            adapted = adapts(request.budget, recipe, cls) and not own.get("checkpoint")
-            left = _beside_adapters(request.budget, recipe, card) if adapted else request.budget
+            adapted = adapts(request.budget, way, cls) and not own.get("checkpoint")
+            left = beside_adapters(request.budget, way, card) if adapted else request.budget
             fitted = plugins.asked(w.label, cls.fit, card, left)
             if checkpoint := str(own.get("checkpoint") or ""):
                 found = match(w.label, cls, checkpoint, card.name, backbones)
@@ -240,7 +240,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                 backbones.check(card.name)
                 config = plugins.configure(w.label, cls.unadapted(fitted) if adapted else fitted, own)
                 if adapted:
-                    _check_adapters(w.label, cls, config, recipe)
+                    check_adapters(w.label, cls, config, way)
                 _check_options(w, cls, config, card)
             _check_helpers(w.label, plugins.asked(w.label, cls.helpers, config), backbones)
             for seed in request.seeds:
@@ -248,7 +248,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                     model=Choice(w.name, cls.version, asdict(config), revision, *identities[w.name]),
                     backbone=Choice(card.name, config={"dtype": loading.dtype}, revision=card.revision),
                     corpus=corpus,
-                    recipe=choice,
+                    recipe=recipe,
                     budget=request.budget,
                     seed=seed,
                 )
@@ -347,45 +347,6 @@ def _recipe(wanted: _Wanted, usual: str, budget: Budget) -> tuple[Choice, Recipe
     return choose_recipe(changes.pop("recipe", usual), changes, budget)
 
 
-def choose_recipe(name: str, changes: dict[str, Any], budget: Budget) -> tuple[Choice, Recipe]:
-    """The recipe called `name` with `changes`, as a part of a training's identity and as it is.
-
-    Raises:
-        UserError: an unknown recipe or field of one, or nothing would ever end the training.
-    """
-    recipe = make_recipe(Choice(name, config=changes))
-    _check_ends(recipe, budget)
-    # Where nothing is trained, no version of a recipe can move a number: it is the first, as it always was.
-    return Choice(name, 1 if untrained(budget, recipe) else recipe.version, changes), recipe
-
-
-def _beside_adapters(budget: Budget, recipe: Recipe, card: BackboneCard) -> Budget:
-    """The limits of a method whose backbone has the recipe's adapters, which are added parameters, too."""
-    if budget.added_parameters is None:
-        return budget
-    taken = adapter_size(card, recipe.lora_rank, recipe.lora_targets)
-    return replace(budget, added_parameters=max(0, budget.added_parameters - taken))
-
-
-def _check_adapters(label: str, cls: type[MemoryModel[Any]], config: Any, recipe: Recipe) -> None:
-    """No model has adapters twice."""
-    if (without := cls.unadapted(config)) != config:
-        asked = next(f.name for f in fields(config) if getattr(config, f.name) != getattr(without, f.name))
-        raise UserError(
-            f"{label} would have adapters twice: the recipe {recipe.name} gives every model the same ones, of rank "
-            f"{recipe.lora_rank}. Leave out {asked}, or add train.lora_rank=0 for its own alone."
-        )
-
-
-def make_recipe(choice: Choice) -> Recipe:
-    """The recipe of a training.
-
-    Raises:
-        UserError: an unknown recipe or field of one.
-    """
-    return cast(Recipe, plugins.configure(f"recipe {choice.name}", find_recipe(choice.name), choice.config))
-
-
 def _check_helpers(label: str, helpers: Mapping[str, str], backbones: Backbones) -> None:
     """What a model needs beside its backbone must be here, or be had now."""
     for name, instead in helpers.items():
@@ -393,16 +354,6 @@ def _check_helpers(label: str, helpers: Mapping[str, str], backbones: Backbones)
             backbones.helper_folder(name)
         except UserError as error:
             raise UserError(f"{label} needs {name}, or else choose {instead}: {error}") from error
-
-
-def _check_ends(recipe: Recipe, budget: Budget) -> None:
-    """A recipe without a number of steps of its own trains until a limit is reached: there must be one."""
-    limits = (budget.train_tokens, budget.train_flops, budget.train_seconds)
-    if not fixed_steps(recipe) and all(limit is None for limit in limits):
-        raise UserError(
-            f"Budget '{budget.name}' never ends training: set train_tokens, train_flops or train_seconds "
-            "(0: no training)."
-        )
 
 
 def _make_task(name: str, request: Request) -> tuple[Task, dict[str, Any]]:
@@ -418,15 +369,3 @@ def make_task(choice: Choice) -> Task:
     options = {k: v for k, v in choice.config.items() if k != "data"}
     task: Task = cls(plugins.configure(choice.name, cls.Config(), options))
     return task
-
-
-def _usual_recipe(tasks_own: str | None, asked: str, card: BackboneCard) -> str:
-    """How models are trained: as the task says, else as was asked, else as is usual on the backbone."""
-    if tasks_own and not (asked and fixed_steps(find_recipe(asked))):
-        return tasks_own
-    return asked or default_recipe(card)
-
-
-def default_recipe(card: BackboneCard) -> str:
-    """How models on this backbone are trained unless the task says otherwise."""
-    return "adapt" if card.pretrained else "tiny"
