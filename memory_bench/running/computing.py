@@ -18,7 +18,7 @@ from memory_bench.driver.train import stage_config, train, untrained
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe
 from memory_bench.running.counting import Counter, Tally
-from memory_bench.running.grid import make_recipe
+from memory_bench.running.recipes import make_recipe
 from memory_bench.running.shapes import Shapes
 
 STEPS = 2  # the second has gradients and moments besides

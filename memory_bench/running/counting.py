@@ -23,7 +23,8 @@ from memory_bench.driver.train import train, untrained
 from memory_bench.episode import Encode
 from memory_bench.protocol import MemoryModel
 from memory_bench.running.building import window_training
-from memory_bench.running.grid import make_recipe, make_task
+from memory_bench.running.grid import make_task
+from memory_bench.running.recipes import make_recipe
 from memory_bench.running.shapes import Shapes
 from memory_bench.zoo.named import Backbones, Loaded
 from memory_bench.zoo.pretrained import rematch

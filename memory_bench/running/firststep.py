@@ -21,7 +21,8 @@ from memory_bench.driver.train import stage_config, trained_parameters, untraine
 from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, Stage, fixed_steps
-from memory_bench.running.grid import make_recipe, make_task
+from memory_bench.running.grid import make_task
+from memory_bench.running.recipes import make_recipe
 from memory_bench.zoo.named import Backbones
 
 FAR = 10  # times the rough estimate; no method here costs as many times its backbone

@@ -19,7 +19,6 @@ from memory_bench.episode import Task
 from memory_bench.errors import UserError, unknown
 from memory_bench.recipe import Recipe, find_recipe
 from memory_bench.running.recipes import beside_adapters, check_adapters, check_ends, choose_recipe, usual_recipe
-from memory_bench.running.recipes import make_recipe as make_recipe
 from memory_bench.zoo.compared import check_agreement
 from memory_bench.zoo.named import Backbones
 from memory_bench.zoo.pretrained import match

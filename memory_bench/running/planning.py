@@ -18,8 +18,8 @@ from memory_bench.errors import UserError
 from memory_bench.running.calibration import Calibrations, Prediction, peak_of, step_seconds
 from memory_bench.running.computing import computed_peak
 from memory_bench.running.counting import Counted, Counter
-from memory_bench.running.grid import make_recipe
 from memory_bench.running.pace import seconds_of
+from memory_bench.running.recipes import make_recipe
 from memory_bench.zoo.named import Backbones
 
 HERE, COMPUTED, UNKNOWN = "measured here", "computed, not measured", "unknown"

@@ -39,9 +39,10 @@ from memory_bench.report.rows import marked
 from memory_bench.running import blame
 from memory_bench.running.building import Parts, gather, over, window_training
 from memory_bench.running.fence import Bound, DataLimit, next_limit
-from memory_bench.running.grid import make_recipe, make_task, refuse_changed
+from memory_bench.running.grid import make_task, refuse_changed
 from memory_bench.running.measuring import Measured, measure, trains
 from memory_bench.running.processes import own_beacon
+from memory_bench.running.recipes import make_recipe
 from memory_bench.running.refusals import refused
 from memory_bench.running.starting import settle, warm_up
 from memory_bench.statistics.growth import fit_growth
