@@ -55,8 +55,9 @@ VALUES = st.one_of(
 WORDS = st.one_of(
     st.sampled_from([
         "", " ", ",", "=", "[", "]", "hmt", "rmt", "rmt[", "rmt[]", "rmt[a]", "rmt[segment=4]", "pg19", "pg19,,",
-        "tiny", "smoke", "-1", "0", "1", "3", "0,1", "9" * 30, "9" * 5000, "1e999", "nan", "x.py:T", "x.toml", "/dev/null",
-        "/proc/self/mem", ".", "..", "é" * 200, "x" * 5000, "\udcff", "a\nb", "--", "[" * 3000, "rmt.segment=1e400",
+        "tiny", "smoke", "-1", "0", "1", "3", "0,1", "9" * 30, "9" * 5000, "1e999", "nan", "x.py:T", "x.toml",
+        "/dev/null", "/proc/self/mem", ".", "..", "é" * 200, "x" * 5000, "\udcff", "a\nb", "--", "[" * 3000,
+        "rmt.segment=1e400",
         "rmt.segment=" + "9" * 5000, "rmt.x=[[1,", "pg19.extent=bytes:" + "9" * 5000 + "-1", "lm-eval:",
         "lm-eval:.yaml", "lm-eval:a:b", "x@y", "backbone.dtype=float8", "http://x:y", "sqlite:///", "²", "٣",
     ]),
