@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from memory_bench.errors import DataError, unknown
-from memory_bench.files.plain import beyond, odd
+from memory_bench.files.plain import beyond
 
 T = TypeVar("T")
 R = TypeVar("R", bound=BaseModel)
@@ -118,15 +118,12 @@ def parse(text: str, place: Place) -> Any:
         DataError: it is none, or is ambiguous.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         where = Place(place.file, place.spot or f"line {error.lineno}")
         raise where.fault(f"no JSON ({error.msg} at character {error.colno})") from error
     except (ValueError, RecursionError) as error:  # of the hooks; whole numbers and nesting beyond all measure
         raise place.fault(beyond(error)) from error
-    if fault := odd(value):
-        raise place.fault(f"it {fault}")
-    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -191,7 +188,7 @@ def as_dataclass(cls: type[T], value: object, place: Place) -> T:
         return TypeAdapter(cls).validate_json(json.dumps(value, allow_nan=False), strict=True)
     except ValidationError as error:
         raise place.fault(_problem(error)) from error
-    except (TypeError, ValueError) as error:  # dates; numbers that are not finite
+    except (TypeError, ValueError, RecursionError) as error:  # dates; numbers that are not finite; deep nesting
         raise place.fault(str(error)) from error
 
 

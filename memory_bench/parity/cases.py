@@ -20,6 +20,7 @@ from torch import Tensor
 from memory_bench.backbone.model import Backbone
 from memory_bench.errors import DataError, UserError
 from memory_bench.files.inputs import json_table
+from memory_bench.files.plain import odd
 from memory_bench.plugins import replayed_model
 
 MOST = 2**17  # of any number in case.json: cases are small, and what they ask for is built
@@ -65,6 +66,8 @@ class Case:
             read = json_table((self.folder / "case.json").read_bytes(), "case.json")
         except (OSError, DataError) as error:
             raise UserError(f"{self.folder} is no reference case: cannot read case.json ({error}).") from error
+        if fault := odd(read):
+            raise UserError(f"{self.folder} is no reference case: case.json {fault}.")
         absent = [name for name in NEEDED if name not in read]
         if absent:
             raise UserError(f"{self.folder} is no reference case: case.json lacks {', '.join(absent)}.")
