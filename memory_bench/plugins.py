@@ -155,10 +155,10 @@ def _classes_in(module: ModuleType, kind: str) -> tuple[list[str], dict[str, str
     return [name for name, why in faults.items() if not why], {name: why for name, why in faults.items() if why}
 
 
-def broken(kind: str, name: str) -> str:
-    """Why an installed plug-in of another package cannot be used; empty if it can, or is ours. Imports it."""
+def broken(kind: str, name: str, read: str) -> str:
+    """Why an installed plug-in cannot be used, else empty: of ours what was `read`, others are imported to be told."""
     if _ours(installed(kind)[name]):
-        return ""
+        return read
     try:
         load(kind, name)
     except UserError as error:
@@ -196,10 +196,13 @@ def _loaded(entry: EntryPoint, kind: str, name: str) -> Any:
             found = entry.load()
         sources.mark()
     except (Exception, SystemExit) as error:  # a plug-in may fail in any way; it must not take the others down
-        text, where = summary(error), place(error, [home_of_module(entry.value.partition(":")[0])])
+        module, _, attribute = entry.value.partition(":")
+        where = place(error, [home_of_module(module)])
+        near = difflib.get_close_matches(attribute, vars(sys.modules.get(module, Summary)), n=1)
+        where += f"; did you mean {near[0]}?" if near and attribute != near[0] else ""
         raise UserError(
-            f"The {kind.removesuffix('s')} '{name}' of package {_package(entry)} ({entry.value}) cannot be loaded: "
-            f"{text}{f' ({where})' if where else ''}"
+            f"The {kind.removesuffix('s')} '{name}' of package {_package(entry)} cannot be loaded: {summary(error)} "
+            f"({'; '.join(filter(None, [entry.value, where]))})."
         ) from error
     return found
 
@@ -287,12 +290,13 @@ def summarise(entry: EntryPoint, name: str = "") -> Summary:
     name = name or entry.name
     origin = entry.dist.name if entry.dist else ""
     try:
-        tree = _source(entry.module)
+        with redirect_stdout(sys.stderr):
+            tree = _source(entry.module)
         node = _classes(tree).get(entry.attr)
         if node is None:
             return Summary(name, "", {}, origin, f"{entry.module} has no class {entry.attr}")
         constants = _all_constants(entry.module, entry.attr)
-    except Exception as error:  # packages on the way are imported, or an entry point is misspelt
+    except (Exception, SystemExit) as error:  # packages on the way are imported, or an entry point is misspelt
         return Summary(name, "", {}, origin, str(error) or type(error).__name__)
     text = ast.get_docstring(node) or ""
     if not text or text.startswith("See the module"):

@@ -273,8 +273,12 @@ def test_a_passed_limit_is_a_result(limits: dict[str, Any], detail: str, jobs: P
     ],
 )
 def test_whatever_happens_is_a_record(trouble: str, status: str, detail: str, bad: str, jobs: Prepare) -> None:
-    (record,) = run_inline(jobs(f"{bad}[trouble={trouble}]"))
-    assert (record.status, record.detail) == (status, detail)
+    (job,) = jobs(f"{bad}[trouble={trouble}]")
+    (record,) = run_inline([job])
+    told = f" (step in bad.py line 33; see cells/{record.key}/log.txt)" if status == "failed" else ""
+    assert (record.status, record.detail) == (status, f"{detail}{told}")
+    log = job.out / "cells" / record.key / "log.txt"
+    assert not told or "ValueError: as I like it" in log.read_text()
 
 
 def test_an_edited_model_file_is_another_cell(bad: str, jobs: Prepare) -> None:

@@ -49,7 +49,7 @@ def _models() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for name, entry in plugins.installed("models").items():
         s = plugins.summarise(entry, name)
-        why = s.broken or plugins.broken("models", name)
+        why = plugins.broken("models", name, s.broken)
         certificate, facts = certificates.get(s.name), measured.get(s.name, {})
         found.append(
             {
@@ -86,7 +86,7 @@ def _tasks(data: Path | None) -> list[dict[str, Any]]:
             if need == "wikitext103"
             else "stand-in, unless --data or the hub has it"
         )
-        why = s.broken or plugins.broken("tasks", name)
+        why = plugins.broken("tasks", name, s.broken)
         status = f"broken: {why}" if why else where
         found.append(
             {
