@@ -275,7 +275,8 @@ def test_a_passed_limit_is_a_result(limits: dict[str, Any], detail: str, jobs: P
 def test_whatever_happens_is_a_record(trouble: str, status: str, detail: str, bad: str, jobs: Prepare) -> None:
     (job,) = jobs(f"{bad}[trouble={trouble}]")
     (record,) = run_inline([job])
-    told = f" (step in bad.py line 33; see cells/{record.key}/log.txt)" if status == "failed" else ""
+    line = BAD[: BAD.index("as I like it")].count("\n") + 1
+    told = f" (step in bad.py line {line}; see cells/{record.key}/log.txt)" if status == "failed" else ""
     assert (record.status, record.detail) == (status, f"{detail}{told}")
     log = job.out / "cells" / record.key / "log.txt"
     assert not told or "ValueError: as I like it" in log.read_text()
