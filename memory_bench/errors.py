@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 200  # characters of a name in a message
+
 
 class UserError(Exception):
     """A mistake the user can mend: one or two sentences, no traceback, exit code 2."""
@@ -31,4 +33,5 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserE
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     guess = f" Did you mean {near[0]}?" if near else f" Valid: {', '.join(names) or 'none'}."
+    name = name if len(name) <= LONGEST else f"{name[:LONGEST]}…"
     return UserError(f"Unknown {kind} '{name}'.{guess}{f' {hint}' if hint else ''}")

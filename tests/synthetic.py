@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,18 @@ def make_store(folder: Path, budget: str = "cpu-minutes") -> Store:
             put(cell, question_samples(seed, {16: near, 64: (near + far) / 2, 256: far}))
     put(make_cell("mplus", "pubmedqa", 0, budget=budget), None, "failed", "RuntimeError: the pool is empty")
     put(make_cell("longmem", budget=budget), None, "skipped", "needs a GPT-2 backbone")
+    return store
+
+
+def real_questions(folder: Path, models: tuple[str, ...] = ("truncation", "rmt")) -> Store:
+    """As `few_questions`, with options that the installed task has, so that commands compute its metrics."""
+    store = Store.open_or_create(folder)
+    for name in models:
+        cell = make_cell(name, "pubmedqa")
+        cell = replace(cell, task=Choice("pubmedqa", config={"data": QUESTION_DATA}))
+        share = 0.33 if name == "truncation" else 0.9
+        samples = question_samples(0, {16: share, 64: share}, questions=9).assign(label="")
+        store.write_record(replace(make_record(make_cell(name, "pubmedqa"), samples), cell=cell), samples)
     return store
 
 
