@@ -54,7 +54,7 @@ class Over(Window):
         return type(readout)(readout.hidden + self.shift, readout.head), state
 
     def grow(self):
-        self.held.append(torch.ones(6 * MB))
+        self.held.append(torch.ones(15 * MB))
 
     def ones(self):
         self.held.append(torch.ones(250 * MB))
