@@ -3,6 +3,7 @@
 - `blame.py`: what a failed cell says: error, line of the plug-in, log
 - `building.py`: what a training is made of, and the one way to a model of it
 - `calibration.py`: what was measured on this machine of cells like one, kept in the user's cache: a plan need not guess
+- `charging.py`: what a cell is charged with, and that memory refused there is a limit passed
 - `computing.py`: the memory of a cell from shapes alone: its trainer and its reader run on tensors without storage
 - `console.py`: what a person sees meanwhile
 - `counting.py`: what a cell reads and computes, counted without computing: its own driver, walked by a model that does nothing

@@ -7,8 +7,7 @@ progress as JSON lines. Whatever happens is a record: a limit that was passed is
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +22,7 @@ from memory_bench.cell import Cell, Training, from_json, to_json
 from memory_bench.corpus import Corpus
 from memory_bench.data.library import Library
 from memory_bench.driver.asking import Row
-from memory_bench.driver.beacon import Beacon, Place
+from memory_bench.driver.beacon import Beacon
 from memory_bench.driver.checkpoints import save_checkpoint
 from memory_bench.driver.meter import Meter
 from memory_bench.driver.observe import observe
@@ -38,7 +37,8 @@ from memory_bench.record import Record, now, provenance
 from memory_bench.report.rows import marked
 from memory_bench.running import blame
 from memory_bench.running.building import Parts, gather, over, window_training
-from memory_bench.running.fence import Bound, DataLimit, next_limit
+from memory_bench.running.charging import metered, refusals
+from memory_bench.running.fence import Bound
 from memory_bench.running.grid import make_task, refuse_changed
 from memory_bench.running.measuring import Measured, measure, trains
 from memory_bench.running.processes import own_beacon
@@ -115,7 +115,7 @@ def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None, beacon:
     )
     try:
         begun = _begin(job, store, say)
-        with _metered(job, beacon) as (meter, bound):
+        with metered(cell.training.budget, job.device, beacon) as (meter, bound):
             counted, usage = meter, meter.usage
             work = _gathered(job, begun, meter, bound)
             seen = _observed(work, cell)
@@ -182,43 +182,6 @@ def _begin(job: Job, store: Store, say: Say) -> _Begun:
     return begun
 
 
-@contextmanager
-def _metered(job: Job, beacon: Beacon | None) -> Iterator[tuple[Meter, Bound | None]]:
-    """Charges what happens inside; in a process of its own, the system refuses what is not allowed.
-
-    Raises:
-        BudgetExceeded: instead of whatever error says that memory was refused.
-    """
-    settle()
-    budget = job.cell.training.budget
-    meter = Meter(budget, torch.device(job.device), beacon)
-    bound = next_limit(budget, job.device, meter.held) if beacon is not None else None
-    limit = None if bound is None or not job.device.startswith("cpu") else DataLimit(bound.left)
-    try:
-        with _refusals(meter, bound):
-            yield meter, bound
-    finally:
-        if limit is not None:
-            limit.lift()
-        if beacon is not None:
-            beacon.tell(Place("end", meter.where))
-
-
-@contextmanager
-def _refusals(meter: Meter, bound: Bound | None) -> Iterator[None]:
-    """An error that says that memory was refused is a limit that was passed."""
-    try:
-        yield
-    except BudgetExceeded:
-        raise
-    except Exception as error:
-        if not refused(error):
-            raise
-        meter.read_memory()
-        name, allowed = ("device_bytes", meter.budget.device_bytes) if bound is None else (bound.name, bound.limit)
-        raise BudgetExceeded(name, allowed, None, meter.where) from error
-
-
 @dataclass(frozen=True, slots=True)
 class _Work:
     """A cell at work: what its model is made of, what it is asked, who counts, which limit on memory is next."""
@@ -251,7 +214,7 @@ def _observed(work: _Work, cell: Cell) -> _Seen:
     rows: list[Row] = []
     over = ""
     try:
-        with meter.phase("eval"), _refusals(meter, work.bound):
+        with meter.phase("eval"), refusals(meter, work.bound):
             observe(
                 model,
                 begun.episodes,

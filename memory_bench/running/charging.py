@@ -1,0 +1,54 @@
+"""What a cell is charged with: from its backbone and model on, until it has been observed.
+
+The system refuses a worker what its budget does not allow; whatever error comes of that is a limit that was passed.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from memory_bench.budget import Budget, BudgetExceeded
+from memory_bench.driver.beacon import Beacon, Place
+from memory_bench.driver.meter import Meter
+from memory_bench.running.fence import Bound, DataLimit, next_limit
+from memory_bench.running.refusals import refused
+from memory_bench.running.starting import settle
+
+
+@contextmanager
+def metered(budget: Budget, device: str, beacon: Beacon | None) -> Iterator[tuple[Meter, Bound | None]]:
+    """Charges what happens inside; in a process of its own, the system refuses what is not allowed.
+
+    Raises:
+        BudgetExceeded: instead of whatever error says that memory was refused.
+    """
+    settle()
+    meter = Meter(budget, torch.device(device), beacon)
+    bound = next_limit(budget, device, meter.held) if beacon is not None else None
+    limit = None if bound is None or not device.startswith("cpu") else DataLimit(bound.left)
+    try:
+        with refusals(meter, bound):
+            yield meter, bound
+    finally:
+        if limit is not None:
+            limit.lift()
+        if beacon is not None:
+            beacon.tell(Place("end", meter.where))
+
+
+@contextmanager
+def refusals(meter: Meter, bound: Bound | None) -> Iterator[None]:
+    """An error that says that memory was refused is a limit that was passed."""
+    try:
+        yield
+    except BudgetExceeded:
+        raise
+    except Exception as error:
+        if not refused(error):
+            raise
+        meter.read_memory()
+        name, allowed = "device_bytes", meter.budget.device_bytes
+        if bound is not None and meter.device.type == "cpu":
+            name, allowed = bound.name, bound.limit
+        raise BudgetExceeded(name, allowed, None, meter.where) from error
