@@ -25,7 +25,13 @@ Tasks = Annotated[str, typer.Option(help="Comma-separated tasks, e.g. pg19,pubme
 Backbone = Annotated[
     str, typer.Option(help="tiny, smollm2-135m, a folder or a hub id; default: what suits the machine.")
 ]
-BudgetName = Annotated[str, typer.Option("--budget", help="A preset (list budgets) or a TOML file.")]
+BudgetName = Annotated[
+    str,
+    typer.Option(
+        "--budget",
+        help="A preset (list budgets) or TOML file; more: a,b[device_bytes=1GB].",
+    ),
+]
 Seeds = Annotated[str, typer.Option(help="How many seeds (3), or which (0,1,7); default: the budget's.")]
 Suite = Annotated[str, typer.Option(help="A named suite or a TOML file with any of these options.")]
 Data = Annotated[Path | None, typer.Option(help="Folder with real data (also MEMORY_BENCH_DATA).")]

@@ -364,6 +364,16 @@ def _constants(node: ast.ClassDef) -> dict[str, Any]:
     return found
 
 
+def plain(config: Any) -> dict[str, Any]:
+    """The options in `config` as plain data, for a cell.
+
+    A field with ``left_out`` in its metadata is no part of it while it has its default: it came later, and keys of
+    cells stay what they were.
+    """
+    late = {f.name: f.default for f in fields(config) if f.metadata.get("left_out")}
+    return {name: value for name, value in asdict(config).items() if name not in late or value != late[name]}
+
+
 def parse_value(text: str) -> Any:
     """A command-line value as TOML reads it (numbers, true/false, lists, quoted text); anything else is text."""
     try:

@@ -5,11 +5,24 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
+from memory_bench import plugins
+from memory_bench.backbone.small import TINY, small_card, small_model
+from memory_bench.budget import Budget, BudgetExceeded, load_budget
 from memory_bench.command import commands
+from memory_bench.corpus import TextCorpus
+from memory_bench.driver.meter import Meter
+from memory_bench.driver.stream import walk
+from memory_bench.driver.train import train
+from memory_bench.recipe import Recipe, Stage
 from memory_bench.record import Record
 from memory_bench.running.counting import Counter
 from memory_bench.running.options import Options
+from memory_bench.running.pace import Sample, fit_paces
+from memory_bench.running.planning import broken_limits
+from memory_bench.running.remaining import Remaining
+from memory_bench.running.shapes import Shapes
 from memory_bench.running.worker import run_cell
 
 MODELS = "truncation,full-context,hmt,rmt,armt,mplus,memorizing,longmem,retrieval,memoryllm"
@@ -51,3 +64,99 @@ def test_counted_tokens_and_flops_are_the_records(prepare: Prepare, task: str) -
         for name in ("train_tokens", "train_flops", "train_steps", "eval_tokens", "eval_flops"):
             assert getattr(counted, name) == getattr(record.usage, name), (cell.title, name)
         assert counted.train_tokens > 0 or cell.training.model.name in ("truncation", "full-context", "retrieval")
+
+
+def simulate(weights: dict[str, float], took: dict[str, float], workers: int, *, seconds: bool) -> list[float]:
+    """Planned left against true left, after each cell that ended, of cells run in their order."""
+    clock = [0.0]
+    remaining = Remaining(weights, workers, seconds=seconds, now=lambda: clock[0])
+    waiting, running, ratios = list(took), {}, []  # type: ignore[var-annotated]
+    while waiting or running:
+        while waiting and len(running) < workers:
+            key = waiting.pop(0)
+            running[key] = clock[0] + took[key]
+            remaining.begin(key)
+        key = min(running, key=running.__getitem__)
+        clock[0] = running.pop(key)
+        remaining.end(key)
+        free = sorted([*(end for end in running.values()), *[clock[0]] * (workers - len(running))])
+        for other in waiting:
+            free[0] += took[other]
+            free.sort()
+        if waiting:
+            told = remaining.left()
+            assert told is not None
+            ratios.append(told / (free[-1] - clock[0]))
+    return ratios
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize(("scale", "seconds"), [(1.0, True), (1.6, True), (1e-9, False)])
+def test_time_left_is_right_within_a_quarter_after_the_first_cell(workers: int, scale: float, seconds: bool) -> None:
+    """Cells of 10 s to 600 s, the dear ones last, as where `6 of 66 minutes` was followed by `126 min left`."""
+    took = {f"c{i}": 10.0 * (1 + i) ** 1.4 for i in range(24)}
+    weights = {key: value / scale for key, value in took.items()}
+    ratios = simulate(weights, took, workers, seconds=seconds)
+    assert len(ratios) > 10
+    assert all(0.75 <= r <= 1.25 for r in ratios), ratios
+    equal = simulate(dict.fromkeys(took, 0.0), took, workers, seconds=False)
+    assert min(equal) < 0.5  # what knows nothing of the cells is far off, so the test can fail
+
+
+def test_limits_that_a_planned_cell_breaks_are_named() -> None:
+    row = {"peak_bytes": 240_000_000, "train_seconds": 9.0, "eval_seconds": 70.0}
+    budget = Budget("b", device_bytes=150_000_000, host_bytes=10**9, train_tokens=5, train_seconds=8, eval_seconds=60)
+    found = broken_limits(budget, row, 7, 500_000_000)
+    assert found == [
+        "device_bytes 150 MB, about 240 MB",
+        "eval_seconds 60 s, about 70 s",
+        "train_seconds 8 s, about 9 s",
+    ]
+    assert broken_limits(Budget("b", train_seconds=8), row, 7, None) == []  # there a clock ends the training: a length
+    assert broken_limits(Budget("b", added_parameters=6), row, 7, None) == ["added_parameters 6, about 7"]
+
+
+def test_prices_of_calls_are_found_again() -> None:
+    samples = [Sample("step", own, grown, 0.01 + 0.5 * own + 2 * grown) for own in (1, 2, 3) for grown in (0, 0.1, 0.4)]
+    found = fit_paces(samples)["step"]
+    assert found == pytest.approx([0.01, 0.5, 2.0])
+    assert all(price >= 0 for price in fit_paces([replace(s, seconds=1 - s.own / 10) for s in samples])["step"])
+
+
+@pytest.mark.parametrize("model", ["truncation", "rmt", "hmt", "memorizing", "mplus", "xl-cache"])
+def test_the_computed_peak_is_that_of_the_tensors_of_a_real_step(model: str) -> None:
+    """The same trainer, once on shapes and once on numbers, both counted storage by storage."""
+    cls, recipe = plugins.load("models", model), Recipe("r", (Stage(segments=3, rows=4, steps=2),), lr=1e-3)
+    corpus = TextCorpus([torch.arange(400) % 60])
+    peaks = []
+    for counting in (Shapes(), Numbers()):
+        with counting:
+            backbone = small_model({**TINY, "vocab": 64}, torch.Generator())
+            config = cls.fit(small_card("tiny", TINY, ""), Budget("b", train_tokens=1))
+
+            def build(config: Any, backbone: Any = backbone) -> Any:
+                return cls(backbone, config, torch.Generator())
+
+            train(build, config, recipe, corpus, Meter(Budget("b"), torch.device("cpu")), seed=0)
+        peaks.append(counting.peak)
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.1)
+
+
+class Numbers(Shapes):
+    """Counts the storages of tensors that have numbers."""
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return func(*args, **kwargs)
+
+
+def test_full_context_has_the_longest_context_that_a_limit_holds() -> None:
+    cls, card = plugins.load("models", "full-context"), small_card("tiny", TINY, "")
+    for name in ("cpu-minutes", "cpu-smol", "smoke"):  # the configs of shipped presets, and so their keys, stay
+        assert "context" not in plugins.plain(cls.fit(card, load_budget(name)))
+    small, larger = (cls.fit(card, Budget("b", train_tokens=0, device_bytes=n * 10**6)) for n in (10, 20))
+    assert plugins.plain(small)["context"] == small.context < larger.context
+    config = replace(small, segment=8, context=20)
+    model = cls(small_model(TINY, torch.Generator()), config, torch.Generator())
+    lines = TextCorpus([torch.arange(100)]).batch(1, 4, 8, torch.Generator())
+    with torch.no_grad(), pytest.raises(BudgetExceeded, match="context 20, 24 at token 21"):
+        list(walk(model, lines))

@@ -1,6 +1,8 @@
 """What the commands do.
 
 - `commands.py`: what the commands do
+- `foretelling.py`: what is known of a run beforehand
+- `jobs.py`: cells as jobs on this machine
 - `listing.py`: `list`, without importing torch or a plug-in
 - `machine.py`: `doctor`
 """

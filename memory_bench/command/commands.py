@@ -1,27 +1,26 @@
 """What the commands do; `memory_bench.cli` parses, this works. Every function returns an exit code."""
 
 import json
-import os
 import shutil
 import signal
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from memory_bench import plugins
-from memory_bench.budget import GB, load_budget
-from memory_bench.card import HELPERS, NAMED, BackboneCard
+from memory_bench.card import HELPERS, NAMED
 from memory_bench.cell import Cell, Choice, digest, to_json
+from memory_bench.command.foretelling import foretold, learn, show_plan
+from memory_bench.command.jobs import cuda_here, make_job, threads_for, workers_for
 from memory_bench.data.library import LABELS, Library
 from memory_bench.errors import UserError, unknown
 from memory_bench.files.artefacts import write_json
 from memory_bench.record import Record
 from memory_bench.report.scorers import scorers
+from memory_bench.running.budgets import load_budgets
 from memory_bench.running.console import Display, error, show
 from memory_bench.running.executors import Executor, Inline, Local
 from memory_bench.running.firststep import refuse_below_one_step
@@ -29,7 +28,6 @@ from memory_bench.running.grid import Grid, Request, make_task, plan_grid, split
 from memory_bench.running.naming import completed
 from memory_bench.running.options import Options, parse_limits, parse_seeds, parse_settings, with_suite
 from memory_bench.running.preflight import check_episodes
-from memory_bench.running.remaining import Remaining
 from memory_bench.running.superseded import FOLDER as ASIDE
 from memory_bench.running.superseded import set_aside
 from memory_bench.shipped import parity_folder, parity_text, read_certificates
@@ -38,23 +36,13 @@ from memory_bench.zoo.compared import check_agreement
 from memory_bench.zoo.named import Backbones
 
 if TYPE_CHECKING:
-    from memory_bench.running.planning import Planner
-    from memory_bench.running.worker import Job
+    pass
 
 RUNS = Path("results/runs")
-SMALL = 5_000_000  # parameters below which a cell gets one thread
-THREADS = 2  # for a larger backbone on the CPU, however many cores there are: with others sums are rounded otherwise
-CELL_BYTES = 6 * GB  # main memory for each of the cells that run side by side on large backbones
 
 
 def _note(sentence: str) -> None:
     error(f"Note: {sentence}")
-
-
-def _cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +71,29 @@ def prepare(options: Options) -> Prepared:
             "Give --models and --tasks (or --suite); `memory-bench list models` and `list tasks` show them. To begin: "
             "memory-bench run --suite tiny"
         )
-    cuda = _cuda()
+    cuda = cuda_here()
     backbone = options.backbone or ("smollm2-135m" if cuda else "tiny")
     small = backbone == "tiny"
-    budget = load_budget(options.budget or ("cpu-minutes" if small else "gpu-minutes" if cuda else "cpu-smol"))
-    request = Request(
-        models=split_names(options.models),
-        tasks=split_names(options.tasks),
-        backbone=backbone,
-        budget=budget,
-        seeds=parse_seeds(options.seeds, budget.seeds),
-        limits=parse_limits(options.limit),
-        settings=parse_settings(options.settings),
-        controls=options.controls,
-    )
-    request = completed(request)
+    budgets = load_budgets(options.budget or ("cpu-minutes" if small else "gpu-minutes" if cuda else "cpu-smol"))
+    requests = [
+        completed(
+            Request(
+                models=split_names(options.models),
+                tasks=split_names(options.tasks),
+                backbone=backbone,
+                budget=budget,
+                seeds=parse_seeds(options.seeds, budget.seeds),
+                limits=parse_limits(options.limit),
+                settings=parse_settings(options.settings),
+                controls=options.controls,
+            )
+        )
+        for budget in budgets
+    ]
     library = Library(options.data, options.cache, stand_ins=options.stand_ins, hub=options.hub, notice=_note)
     say = (lambda sentence: None) if options.quiet else error
     backbones = Backbones(library, options.cache, hub=options.hub, report=say, notice=_note)
-    grid = plan_grid(request, library, backbones)
+    grid = joined([plan_grid(request, library, backbones) for request in requests])
     refuse_below_one_step(grid.cells, library, backbones)
     if not options.quiet:
         for need in _needs(grid):
@@ -110,7 +102,14 @@ def prepare(options: Options) -> Prepared:
                 error(
                     f"Note: no real data for {need}; using {source.label}. Its numbers are not those of the real data."
                 )
-    return Prepared(request, grid, library, backbones, _out_folder(options, request, grid))
+    return Prepared(requests[0], grid, library, backbones, _out_folder(options, requests[0], grid))
+
+
+def joined(grids: Sequence[Grid]) -> Grid:
+    """The cells of all grids, asked ones first, each once."""
+    cells = {cell.key: cell for grid in grids for cell in grid.cells}
+    skipped = dict.fromkeys(s for grid in grids for s in grid.skipped)
+    return Grid(tuple(sorted(cells.values(), key=lambda cell: cell.role)), tuple(skipped))
 
 
 def _needs(grid: Grid) -> list[str]:
@@ -130,31 +129,6 @@ def _out_folder(options: Options, request: Request, grid: Grid) -> Path:
     title = Path(options.suite).stem if options.suite else f"{'+'.join(request.models)}-{'+'.join(request.tasks)}"
     name = "".join(c if c.isalnum() or c in "+-_.=" else "_" for c in title)[:80]
     return RUNS / f"{name}-{digest([cell.key for cell in grid.cells])[:6]}"
-
-
-def threads_for(card: BackboneCard, device: str) -> int:
-    """Torch's threads in a cell on a backbone.
-
-    On the CPU a number of the backbone's own, as it moves numbers (of long streams by up to 0.3 %): the same cell on
-    another machine, or beside cells on another backbone, is computed alike.
-    """
-    if device == "cuda":
-        return cores()
-    return 1 if card.parameters < SMALL else THREADS
-
-
-def workers_for(cards: Collection[BackboneCard], device: str) -> int:
-    """How many cells on these backbones run side by side; all of them are on the first GPU, if any."""
-    if device == "cuda" or not cards:
-        return 1
-    busy = max(threads_for(card, device) for card in cards)
-    room = psutil.virtual_memory().total // CELL_BYTES if busy > 1 else cores()
-    return max(1, min(cores() // busy, room))
-
-
-def cores() -> int:
-    """Of the CPU, those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _executor(name: str, workers: int) -> Executor:
@@ -205,53 +179,14 @@ def carry_out(prepared: Prepared, store: Store, options: Options) -> None:
         for s in prepared.grid.skipped:
             error(f"Skipped: {s.model} on {s.task}: {s.reason}.")
     cards = {c.training.backbone.name: prepared.backbones.card(c.training.backbone.name) for c in todo}
-    device = "cuda" if _cuda() else "cpu"
+    device = "cuda" if cuda_here() else "cpu"
     workers, threads = workers_for(cards.values(), device), {n: threads_for(c, device) for n, c in cards.items()}
     jobs = [make_job(cell, prepared.out, options, threads[cell.training.backbone.name]) for cell in todo]
     if jobs:
-        jobs, remaining = foretold(jobs, prepared, options, workers)
+        jobs, remaining = foretold(jobs, prepared.backbones, options, workers)
         with _terminable(), closing(_executor(options.executor, workers).run(jobs)) as events:
             records = Display(len(jobs), quiet=options.quiet, remaining=remaining).follow(events)
         learn(records, options.cache, device)
-
-
-def foretold(
-    jobs: Sequence["Job"], prepared: Prepared, options: Options, workers: int
-) -> tuple[list["Job"], Remaining]:
-    """The jobs with what is known beforehand, from the cache alone: peak, seconds, a deadline where there is no limit.
-
-    Nothing is measured for it, and tokens are not counted anew: of cells that were neither planned nor run here before
-    nothing is known, and they weigh as much as the others.
-    """
-    from memory_bench.running.planning import deadline_of, foretell
-
-    planner = planner_of([job.cell for job in jobs], prepared.backbones, options, measure=False)
-    told = {job.cell.key: foretell(planner, job.cell) for job in jobs}
-    ready = []
-    for job in jobs:
-        plan = told[job.cell.key]
-        ready.append(replace(job, plan=plan or {}, deadline=deadline_of(job.cell, plan)))
-    weights = {key: float(plan["seconds"]) if plan else 0.0 for key, plan in told.items()}
-    known = any(weights.values())
-    side = workers if options.executor == "local" else 1
-    return ready, Remaining(weights, side, seconds=known)
-
-
-def learn(records: Iterable[Record], cache: Path, device: str) -> None:
-    """Keep what cells took on this machine, for the next plan."""
-    from memory_bench.running.calibration import Calibrations
-
-    known = Calibrations(cache, device)
-    for record in records:
-        known.learn(record)
-
-
-def make_job(cell: Cell, out: Path, options: Options, threads: int) -> "Job":
-    """The cell with everything its worker needs."""
-    from memory_bench.running.worker import Job
-
-    device = "cuda" if _cuda() else "cpu"
-    return Job(cell, out, options.data, options.cache, options.stand_ins, options.hub, device, threads)
 
 
 @contextmanager
@@ -299,39 +234,6 @@ def plan(options: Options) -> int:
     prepared = prepare(options)
     check_episodes(prepared.grid.cells, prepared.library, fetch=False)
     return show_plan(prepared.grid, prepared.backbones, options)
-
-
-def planner_of(cells: Iterable[Cell], backbones: Backbones, options: Options, *, measure: bool) -> "Planner":
-    """What plans cells on this machine; with `measure`, what is not measured yet is."""
-    from memory_bench.running.calibration import Calibrations
-    from memory_bench.running.planning import Planner
-
-    device = "cuda" if _cuda() else "cpu"
-    jobs = {}
-    for cell in cells:
-        threads = threads_for(backbones.card(cell.training.backbone.name), device)
-        jobs[cell.key] = make_job(cell, Path(), options, threads)
-    say = (lambda sentence: None) if options.quiet else error
-    return Planner(backbones, Calibrations(options.cache, device), jobs, measure=measure, say=say)
-
-
-def show_plan(grid: Grid, backbones: Backbones, options: Options, *, measure: bool = True) -> int:
-    """Print what the cells of a grid would cost; with `measure`, what is not measured yet on this machine is."""
-    from memory_bench.running.planning import table, totals
-
-    planner = planner_of(grid.cells, backbones, options, measure=measure)
-    rows = planner.rows(grid.cells)
-    cards = {name: backbones.card(name) for name in {cell.training.backbone.name for cell in grid.cells}}
-    device = planner.calibrations.device
-    workers = workers_for(cards.values(), device) if options.executor == "local" else 1
-    total = totals(rows, workers, max(threads_for(card, device) for card in cards.values()))
-    if options.as_json:
-        show(json.dumps({"cells": rows, "total": total, "skipped": [asdict(s) for s in grid.skipped]}, indent=1))
-    else:
-        show(table(rows, total))
-        for s in grid.skipped:
-            show(f"Skipped: {s.model} on {s.task}: {s.reason}.")
-    return 0
 
 
 def report(out: Path, *, quiet: bool = False, as_json: bool = False, asked: Collection[Choice] = ()) -> int:

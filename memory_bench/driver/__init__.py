@@ -9,6 +9,7 @@
 - `encoding.py`: episodes as tokens, with bytes and words
 - `energy.py`: joules that the machine counts
 - `generating.py`: answers in the model's own words
+- `hollow.py`: a model that reads and computes nothing
 - `ledger.py`: bytes of tensors, by what they are for
 - `memory.py`: what the process holds and held
 - `meter.py`: counts and stops

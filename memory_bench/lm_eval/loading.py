@@ -4,7 +4,7 @@ A memory that a budget would train is never read with untrained: it is refused w
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def from_names(
     plain = {"lora_rank": 0} if usual.lora_rank and limits.trains else {}  # here nothing is trained: nor are adapters
     recipe, _ = choose_recipe(usual.name, plain, limits)
     training = Training(
-        model=Choice(name, cls.version, asdict(config), revision, *plugins.identity("models", name)),
+        model=Choice(name, cls.version, plugins.plain(config), revision, *plugins.identity("models", name)),
         backbone=Choice(card.name, config={"dtype": dtype}, revision=card.revision),
         corpus=Choice("none"),
         recipe=recipe,

@@ -14,6 +14,7 @@ import numpy as np
 from memory_bench.budget import load_budget
 from memory_bench.cell import Cell, digest
 from memory_bench.command import commands
+from memory_bench.command.foretelling import show_plan
 from memory_bench.data.library import Library
 from memory_bench.episode import Read
 from memory_bench.files.artefacts import Damaged, read_json, write_atomically, write_json
@@ -80,7 +81,7 @@ def reproduce(names: Sequence[str], options: Options, *, dry_run: bool = False) 
     out = options.out or commands.RUNS / "claims"
     whole = Grid(tuple(cells.values()), ())
     if dry_run:
-        return commands.show_plan(whole, backbones, options, measure=False)
+        return show_plan(whole, backbones, options, measure=False)
     store = Store.open_or_create(out)
     if requests:
         prepared = commands.Prepared(_joined(requests), whole, library, backbones, out)

@@ -5,7 +5,7 @@ decides which it accepts.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def window_training(training: Training, backbones: Backbones) -> Training | None
     if training.backbone.name not in CLOSED or not plugins.load("models", training.model.name).frozen_backbone:
         return None
     window = plugins.load("models", WINDOW)
-    config = asdict(window.fit(backbones.card(training.backbone.name), training.budget))
+    config = plugins.plain(window.fit(backbones.card(training.backbone.name), training.budget))
     return replace(training, model=Choice(WINDOW, window.version, config))
 
 

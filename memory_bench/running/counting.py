@@ -173,7 +173,7 @@ class Counter:
 
         def build(config: Any) -> MemoryModel[Any]:
             return Hollow(
-                self.model(replace(training, model=replace(training.model, config=asdict(config)))), tally.note
+                self.model(replace(training, model=replace(training.model, config=plugins.plain(config)))), tally.note
             )
 
         config = self.model(training).config

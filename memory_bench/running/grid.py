@@ -244,7 +244,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
             _check_helpers(w.label, plugins.asked(w.label, cls.helpers, config), backbones)
             for seed in request.seeds:
                 training = Training(
-                    model=Choice(w.name, cls.version, asdict(config), revision, *identities[w.name]),
+                    model=Choice(w.name, cls.version, plugins.plain(config), revision, *identities[w.name]),
                     backbone=Choice(card.name, config={"dtype": loading.dtype}, revision=card.revision),
                     corpus=corpus,
                     recipe=recipe,

@@ -7,4 +7,5 @@
 - `named.py`: named backbones: where from, how loaded
 - `pretrain.py`: trains the tiny backbone
 - `pretrained.py`: a checkpoint matched with a backbone, loaded instead of trained
+- `skeletons.py`: backbones without weights, and their tokenizers
 """

@@ -1,0 +1,60 @@
+"""Cells as jobs on this machine: which device, how many threads, how many side by side."""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from memory_bench.budget import GB
+from memory_bench.card import BackboneCard
+from memory_bench.cell import Cell
+from memory_bench.running.options import Options
+
+if TYPE_CHECKING:
+    from memory_bench.running.worker import Job
+
+SMALL = 5_000_000  # parameters below which a cell gets one thread
+THREADS = 2  # for a larger backbone on the CPU, however many cores there are: with others sums are rounded otherwise
+CELL_BYTES = 6 * GB  # main memory for each of the cells that run side by side on large backbones
+
+
+def cuda_here() -> bool:
+    """Whether there is a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def threads_for(card: BackboneCard, device: str) -> int:
+    """Torch's threads in a cell on a backbone.
+
+    On the CPU a number of the backbone's own, as it moves numbers (of long streams by up to 0.3 %): the same cell on
+    another machine, or beside cells on another backbone, is computed alike.
+    """
+    if device == "cuda":
+        return cores()
+    return 1 if card.parameters < SMALL else THREADS
+
+
+def workers_for(cards: Collection[BackboneCard], device: str) -> int:
+    """How many cells on these backbones run side by side; all of them are on the first GPU, if any."""
+    if device == "cuda" or not cards:
+        return 1
+    busy = max(threads_for(card, device) for card in cards)
+    room = psutil.virtual_memory().total // CELL_BYTES if busy > 1 else cores()
+    return max(1, min(cores() // busy, room))
+
+
+def cores() -> int:
+    """Of the CPU, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_job(cell: Cell, out: Path, options: Options, threads: int) -> "Job":
+    """The cell with everything its worker needs."""
+    from memory_bench.running.worker import Job
+
+    device = "cuda" if cuda_here() else "cpu"
+    return Job(cell, out, options.data, options.cache, options.stand_ins, options.hub, device, threads)
