@@ -14,7 +14,7 @@ import torch
 from memory_bench.budget import PRESETS, Budget
 from memory_bench.card import BackboneCard
 from memory_bench.cell import Cell, Choice
-from memory_bench.command import commands
+from memory_bench.command import jobs
 from memory_bench.driver.meter import Meter
 from memory_bench.errors import UserError
 from memory_bench.report.board import collect
@@ -163,10 +163,10 @@ def test_threads_are_the_backbones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = card(500_000), card(135_000_000)
     found = set()
     for cores in (1, 2, 16, 64):
-        monkeypatch.setattr(commands, "cores", lambda cores=cores: cores)
-        found.add((commands.threads_for(small, "cpu"), commands.threads_for(large, "cpu")))
-        assert commands.workers_for([small], "cpu") == cores
-        assert 1 <= commands.workers_for([small, large], "cpu") <= max(1, cores // 2)
+        monkeypatch.setattr(jobs, "cores", lambda cores=cores: cores)
+        found.add((jobs.threads_for(small, "cpu"), jobs.threads_for(large, "cpu")))
+        assert jobs.workers_for([small], "cpu") == cores
+        assert 1 <= jobs.workers_for([small, large], "cpu") <= max(1, cores // 2)
     assert found == {(1, 2)}
 
 

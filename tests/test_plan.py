@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,15 +16,21 @@ from memory_bench.corpus import TextCorpus
 from memory_bench.driver.meter import Meter
 from memory_bench.driver.stream import walk
 from memory_bench.driver.train import train
+from memory_bench.errors import UserError
 from memory_bench.recipe import Recipe, Stage
 from memory_bench.record import Record
+from memory_bench.report.build import build
+from memory_bench.report.foreseen import foreseen, markdown
+from memory_bench.running.budgets import load_budgets
+from memory_bench.running.calibration import Calibrations
 from memory_bench.running.counting import Counter
 from memory_bench.running.options import Options
 from memory_bench.running.pace import Sample, fit_paces
-from memory_bench.running.planning import broken_limits
+from memory_bench.running.planning import broken_limits, deadline_of
 from memory_bench.running.remaining import Remaining
 from memory_bench.running.shapes import Shapes
 from memory_bench.running.worker import run_cell
+from memory_bench.store import Store
 
 MODELS = "truncation,full-context,hmt,rmt,armt,mplus,memorizing,longmem,retrieval,memoryllm"
 Prepare = Callable[..., tuple[commands.Prepared, Options]]
@@ -160,3 +167,78 @@ def test_full_context_has_the_longest_context_that_a_limit_holds() -> None:
     lines = TextCorpus([torch.arange(100)]).batch(1, 4, 8, torch.Generator())
     with torch.no_grad(), pytest.raises(BudgetExceeded, match="context 20, 24 at token 21"):
         list(walk(model, lines))
+
+
+def test_budgets_with_other_limits() -> None:
+    one, two = load_budgets("smoke[device_bytes=1.5GB, train_tokens=100],cpu-minutes")
+    assert (one.name, one.device_bytes, one.train_tokens) == (
+        "smoke[device_bytes=1.5GB,train_tokens=100]",
+        15 * 10**8,
+        100,
+    )
+    assert two == load_budget("cpu-minutes")
+    assert load_budgets("smoke[eval_seconds=none]")[0].eval_seconds is None
+    for wrong, said in [
+        ("smoke[device_byte=1GB]", "Did you mean 'device_bytes'"),
+        ("smoke[device_bytes=1XB]", "100MB"),
+        ("smoke[train_tokens=1.5]", "whole number"),
+        ("smoke[train_tokens=5MB]", "give a number."),
+        ("smoke[train_tokens]", "limit=value"),
+        ("smoke,smoke", "twice"),
+        ("smoke[device_bytes=-1]", "give a number"),
+    ]:
+        with pytest.raises(UserError) as raised:
+            load_budgets(wrong)
+        assert said in str(raised.value), (wrong, raised.value)
+
+
+def test_boards_of_several_budgets_stay_apart(prepare: Prepare, tmp_path: Path) -> None:
+    text = f"{tmp_path}/own.toml,{tmp_path}/own.toml[device_bytes=3GB]"
+    prepare("truncation")  # writes own.toml
+    prepared, options = prepare("truncation,rmt", budget="train_tokens = 300\n", controls=False)
+    prepared = commands.prepare(replace(options, budget=text))
+    assert len(prepared.grid.cells) == 4
+    store = Store.open_or_create(prepared.out)
+    records = run(prepared, options)
+    assert [r.status for r in records] == ["ok"] * 4
+    boards = build(Store.open(prepared.out), {"pg19": plugins.load("tasks", "pg19")()}).boards
+    assert sorted(b.budget.name for b in boards) == ["own", "own[device_bytes=3GB]"]
+    assert all(len(b.rows) == 2 for b in boards)
+    del store
+
+
+def test_plan_against_actual_comes_from_records(prepare: Prepare) -> None:
+    prepared, options = prepare("truncation", controls=False)
+    job = commands.make_job(prepared.grid.cells[0], prepared.out, options, 1)
+    plan = {"peak_bytes": 10**8, "seconds": 9.0, "train_seconds": 2.0, "eval_seconds": 1.0, "how": "measured here"}
+    record = run_cell(replace(job, plan=plan), lambda *_: None, lambda _: None)
+    (line,) = foreseen([record, run(prepared, options)[0]])
+    assert line.planned_seconds == 3.0
+    assert line.actual_seconds == record.usage.train_seconds + record.usage.eval_seconds
+    assert line.peak_ratio == pytest.approx(10**8 / record.usage.peak_device_bytes)
+    assert "measured" in line.how
+    assert f"| {line.model} | pg19 | 0 | 100 MB |" in markdown([line])
+
+
+def test_a_cell_that_was_run_is_known(prepare: Prepare, tmp_path: Path) -> None:
+    prepared, options = prepare("truncation", controls=False)
+    known = Calibrations(tmp_path / "cache", "cpu")
+    cell = prepared.grid.cells[0]
+    assert known.spent(cell) is None
+    record = run(prepared, options)[0]
+    known.learn(replace(record, status="failed", detail="x"))
+    assert known.spent(cell) is None
+    known.learn(record)
+    spent = known.spent(cell)
+    assert spent is not None
+    assert spent.peak_bytes == record.usage.peak_device_bytes
+
+
+def test_a_deadline_is_three_times_the_plan_where_no_limit_is(prepare: Prepare) -> None:
+    prepared, _ = prepare("rmt", controls=False, budget="train_tokens = 300\neval_seconds = 5\n")
+    cell = prepared.grid.cells[0]
+    assert deadline_of(cell, None) is None
+    assert deadline_of(cell, {"seconds": 10.0}) == 600.0
+    assert deadline_of(cell, {"seconds": 400.0}) == 1200.0
+    timed = replace(cell, training=replace(cell.training, budget=replace(cell.training.budget, train_seconds=5.0)))
+    assert deadline_of(timed, {"seconds": 400.0}) is None

@@ -15,6 +15,7 @@ from memory_bench.budget import load_budget
 from memory_bench.cell import Cell, digest
 from memory_bench.command import commands
 from memory_bench.command.foretelling import show_plan
+from memory_bench.command.jobs import make_job
 from memory_bench.data.library import Library
 from memory_bench.episode import Read
 from memory_bench.files.artefacts import Damaged, read_json, write_atomically, write_json
@@ -202,7 +203,7 @@ def _count(test: Test, bench: _Bench, row: dict[int, Cell]) -> "np.ndarray":
         return probes.beyond_law(test.left, bench.seeds)
     found = []
     for seed, cell in row.items():
-        model, loaded = load_trained(commands.make_job(cell, bench.store.folder, bench.options, 1), error)
+        model, loaded = load_trained(make_job(cell, bench.store.folder, bench.options, 1), error)
         episodes = make_task(cell.task).episodes(bench.library, cell.limit)
         texts = ["".join(e.text for e in episode.events if isinstance(e, Read)) for episode in episodes]
         found.append(probes.filler_preference(model, loaded.encode, texts, seed))

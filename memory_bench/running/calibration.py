@@ -171,7 +171,7 @@ def step_seconds(found: dict[str, Any], segments: int, flops: float) -> float:
     """Seconds of an optimiser step, from those measured that walk as many segments, or nearly."""
     alike = min(abs(s["segments"] - segments) for s in found["train"])
     near = [s for s in found["train"] if abs(s["segments"] - segments) == alike]
-    return flops * sum(s["seconds"] for s in near) / max(1.0, sum(s["flops"] for s in near))
+    return float(flops * sum(s["seconds"] for s in near) / max(1.0, sum(s["flops"] for s in near)))
 
 
 def peak_of(found: dict[str, Any], longest: int, *, controls: bool) -> int:
@@ -199,5 +199,5 @@ def _copies(stretches: Sequence[dict[str, Any]], rows: int, *, controls: bool) -
         a, b = stretches[-2:]
         grown, more = rows * (b["state"] - a["state"]), b["peak"] - a["peak"]
         if grown > 0.05 * b["peak"]:
-            return min(4.0, max(1.0, more / grown))
+            return float(min(4.0, max(1.0, more / grown)))
     return 3.0 if controls else 2.0

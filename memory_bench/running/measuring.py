@@ -145,6 +145,7 @@ def _train(
     """A few optimiser steps of each stage, the largest first, as far as there is time."""
     recipe, began, found = parts.recipe, clock.now(), []
     probe = replace(recipe.stages[0], segments=1, rows=1, steps=1)
+    trained: Trained | None
     trained, probed = _steps(parts, recipe, probe, corpus, seed, clock, device)
     per_flop = probed[0]["seconds"] / max(1.0, probed[0]["flops"]) if probed else 0.0
     for stage in sorted(recipe.stages, key=lambda s: -s.rows * s.segments):

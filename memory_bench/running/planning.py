@@ -24,6 +24,7 @@ from memory_bench.zoo.named import Backbones
 
 HERE, COMPUTED, UNKNOWN = "measured here", "computed, not measured", "unknown"
 DEADLINE_SECONDS = 600.0
+SMALL_FLOPS = 1e10  # a second or less, beside the seconds that a process takes to begin
 Say = Callable[[str], None]
 
 
@@ -104,7 +105,7 @@ class Planner:
         job, trained = self.jobs[cell.key], trains(cell)
         key = self.calibrations.key(cell, job.threads, trained=trained)
         found = self.calibrations.find(cell, job.threads, trained=trained)
-        if found is None and self.measure and key not in self._failed and self._here(cell):
+        if found is None and self.measure and key not in self._failed and self._here(cell) and self._worth(cell):
             self.say(
                 f"Measuring a few steps of {cell.title} ({place}; at most 20 s of the processor, kept in the cache)"
             )
@@ -112,6 +113,11 @@ class Planner:
             if found is None:
                 self._failed.add(key)
         return found
+
+    def _worth(self, cell: Cell) -> bool:
+        """Measuring a few steps of the cell takes less than the cell."""
+        used = self.counter.count(cell).usage
+        return used.train_flops + used.eval_flops >= SMALL_FLOPS
 
     def _here(self, cell: Cell) -> bool:
         """The cell could be measured: its device is this machine's, and its backbone is ready."""
