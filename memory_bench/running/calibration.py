@@ -198,6 +198,6 @@ def _copies(stretches: Sequence[dict[str, Any]], rows: int, *, controls: bool) -
     if len(stretches) > 1:
         a, b = stretches[-2:]
         grown, more = rows * (b["state"] - a["state"]), b["peak"] - a["peak"]
-        if grown > 0.05 * b["peak"]:
-            return float(min(4.0, max(1.0, more / grown)))
-    return 3.0 if controls else 2.0
+        if grown > 0.02 * b["peak"]:
+            return float(min(6.0, max(1.0, more / grown)))
+    return 4.0 if controls else 3.0

@@ -1,8 +1,8 @@
 """A few real steps of a cell, in its own process and as it runs them: what one takes, and how much is held meanwhile.
 
-Training: some optimiser steps of every stage, the largest first. Evaluation: the largest batch, cut to a few segments,
-then to twice as many, as long as there is time, with controls and questions; then one row through its whole text, for
-what a memory grows to. What does not fit the time is left out, and said so.
+Evaluation: the largest batch, cut to a few segments, then to twice as many, as long as there is time, with controls and
+questions; then one row through its whole text, for what a memory grows to. Training: some optimiser steps of every
+stage, the largest first. What does not fit the time is left out.
 """
 
 import os
@@ -25,7 +25,7 @@ from memory_bench.driver.memory import forget_peak, peak_bytes
 from memory_bench.driver.meter import Meter
 from memory_bench.driver.observe import observe_streams, side_by_side
 from memory_bench.driver.stream import Watcher, cut, segment_length
-from memory_bench.driver.train import Trained, train, untrained
+from memory_bench.driver.train import train, untrained
 from memory_bench.episode import Decode, Episode
 from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, State
 from memory_bench.recipe import Recipe, Stage
@@ -114,18 +114,20 @@ def measure(
     clock = Clock(wall=meter.device.type == "cuda")
     passed = time.time() - psutil.Process().create_time() - waited(os.getpid())
     start = max(time.process_time(), passed)
-    trained, steps = (None, []) if corpus is None else _train(parts, corpus, cell.training.seed, clock, meter.device)
-    train_peak = _peak(meter) if steps else 0
-    model = parts.released() if parts.pretrained is not None else trained
-    scored = parts.scored(parts.begun() if model is None else model.model, cell.scored_with)
-    _forget_peak(meter)
+    released = parts.released()
+    scored = parts.scored(parts.begun() if released is None else released.model, cell.scored_with)
     began = clock.now()
     streams = [encode_episode(episode, parts.loaded.encode, cell.training.seed) for episode in episodes]
     encode_seconds = clock.now() - began
     streams.sort(key=lambda s: -len(s.line))
     batch = streams[: side_by_side(scored, len(streams[0].line))]
+    # Before any training: what that leaves free would hide what a memory grows by. Weights make no difference to it.
+    _forget_peak(meter)
     samples, stretches = _read(cell, scored, batch, clock, meter, decode)
     growth = _grow(scored, batch[0].line, clock)
+    _forget_peak(meter)
+    steps = [] if corpus is None else _train(parts, corpus, cell.training.seed, clock, meter.device)
+    train_peak = _peak(meter) if steps else 0
     return Measured(
         start_bytes=meter.held,
         start_seconds=start,
@@ -139,14 +141,11 @@ def measure(
     )
 
 
-def _train(
-    parts: Parts, corpus: Corpus, seed: int, clock: Clock, device: torch.device
-) -> tuple[Trained | None, list[dict[str, float]]]:
+def _train(parts: Parts, corpus: Corpus, seed: int, clock: Clock, device: torch.device) -> list[dict[str, float]]:
     """A few optimiser steps of each stage, the largest first, as far as there is time."""
     recipe, began, found = parts.recipe, clock.now(), []
     probe = replace(recipe.stages[0], segments=1, rows=1, steps=1)
-    trained: Trained | None
-    trained, probed = _steps(parts, recipe, probe, corpus, seed, clock, device)
+    probed = _steps(parts, recipe, probe, corpus, seed, clock, device)
     per_flop = probed[0]["seconds"] / max(1.0, probed[0]["flops"]) if probed else 0.0
     for stage in sorted(recipe.stages, key=lambda s: -s.rows * s.segments):
         share = probed[0]["flops"] * stage.rows * max(1, stage.segments) if probed else 0.0
@@ -154,16 +153,15 @@ def _train(
         steps = min(STEPS, int(left / max(1e-9, per_flop * share)))
         if steps < 1 and per_flop * share > left:
             continue
-        trained = None  # lets go of what the last one held
-        trained, done = _steps(parts, recipe, replace(stage, steps=max(2, steps)), corpus, seed, clock, device)
+        done = _steps(parts, recipe, replace(stage, steps=max(2, steps)), corpus, seed, clock, device)
         found += done[1:] if len(done) > 1 else done
         per_flop = done[-1]["seconds"] / max(1.0, done[-1]["flops"]) if done else per_flop
-    return trained, found
+    return found
 
 
 def _steps(
     parts: Parts, recipe: Recipe, stage: Stage, corpus: Corpus, seed: int, clock: Clock, device: torch.device
-) -> tuple[Trained, list[dict[str, float]]]:
+) -> list[dict[str, float]]:
     """What each step of a stage took; with its walked segments and FLOPs."""
     meter, found = _Segments(Budget("calibration"), device), list[dict[str, float]]()
     last = {"seconds": clock.now(), "flops": 0.0, "segments": 0.0}
@@ -176,8 +174,8 @@ def _steps(
 
     with meter.phase("train"):
         short = replace(recipe, stages=(stage,))
-        trained = train(parts.build, parts.config, short, corpus, meter, seed=seed, progress=stepped)
-    return trained, found
+        train(parts.build, parts.config, short, corpus, meter, seed=seed, progress=stepped)
+    return found
 
 
 class _Segments(Meter):
