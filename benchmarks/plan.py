@@ -39,7 +39,7 @@ def main() -> int:
     store.write_run(commands.grid_json(prepared))
     commands.carry_out(prepared, store, options)
     records = [r for cell in prepared.grid.cells if (r := store.record(cell.key)) is not None]
-    for board in collect(store, scorers(store)):
+    for board in collect(store, scorers([store])):
         if (table := planned.table(board)) is not None:
             sys.stdout.write(f"{board.task} on {board.backbone}\n\n{to_markdown(table)}\n\n")
     return 0 if all(r.status in ("ok", "over_budget") for r in records) else 1
