@@ -24,6 +24,7 @@ if sys.platform != "win32":
     import resource
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+STEP = 2**19  # bytes; a smaller change is not worth a call
 ABOVE = 1.01  # of what is allowed, where the kernel kills: less than this is left to the worker's own check at a step
 MOUNT = Path("/sys/fs/cgroup")
 _numbers = count()
@@ -34,12 +35,14 @@ class Names:
     """What one version of cgroups calls its files."""
 
     limit: str
-    swap: str
+    swap: str  # of version 1 it counts memory too, and cannot be less than its limit: left alone
     events: str
-    held: tuple[str, ...]  # entries of memory.stat that are no cache of files
+    held: tuple[str, str, str]  # entries of memory.stat: of no file, shared, mapped (shared ones among them)
 
 
-V1 = Names("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.oom_control", ("rss", "mapped_file"))
+V1 = Names(
+    "memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.oom_control", ("rss", "shmem", "mapped_file")
+)
 V2 = Names("memory.max", "memory.swap.max", "memory.events", ("anon", "shmem", "file_mapped"))
 
 
@@ -75,6 +78,7 @@ class Cgroup:
 
     def __init__(self, folder: Path, names: Names) -> None:
         self.folder, self.names = folder, names
+        self._limit = 0
 
     @classmethod
     def make(cls, pid: int) -> "Cgroup | None":
@@ -95,15 +99,29 @@ class Cgroup:
             made.remove()
         return None
 
-    def bound(self, allowed: int) -> None:
-        """From now on the kernel kills what takes the group more than `allowed` bytes above what it holds."""
+    def bound(self, left: int) -> None:
+        """From now on the kernel kills what takes the group more than `left` bytes above what it holds.
+
+        To be said again at every look: pages that a fork copies when it writes, and libraries' pages, move between
+        what is charged to this group and what is not, and are no memory of the model's.
+        """
         stat = self._entries("memory.stat")
-        limit = sum(stat.get(name, 0) for name in self.names.held) + int(ABOVE * allowed)
-        with contextlib.suppress(OSError):
+        anonymous, shared, mapped = (stat.get(name, 0) for name in self.names.held)
+        limit = anonymous + max(shared, mapped) + max(0, left)
+        if abs(limit - self._limit) < STEP:
+            return
+        self._limit = limit
+        with contextlib.suppress(OSError):  # too much is held already: the watcher ends it
             (self.folder / self.names.limit).write_text(str(limit), encoding="ascii")
-        with contextlib.suppress(OSError):  # not there without swap
-            swap = 0 if self.names is V2 else limit
-            (self.folder / self.names.swap).write_text(str(swap), encoding="ascii")
+        if self.names is V2:
+            with contextlib.suppress(OSError):  # not there without swap
+                (self.folder / self.names.swap).write_text("0", encoding="ascii")
+
+    def free(self) -> None:
+        """No limit any more: what comes now is not charged."""
+        self._limit = 0
+        with contextlib.suppress(OSError):
+            (self.folder / self.names.limit).write_text("max" if self.names is V2 else "-1", encoding="ascii")
 
     def killed(self) -> int:
         """How many processes of the group the kernel has killed for their memory."""

@@ -2,7 +2,7 @@
 
 A worker stops itself between two steps (`memory_bench.driver.meter`) and keeps what it has observed. This is for what
 does not come back to it: a step that hangs or asks for far too much, a child process, a state on disk. So a little
-more is let pass here: of memory `ABOVE`, and less than that for a second; of time `LATE`.
+more is let pass here: of memory `ABOVE` times as much, and less than that for a second; of time `LATE`.
 
 What counts as memory: what the worker has resident (``VmRSS``) and what its children have for themselves (what they
 share with it counts once), above what it held when its meter started; against ``host_bytes`` the whole of it, and the
@@ -25,11 +25,13 @@ import psutil
 from memory_bench.budget import Budget, BudgetExceeded, Usage
 from memory_bench.driver.beacon import Place
 from memory_bench.driver.clock import Clock
+from memory_bench.running.fence import ABOVE as FENCE
 from memory_bench.running.fence import PAGE, Bound, free_child, next_limit
 from memory_bench.running.processes import Worker
 
-PERIOD = 0.025  # seconds between two looks
-EVERY = 4  # looks between two at processes and files, where finding them costs more
+PERIOD = 0.04  # seconds between two looks
+EVERY = 2  # looks between two searches for children, which cost more
+FILES = 6  # looks between two searches for files
 ABOVE = 1.02  # of a limit on memory, where it ends the worker at once
 GRACE = 1.0  # seconds in which the worker may notice itself that it is a little above its memory
 LATE = 1.12  # of a phase's seconds, until which the worker may notice itself
@@ -77,8 +79,8 @@ class Guard:
         self._clock = Clock(worker.pid, wall=bounds.device != "cpu")
         self._place = Place()
         self._over_since: float | None = None
-        self._fenced = False
         self._bound: Bound | None = None
+        self._freed = False
         self._children: set[int] = set()
         self._files = _Files(worker, bounds.beside)
         self._ended = threading.Event()
@@ -113,26 +115,24 @@ class Guard:
 
     def _look(self) -> None:
         told = self._place = self.worker.beacon.read() or self._place
-        if told.held and not self._fenced:
-            self._fence(told.held)
+        if told.held and self._bound is None:
+            self._bound = next_limit(self.bounds.budget, self.bounds.device, told.held)
         if self.looks % EVERY == 0 or self._children:
             self._children = self.worker.members() - {self.worker.pid}
             self.children |= bool(self._children)
             for child in self._children:
                 free_child(child)
-        if self.looks % EVERY == 0:
+        if self.looks % FILES == 0:
             self._files.look(self._children, begun=bool(told.held))
         self.looks += 1
         self._check_memory(told)
         self._check_seconds(told)
 
-    def _fence(self, held: int) -> None:
-        self._fenced = True
-        self._bound = next_limit(self.bounds.budget, self.bounds.device, held)
-        if self.worker.cgroup is not None and self._bound is not None:
-            self.worker.cgroup.bound(self._bound.left)
-
     def _check_memory(self, place: Place) -> None:
+        cgroup = self.worker.cgroup
+        if place.phase == "end" and cgroup is not None and not self._freed:
+            cgroup.free()
+            self._freed = True
         if not place.held or place.phase == "end":
             return
         resident, of_files = _resident(self.worker.pid)
@@ -147,14 +147,14 @@ class Guard:
         usage.peak_host_bytes = max(usage.peak_host_bytes, host)
         if self.bounds.device == "cpu":
             usage.peak_device_bytes = max(usage.peak_device_bytes, device)
-        above = [
-            (name, limit, used)
-            for name, limit, used in (
-                ("device_bytes", self.bounds.device_bytes, device),
-                ("host_bytes", self.bounds.budget.host_bytes, host),
-            )
-            if limit is not None and used > limit
-        ]
+        asked = (
+            ("device_bytes", self.bounds.device_bytes, device),
+            ("host_bytes", self.bounds.budget.host_bytes, host),
+        )
+        bounds = [(name, limit, used) for name, limit, used in asked if limit is not None]
+        if bounds and cgroup is not None:
+            cgroup.bound(min(int(FENCE * limit) - used for _, limit, used in bounds))
+        above = [(name, limit, used) for name, limit, used in bounds if used > limit]
         if not above:
             self._over_since = None
             return
