@@ -24,7 +24,7 @@ from memory_bench.store import Store
 from synthetic import TASKS, make_cell, make_record, question_samples, text_samples
 
 NEW, OLD = "device_bytes 150 MB, 163 MB at segment 37/391", "device_bytes@segment 6/8"
-GAINS = {"truncation": 0.0, "hmt": 0.03, "rmt": 0.0305, "mplus": -0.03, "xl-cache": 0.06}
+GAINS = {"truncation": 0.0, "hmt": 0.03, "rmt": 0.0285, "mplus": -0.03, "xl-cache": 0.06}
 STATES = {"truncation": 0, "hmt": 2_000, "rmt": 40_000, "mplus": 80_000, "xl-cache": 900_000}
 
 
