@@ -1,11 +1,15 @@
 """`compare`: paired differences between models of one run and between runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from memory_bench.errors import UserError
 from memory_bench.report.comparison import compare
+from memory_bench.statistics import pairing, stats
 from memory_bench.store import Store
 from synthetic import TASKS, few_questions, make_cell, make_record, make_store, question_samples, text_samples
 
@@ -72,3 +76,37 @@ def test_what_has_no_paired_test_is_said(tmp_path: Path) -> None:
     assert found.pairs == ()
     assert "Nothing to compare here." in (text := found.markdown())
     assert "so no paired test" in text
+
+
+@pytest.mark.parametrize("metric", ["bits_per_byte", "nll", "accuracy"])
+def test_what_pairs_share_changes_no_number(metric: str) -> None:
+    """In a table every pair is, to the bit, what it is alone and what the plain formulas give."""
+    if metric == "accuracy":
+        rows = {f"m{n}": question_samples(n, {16: 0.4 + 0.1 * n, 64: 0.5}, questions=21 - n) for n in range(3)}
+    else:
+        rows = {f"m{n}": text_samples(0, 0.01 * n, documents=22 - n, segment=32 + 32 * (n % 2)) for n in range(3)}
+    table = pairing.differences(rows, metric, {label: [1.0] for label in rows})
+    assert len(table) == 3
+    for pair in table:
+        alone = pairing.difference((pair.a, rows[pair.a]), (pair.b, rows[pair.b]), metric)
+        assert alone is not None
+        assert replace(pair, adjusted=1.0) == alone
+        assert (pair.value, pair.low, pair.high, pair.p) == _plainly(rows[pair.a], rows[pair.b], metric)
+
+
+def _plainly(a: pd.DataFrame, b: pd.DataFrame, metric: str) -> tuple[float | None, ...]:
+    """A pair of rows of one seed, whose documents (more than 20) are the units."""
+    if metric == "accuracy":
+        keys = ["cluster", "episode", "event"]
+        scores = [(p.predicted == p.answer).astype(float).groupby([p[k] for k in keys]).mean()
+                  for p in (part[part.control == ""] for part in (a, b))]  # fmt: skip
+        shared = scores[0].index.intersection(scores[1].index)
+        both = [part.loc[shared].to_numpy() for part in scores]
+        return stats.paired_difference(*both, shared.get_level_values(0).to_numpy(), seed=0)
+    column, constant = pairing.RATIOS[metric]
+    both_texts = [part[part.control == ""] for part in (a, b)]
+    names = set(both_texts[0].episode) & set(both_texts[1].episode)
+    sums = [part[part.episode.isin(names)] for part in both_texts]
+    units = [stats.scored_units(p.cluster, p.episode, p.start, p.tokens) for p in sums]
+    tops, bottoms = ([np.bincount(u, weights=p[c]) for u, p in zip(units, sums, strict=True)] for c in ("nll", column))
+    return stats.paired_ratio_difference(tops[0] / constant, tops[1] / constant, bottoms[0], den_b=bottoms[1], seed=0)
