@@ -241,7 +241,7 @@ def test_a_question_counts_what_its_stream_has_read() -> None:
     meter, model = Meter(Budget("tests"), CPU), build(MODELS["full-context"]).eval()
     with meter.phase("eval"), torch.no_grad():
         line_nll(model, [line(40)], before=800, watcher=meter)
-        with meter.uncharged():  # a control is nobody's
+        with meter.control("wiped"):  # a control is nobody's
             line_nll(model, [line(40)], before=8000, watcher=meter)
     assert [tokens for tokens, _ in meter.accounting.sizes()] == [832]  # one part of an octave
     assert meter.accounting.sizes()[0][1] == meter.usage.state_bytes

@@ -22,7 +22,7 @@ from memory_bench.driver.observe import observe_streams
 from memory_bench.driver.train import train, untrained
 from memory_bench.episode import Encode
 from memory_bench.protocol import MemoryModel
-from memory_bench.running.building import window_training
+from memory_bench.running.building import put_adapters, window_training
 from memory_bench.running.grid import make_task
 from memory_bench.running.recipes import make_recipe
 from memory_bench.running.shapes import Shapes
@@ -210,6 +210,7 @@ class Counter:
         pretrained = rematch(training, self.backbones)
         dtype = getattr(torch, training.backbone.config["dtype"])
         backbone = skeleton(self.backbones, card.name, dtype, None if pretrained is None else pretrained.own)
+        put_adapters(backbone, training, cls, make_recipe(training.recipe))
         encode = tokens_of(self.backbones, card.name)
 
         def build(config: Any) -> MemoryModel[Any]:

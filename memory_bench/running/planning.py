@@ -165,7 +165,8 @@ def foretell(planner: Planner, cell: Cell) -> dict[str, Any] | None:
     """What is known of a cell from the plan that was made of it, or from its last run; a moment's work.
 
     Returns:
-        ``peak_bytes``, ``seconds`` (``train_seconds``, ``eval_seconds`` …) and ``how``; None: nothing is known.
+        ``peak_bytes``, ``seconds`` of the device (training, evaluation, controls), ``start_seconds`` until the model is
+        built, and ``how``; None: nothing is known.
     """
     known = planner.calibrations.planned(cell)
     spent = planner.calibrations.spent(cell)

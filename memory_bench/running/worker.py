@@ -132,7 +132,8 @@ def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None, beacon:
     facts = provenance(device=_device_name(job.device), threads=torch.get_num_threads(), started=started)
     facts["vector_unit"] = torch.backends.cpu.get_cpu_capability()
     if job.plan:
-        facts["plan"] = job.plan
+        of_device = job.plan["seconds"] - (job.plan.get("start_seconds") or 0.0)  # what usage has beside it
+        facts["plan"] = {"peak_bytes": job.plan["peak_bytes"], "seconds": of_device, "how": job.plan["how"]}
     notices = {"notices": list(store.warnings)} if store.warnings else {}
     grown = None if counted is None else fit_growth(counted.accounting.sizes())
     growth = {} if grown is None else {"state_growth": grown.to_json()}
