@@ -44,6 +44,8 @@ def test_without_arguments_a_run_leads_on(command: tuple[str, ...], invoke: Run)
 @pytest.mark.parametrize("number", [HUGE, "99999999999", "1001", "0", "1e3", "-1", "4294967296,", "²"])
 def test_absurd_seeds_are_refused_with_the_range(number: str, invoke: Run) -> None:
     assert f"1 to {MOST_SEEDS:,} seeds" in refused(invoke("run", *ASKED, f"--seeds={number}"))
+    with pytest.raises(UserError, match="99,999,999,999 seeds are asked for"):
+        parse_seeds("", 99_999_999_999)
     with pytest.raises(UserError, match="at most"):
         parse_seeds(",".join(map(str, range(MOST_SEEDS + 1))), 1)
 

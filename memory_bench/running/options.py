@@ -103,6 +103,8 @@ def parse_seeds(text: str, default: int) -> tuple[int, ...]:
     """``3`` means seeds 0, 1, 2; ``0,7`` means those."""
     parts = [p for p in text.split(",") if p.strip()]
     if not parts:
+        if default > MOST_SEEDS:
+            raise UserError(f"{default:,} seeds are asked for: give a number from 1 to {MOST_SEEDS:,}.")
         return tuple(range(default))
     said = f"--seeds {shortened(text)}: give a number of seeds (3) or a list of them (0,1,7); "
     try:
