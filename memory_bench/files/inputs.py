@@ -123,7 +123,7 @@ def parse(text: str, place: Place) -> Any:
         where = Place(place.file, place.spot or f"line {error.lineno}")
         raise where.fault(f"no JSON ({error.msg} at character {error.colno})") from error
     except (ValueError, RecursionError) as error:  # of the hooks; whole numbers and nesting beyond all measure
-        raise place.fault(beyond(error)) from error
+        raise place.fault(beyond(error) if isinstance(error, ValueError) else str(error)) from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
