@@ -47,6 +47,12 @@ _REASONS = {
     errno.EEXIST: "a file of that name is in the way",
     errno.EISDIR: "a folder of that name is in the way",
     errno.ENAMETOOLONG: "the path is too long",
+    errno.ENOENT: "no folder can be made there",
+    errno.ENODEV: "no folder can be made there",
+    errno.ENXIO: "no folder can be made there",
+    errno.EINVAL: "no file can have that name there",
+    errno.ELOOP: "its links go round in a circle",
+    errno.EOPNOTSUPP: "nothing can be written there",
 }
 
 
@@ -59,12 +65,15 @@ def explained(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write at `path` into a sentence.
 
     Raises:
-        UserError: full disk, no permission, read-only file system, a file where a folder should be, or any other.
+        UserError: full disk, no permission, read-only file system, a file where a folder should be, or a place
+            in which nothing can be made.
     """
     try:
         yield
     except OSError as error:
-        reason = _REASONS.get(error.errno or 0) or str(error.strerror or error)
+        reason = _REASONS.get(error.errno or 0)
+        if reason is None:
+            raise
         raise UserError(f"Cannot write to {path}: {reason}. Choose another folder with --out.") from error
 
 
