@@ -193,7 +193,7 @@ def test_data_that_are_too_few_are_found_before_anything_is_trained(
     )
     for task, options, said in (
         ("pg19", ("--set", "pg19.extent=bytes:900000-900010"), "no book is long enough"),
-        ("wikitext103", (), "wikitext103 gives no episodes from WikiText"),
+        ("wikitext103", (), "wikitext103 gives no episodes from wikitext103: there is too little"),
         (f"{tmp_path}/task.py:T", (), "KeyError: 'absent'"),
     ):
         given = world.arguments("--data", str(tmp_path), "--models", "truncation", "--tasks", task, *options)
