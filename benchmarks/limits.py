@@ -107,7 +107,7 @@ class Over(Window):
             pass
 
     def slow(self):
-        time.sleep(0.2)
+        time.sleep(0.7)
 
     @staticmethod
     def _touched(held, size):

@@ -25,6 +25,7 @@ if sys.platform != "win32":
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 STEP = 2**19  # bytes; a smaller change is not worth a call
+STILL = 2**21  # bytes by which a group may grow while it is looked at; else what was counted is of two moments
 ABOVE = 1.01  # of what is allowed, where the kernel kills: less than this is left to the worker's own check at a step
 MOUNT = Path("/sys/fs/cgroup")
 _numbers = count()
@@ -99,15 +100,18 @@ class Cgroup:
             made.remove()
         return None
 
-    def bound(self, left: int) -> None:
-        """From now on the kernel kills what takes the group more than `left` bytes above what it holds.
+    def charged(self) -> int:
+        """Bytes that the kernel counts for the group now, without its cache of files that nobody has mapped."""
+        stat = self._entries("memory.stat")
+        anonymous, shared, mapped = (stat.get(name, 0) for name in self.names.held)
+        return anonymous + max(shared, mapped)
+
+    def bound(self, limit: int) -> None:
+        """From now on the kernel kills what takes the group above `limit` bytes of what it counts.
 
         To be said again at every look: pages that a fork copies when it writes, and libraries' pages, move between
         what is charged to this group and what is not, and are no memory of the model's.
         """
-        stat = self._entries("memory.stat")
-        anonymous, shared, mapped = (stat.get(name, 0) for name in self.names.held)
-        limit = anonymous + max(shared, mapped) + max(0, left)
         if abs(limit - self._limit) < STEP:
             return
         self._limit = limit

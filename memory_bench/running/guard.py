@@ -26,7 +26,7 @@ from memory_bench.budget import Budget, BudgetExceeded, Usage
 from memory_bench.driver.beacon import Place
 from memory_bench.driver.clock import Clock
 from memory_bench.running.fence import ABOVE as FENCE
-from memory_bench.running.fence import PAGE, Bound, free_child, next_limit
+from memory_bench.running.fence import PAGE, STILL, Bound, free_child, next_limit
 from memory_bench.running.processes import Worker
 
 PERIOD = 0.04  # seconds between two looks
@@ -117,7 +117,8 @@ class Guard:
         told = self._place = self.worker.beacon.read() or self._place
         if told.held and self._bound is None:
             self._bound = next_limit(self.bounds.budget, self.bounds.device, told.held)
-        if self.looks % EVERY == 0 or self._children:
+        charged = 0 if self.worker.cgroup is None else self.worker.cgroup.charged()
+        if self.looks % EVERY == 0 or self.worker.cgroup is not None:
             self._children = self.worker.members() - {self.worker.pid}
             self.children |= bool(self._children)
             for child in self._children:
@@ -125,10 +126,10 @@ class Guard:
         if self.looks % FILES == 0:
             self._files.look(self._children, begun=bool(told.held))
         self.looks += 1
-        self._check_memory(told)
+        self._check_memory(told, charged)
         self._check_seconds(told)
 
-    def _check_memory(self, place: Place) -> None:
+    def _check_memory(self, place: Place, charged: int) -> None:
         cgroup = self.worker.cgroup
         if place.phase == "end" and cgroup is not None and not self._freed:
             cgroup.free()
@@ -152,8 +153,8 @@ class Guard:
             ("host_bytes", self.bounds.budget.host_bytes, host),
         )
         bounds = [(name, limit, used) for name, limit, used in asked if limit is not None]
-        if bounds and cgroup is not None:
-            cgroup.bound(min(int(FENCE * limit) - used for _, limit, used in bounds))
+        if bounds and cgroup is not None and abs(cgroup.charged() - charged) < STILL:
+            cgroup.bound(charged + max(0, min(int(FENCE * limit) - used for _, limit, used in bounds)))
         above = [(name, limit, used) for name, limit, used in bounds if used > limit]
         if not above:
             self._over_since = None
