@@ -124,7 +124,8 @@ class Guard:
             for child in self._children:
                 free_child(child)
         if self.looks % FILES == 0:
-            self._files.look(self._children, begun=bool(told.held))
+            self._files.find(self._children, begun=bool(told.held))
+        self._files.measure()
         self.looks += 1
         self._check_memory(told, charged)
         self._check_seconds(told)
@@ -206,14 +207,17 @@ class _Files:
         self._seen: set[str] = set()
         self._others: set[str] = set()  # that it has from whoever started it, such as a redirected output
 
-    def look(self, children: Collection[int], *, begun: bool) -> None:
-        """Find them and measure; before its meter has `begun`, what is found is none of the model's."""
+    def find(self, children: Collection[int], *, begun: bool) -> None:
+        """Look for them; before its meter has `begun`, what is found is none of the model's."""
         for pid in (self._worker.pid, *children):
             found = {path for path in written(pid) if not path.startswith(self._beside)}
             if begun:
                 self._seen |= found - self._others
             else:
                 self._others |= found
+
+    def measure(self) -> None:
+        """Add up what they have on disk."""
         sizes: dict[tuple[int, int], int] = {}
         temporary = (os.path.join(top, name) for top, _, names in os.walk(self._worker.temporary) for name in names)
         for path in (*self._seen, *temporary):
