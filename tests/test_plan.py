@@ -179,7 +179,7 @@ def test_budgets_with_other_limits() -> None:
     assert two == load_budget("cpu-minutes")
     assert load_budgets("smoke[eval_seconds=none]")[0].eval_seconds is None
     for wrong, said in [
-        ("smoke[device_byte=1GB]", "Did you mean 'device_bytes'"),
+        ("smoke[device_byte=1GB]", "Did you mean device_bytes?"),
         ("smoke[device_bytes=1XB]", "100MB"),
         ("smoke[train_tokens=1.5]", "whole number"),
         ("smoke[train_tokens=5MB]", "give a number."),
@@ -195,7 +195,7 @@ def test_budgets_with_other_limits() -> None:
 def test_boards_of_several_budgets_stay_apart(prepare: Prepare, tmp_path: Path) -> None:
     text = f"{tmp_path}/own.toml,{tmp_path}/own.toml[device_bytes=3GB]"
     prepare("truncation")  # writes own.toml
-    prepared, options = prepare("truncation,rmt", budget="train_tokens = 300\n", controls=False)
+    prepared, options = prepare("truncation,rmt", budget="train_tokens = 1000\n", controls=False)
     prepared = commands.prepare(replace(options, budget=text))
     assert len(prepared.grid.cells) == 4
     store = Store.open_or_create(prepared.out)
@@ -235,7 +235,7 @@ def test_a_cell_that_was_run_is_known(prepare: Prepare, tmp_path: Path) -> None:
 
 
 def test_a_deadline_is_three_times_the_plan_where_no_limit_is(prepare: Prepare) -> None:
-    prepared, _ = prepare("rmt", controls=False, budget="train_tokens = 300\neval_seconds = 5\n")
+    prepared, _ = prepare("rmt", controls=False, budget="train_tokens = 1000\neval_seconds = 5\n")
     cell = prepared.grid.cells[0]
     assert deadline_of(cell, None) is None
     assert deadline_of(cell, {"seconds": 10.0}) == 600.0
