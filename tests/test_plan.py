@@ -20,7 +20,7 @@ from memory_bench.errors import UserError
 from memory_bench.recipe import Recipe, Stage
 from memory_bench.record import Record
 from memory_bench.report.build import build
-from memory_bench.report.foreseen import foreseen, markdown
+from memory_bench.report.scorers import scorers
 from memory_bench.running.budgets import load_budgets
 from memory_bench.running.calibration import Calibrations
 from memory_bench.running.counting import Counter
@@ -203,23 +203,22 @@ def test_boards_of_several_budgets_stay_apart(prepare: Prepare, tmp_path: Path) 
     store = Store.open_or_create(prepared.out)
     records = run(prepared, options)
     assert [r.detail for r in records] == [""] * 4
-    boards = build(Store.open(prepared.out), {"pg19": plugins.load("tasks", "pg19")()}).boards
+    boards = build(store, scorers([store])).boards
     assert sorted(b.budget.name for b in boards) == ["own", "own[device_bytes=3GB]"]
     assert all(len(b.rows) == 2 for b in boards)
-    del store
 
 
 def test_plan_against_actual_comes_from_records(prepare: Prepare) -> None:
     prepared, options = prepare("truncation", controls=False)
     job = commands.make_job(prepared.grid.cells[0], prepared.out, options, 1)
-    plan = {"peak_bytes": 10**8, "seconds": 9.0, "train_seconds": 2.0, "eval_seconds": 1.0, "how": "measured here"}
+    plan = {"peak_bytes": 10**8, "seconds": 9.0, "start_seconds": 6.0, "how": "measured here"}
     record = run_cell(replace(job, plan=plan), lambda *_: None, lambda _: None)
-    (line,) = foreseen([record, run(prepared, options)[0]])
-    assert line.planned_seconds == 3.0
-    assert line.actual_seconds == record.usage.train_seconds + record.usage.eval_seconds
-    assert line.peak_ratio == pytest.approx(10**8 / record.usage.peak_device_bytes)
-    assert "measured" in line.how
-    assert f"| {line.model} | pg19 | 0 | 100 MB |" in markdown([line])
+    assert record.provenance["plan"] == {"peak_bytes": 10**8, "seconds": 3.0, "how": "measured here"}
+    store = Store.open(prepared.out)
+    store.write_run(commands.grid_json(prepared))
+    text = build(store, scorers([store])).markdown()
+    assert "Planned and spent:" in text
+    assert "measured here" in text
 
 
 def test_a_cell_that_was_run_is_known(prepare: Prepare, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class Spent:
     peak_bytes: int
     train_seconds: float
     eval_seconds: float
+    control_seconds: float = 0.0
     seconds: float = 0.0
 
 
@@ -104,7 +105,7 @@ class Calibrations:
             return
         u = record.usage
         self.folder.mkdir(parents=True, exist_ok=True)
-        spent = Spent(u.peak_device_bytes, u.train_seconds, u.eval_seconds)
+        spent = Spent(u.peak_device_bytes, u.train_seconds, u.eval_seconds, u.control_seconds)
         write_json(self.folder / f"{self._spent_key(record.cell)}.json", asdict(spent))
 
     def spent(self, cell: Cell) -> Spent | None:

@@ -137,7 +137,7 @@ class Planner:
         if found is None or (counted.steps and not found["train"]):
             if spent is None:
                 return None
-            return Prediction(spent.peak_bytes, spent.train_seconds, spent.eval_seconds, 0.0, 0.0)
+            return Prediction(spent.peak_bytes, spent.train_seconds, spent.eval_seconds, spent.control_seconds, 0.0)
         own, control = seconds_of(counted.calls, self.counter.model(cell.training, cell.scored_with), found["paces"])
         longest = max(len(s.line) for s in self.counter.streams(cell))
         told = Prediction(
@@ -150,7 +150,7 @@ class Planner:
         if spent is None:
             return told
         return Prediction(
-            spent.peak_bytes, spent.train_seconds, spent.eval_seconds, told.control_seconds, told.start_seconds
+            spent.peak_bytes, spent.train_seconds, spent.eval_seconds, spent.control_seconds, told.start_seconds
         )
 
     def _computed(self, cell: Cell) -> tuple[int | None, str]:
@@ -173,8 +173,9 @@ def foretell(planner: Planner, cell: Cell) -> dict[str, Any] | None:
     if known is None and spent is None:
         return None
     if spent is not None:
-        own = {"train_seconds": spent.train_seconds, "eval_seconds": spent.eval_seconds}
-        rest = {name: known[name] for name in ("control_seconds", "start_seconds")} if known else {}
+        names = ("train_seconds", "eval_seconds", "control_seconds")
+        own = {name: getattr(spent, name) for name in names}
+        rest = {name: known[name] for name in ("start_seconds",)} if known else {}
         total = spent.seconds or sum(own.values()) + sum(v or 0.0 for v in rest.values())
         return {"peak_bytes": spent.peak_bytes, **own, **rest, "seconds": total, "how": "measured here"}
     assert known is not None
