@@ -21,6 +21,7 @@ from memory_bench.record import Record, versions
 from memory_bench.running.processes import WORKER
 
 SCHEMA = 1
+COPIES = 5.0
 PATIENCE = 180.0  # seconds that pass, on a machine that has other work too, until one is given up
 
 
@@ -175,13 +176,13 @@ def step_seconds(found: dict[str, Any], segments: int, flops: float) -> float:
     return float(flops * sum(s["seconds"] for s in near) / max(1.0, sum(s["flops"] for s in near)))
 
 
-def peak_of(found: dict[str, Any], longest: int, *, controls: bool) -> int:
+def peak_of(found: dict[str, Any], longest: int) -> int:
     """Peak bytes of a cell whose longest text has `longest` tokens."""
     last, rows = found["stretches"][-1], found["rows"]
     held = last["peak"]
     if last["tokens"] < longest:
         more = max(0.0, _remembered(found["growth"], longest) - _remembered(found["growth"], int(last["tokens"])))
-        held += rows * more * _copies(found["stretches"], rows, controls=controls)
+        held += rows * more * _copies(found["stretches"], rows)
     return int(max(found["train_peak"], held))
 
 
@@ -194,11 +195,15 @@ def _remembered(growth: Sequence[Sequence[int]], tokens: int) -> float:
     return size + max(0, size - less) * (tokens - last) / max(1, last - first)
 
 
-def _copies(stretches: Sequence[dict[str, Any]], rows: int, *, controls: bool) -> float:
-    """By how many bytes the peak grows for a byte of memory: old and new exist at once, and a control's."""
+def _copies(stretches: Sequence[dict[str, Any]], rows: int) -> float:
+    """By how many bytes the peak grows for a byte of memory: old and new exist at once, and what is made of them.
+
+    What a process has free from its start hides the first of that, so that the growth seen is a lower bound only: at
+    least `COPIES` are taken, as many as full-context and memorizing were measured to need on `tiny`.
+    """
     if len(stretches) > 1:
         a, b = stretches[-2:]
         grown, more = rows * (b["state"] - a["state"]), b["peak"] - a["peak"]
         if grown > 0.02 * b["peak"]:
-            return float(min(6.0, max(1.0, more / grown)))
-    return 4.0 if controls else 3.0
+            return float(min(6.0, max(COPIES, more / grown)))
+    return COPIES

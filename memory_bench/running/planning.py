@@ -141,7 +141,7 @@ class Planner:
         own, control = seconds_of(counted.calls, self.counter.model(cell.training, cell.scored_with), found["paces"])
         longest = max(len(s.line) for s in self.counter.streams(cell))
         told = Prediction(
-            peak_bytes=peak_of(found, longest, controls=cell.controls),
+            peak_bytes=peak_of(found, longest),
             train_seconds=sum(step_seconds(found, s.segments, s.flops) for s in counted.steps),
             eval_seconds=own + found["encode_seconds"],
             control_seconds=control,
