@@ -20,6 +20,7 @@
 - `sources.py`: the sources that a plug-in consists of
 - `state.py`: states as values: rows, detach, size
 - `store.py`: the folder of a run; atomic writes, locks
+- `summaries.py`: what a plug-in says of itself, unimported
 """
 
 __version__ = "0.1.0"

@@ -250,7 +250,7 @@ def test_associations_are_float32_beside_a_bfloat16_backbone(make_backbone: Make
     readout, state = model.step(model.absorb(model.open(2), Segment.full(ids_of(L))), Segment.full(ids_of(L)))
     assert readout.logits().dtype == torch.bfloat16
     assert {t.dtype for t in (*state.matrices, *state.normalisers)} == {torch.float32}
-    assert state.size() == model.open(2).size()
+    assert state.size() == model.absorb(model.open(2), Segment.full(ids_of(L))).size()
 
 
 @torch.no_grad()

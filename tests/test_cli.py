@@ -268,6 +268,8 @@ def test_skipped_pairs_do_not_change_the_exit_code(world: Any, call: Run, tmp_pa
     backbone.model.save_pretrained(folder)
     shutil.copy(world.backbone / "tokenizer.json", folder)
     given = [a for a in world.arguments("--backbone", str(folder)) if a not in ("--executor", "inline")]
+    (budget := tmp_path / "larger.toml").write_text("train_tokens = 4000\n")  # a step of this backbone reads 3,072
+    given += ["--budget", str(budget)]
     code, out, _ = call("plan", *given, "--models", "mplus,rmt", "--tasks", "pg19")
     assert code == 0
     assert "Skipped: mplus on pg19: mplus works on llama backbones" in out

@@ -17,6 +17,7 @@ from memory_bench.data.library import Library
 from memory_bench.errors import UserError
 from memory_bench.running.grid import Grid, Request, plan_grid, split_names
 from memory_bench.running.options import Options, parse_limits, parse_seeds, read_suite
+from memory_bench.summaries import summarise
 from memory_bench.zoo.named import Backbones
 
 FILE = '''
@@ -169,7 +170,7 @@ def test_a_broken_package_costs_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(
         plugins, "entry_points", lambda group: [*real(group=group), *(entries if group.endswith("models") else [])]
     )
-    found = {name: plugins.summarise(entry) for name, entry in plugins.installed("models").items()}
+    found = {name: summarise(entry) for name, entry in plugins.installed("models").items()}
     assert "No module named" in found["gone"].broken or "not installed" in found["gone"].broken
     assert found["other"].broken == "memory_bench.zoo.pretrain has no class Nobody"
     assert not found["rmt"].broken

@@ -26,6 +26,7 @@ from memory_bench.lm_eval.finding import task_sources
 from memory_bench.running.grid import Request, make_task, plan_grid, refuse_changed
 from memory_bench.running.superseded import set_aside
 from memory_bench.store import Store
+from memory_bench.summaries import summarise
 from memory_bench.zoo.named import Backbones
 from memory_bench.zoo.named import content as backbone_content
 from synthetic import make_cell, make_record
@@ -409,7 +410,7 @@ def test_a_second_package_takes_no_name(world: Any, package: Callable[..., Path]
     assert known["truncation"].value == "memory_bench.baselines.truncation:Truncation"
     assert {"truncation@acme-memory", "fresh@acme-memory", "fresh@other"} <= set(known)
     assert "fresh" not in known
-    assert plugins.summarise(known["fresh@other"], "fresh@other").name == "fresh@other"
+    assert summarise(known["fresh@other"], "fresh@other").name == "fresh@other"
     with pytest.raises(UserError, match="Unknown model 'fresh'"):
         planned(world, "fresh")
     cells = planned(world, "truncation@acme-memory,fresh@other", settings={"truncation@acme-memory": {"segment": 4}},

@@ -21,11 +21,11 @@ from memory_bench.running import processes
 from memory_bench.running.executors import Executor, Inline, Local
 from memory_bench.running.fence import Cgroup, resident
 from memory_bench.running.guard import Bounds, Guard
+from memory_bench.running.job import Job
 from memory_bench.running.options import Options
 from memory_bench.running.processes import start
 from memory_bench.running.refusals import refused
 from memory_bench.running.starting import warm_up
-from memory_bench.running.worker import Job
 from memory_bench.store import Store
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "benchmarks"

@@ -474,8 +474,9 @@ def test_a_phases_seconds_can_be_counted_from_outside(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["untrained", "trained", "reused"])
 def test_added_parameters_are_checked_whatever_becomes_of_them(how: str, world: Any, tmp_path: Path) -> None:
     from memory_bench.command import commands
+    from memory_bench.running.job import Job
     from memory_bench.running.options import Options
-    from memory_bench.running.worker import Job, run_cell
+    from memory_bench.running.worker import run_cell
     from memory_bench.store import Store
 
     options = Options(

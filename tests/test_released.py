@@ -439,7 +439,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 
 def test_files_that_change_after_planning_fail_the_cell(world: Any, rmt_release: Path, tmp_path: Path) -> None:
-    from memory_bench.running.worker import Job, run_cell
+    from memory_bench.running.job import Job
+    from memory_bench.running.worker import run_cell
 
     asked = options(world, tmp_path / "out", "rmt", f"rmt.checkpoint={rmt_release}", controls=False)
     cell = commands.prepare(asked).grid.cells[0]

@@ -24,8 +24,9 @@ from memory_bench.published.claims import COMPARED, Claim, claims_file, read_cla
 from memory_bench.reproduce import command as reproduce
 from memory_bench.reproduce import probes
 from memory_bench.reproduce.verdicts import Finding, Verdict, markdown
-from memory_bench.running.grid import _parse_model, make_recipe
+from memory_bench.running.grid import _parse_model
 from memory_bench.running.options import Options
+from memory_bench.running.recipes import make_recipe
 from memory_bench.statistics.effects import (
     FAILS,
     HOLDS,

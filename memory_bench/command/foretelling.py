@@ -11,13 +11,13 @@ from memory_bench.command.jobs import cuda_here, make_job, threads_for, workers_
 from memory_bench.record import Record
 from memory_bench.running.console import error, show
 from memory_bench.running.grid import Grid
+from memory_bench.running.job import Job
 from memory_bench.running.options import Options
 from memory_bench.running.remaining import Remaining
 from memory_bench.zoo.named import Backbones
 
 if TYPE_CHECKING:
     from memory_bench.running.planning import Planner
-    from memory_bench.running.worker import Job
 
 
 def planner_of(cells: Iterable[Cell], backbones: Backbones, options: Options, *, measure: bool) -> "Planner":
@@ -53,9 +53,7 @@ def show_plan(grid: Grid, backbones: Backbones, options: Options, *, measure: bo
     return 0
 
 
-def foretold(
-    jobs: Sequence["Job"], backbones: Backbones, options: Options, workers: int
-) -> tuple[list["Job"], Remaining]:
+def foretold(jobs: Sequence[Job], backbones: Backbones, options: Options, workers: int) -> tuple[list[Job], Remaining]:
     """The jobs with what is known beforehand, from the cache alone: peak, seconds, a deadline where there is no limit.
 
     Nothing is measured for it, and tokens are not counted anew: of cells that were neither planned nor run here before

@@ -3,17 +3,14 @@
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
 from memory_bench.budget import GB
 from memory_bench.card import BackboneCard
 from memory_bench.cell import Cell
+from memory_bench.running.job import Job
 from memory_bench.running.options import Options
-
-if TYPE_CHECKING:
-    from memory_bench.running.worker import Job
 
 SMALL = 5_000_000  # parameters below which a cell gets one thread
 THREADS = 2  # for a larger backbone on the CPU, however many cores there are: with others sums are rounded otherwise
@@ -52,9 +49,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def make_job(cell: Cell, out: Path, options: Options, threads: int) -> "Job":
+def make_job(cell: Cell, out: Path, options: Options, threads: int) -> Job:
     """The cell with everything its worker needs."""
-    from memory_bench.running.worker import Job
-
     device = "cuda" if cuda_here() else "cpu"
     return Job(cell, out, options.data, options.cache, options.stand_ins, options.hub, device, threads)

@@ -14,6 +14,7 @@ from memory_bench.card import NAMED
 from memory_bench.errors import unknown
 from memory_bench.published import reported
 from memory_bench.shipped import parity_text, read_certificates, read_measured
+from memory_bench.summaries import summarise
 
 KINDS = ("models", "tasks", "backbones", "budgets", "suites", "reported")
 
@@ -48,7 +49,7 @@ def _models() -> list[dict[str, Any]]:
     certificates, measured = read_certificates(), read_measured()
     found: list[dict[str, Any]] = []
     for name, entry in plugins.installed("models").items():
-        s = plugins.summarise(entry, name)
+        s = summarise(entry, name)
         why = plugins.broken("models", name, s.broken)
         certificate, facts = certificates.get(s.name), measured.get(s.name, {})
         found.append(
@@ -74,7 +75,7 @@ def _tasks(data: Path | None) -> list[dict[str, Any]]:
 
     found: list[dict[str, Any]] = []
     for name, entry in plugins.installed("tasks").items():
-        s = plugins.summarise(entry, name)
+        s = summarise(entry, name)
         need = str(s.constants.get("needs", ""))
         files = [f for f in _files(FILES, need) if data is not None and (data / f).is_file()]
         where = (
@@ -104,7 +105,7 @@ def _families() -> list[dict[str, Any]]:
     """Tasks that are named behind a colon; their docstring describes them all."""
     found = []
     for name, entry in plugins.installed("tasks.families").items():
-        s = plugins.summarise(entry, name)
+        s = summarise(entry, name)
         status = f"broken: {s.broken}" if s.broken else "each has its own data"
         origin = {"headline": "", "package": s.origin}
         found.append({"name": f"{s.name}:<task>", "status": status, "summary": s.text, **origin})

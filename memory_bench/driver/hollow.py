@@ -107,7 +107,7 @@ class _Facts:
     def __init__(self, backbone: Any) -> None:
         for name in ("layers", "heads", "kv_heads", "head_width", "width", "vocab", "dtype", "max_positions"):
             setattr(self, name, getattr(backbone, name))
-        self.device = torch.device("cpu")
+        self.device, self.embedder = torch.device("cpu"), None
         self.model = SimpleNamespace(config=backbone.model.config)
 
     @contextmanager
@@ -116,8 +116,9 @@ class _Facts:
         yield
 
     @contextmanager
-    def watched(self) -> Iterator[list[Tensor]]:
+    def watched(self, told: Callable[[], None] | None = None) -> Iterator[list[Tensor]]:
         """See `Backbone.watched`."""
+        del told
         yield []
 
 

@@ -14,6 +14,7 @@
 - `firststep.py`: limits below one optimiser step are refused
 - `grid.py`: from names to cells
 - `guard.py`: watches a worker from outside and ends it at a limit
+- `job.py`: a cell with everything that its worker needs
 - `measuring.py`: a few real steps of a cell
 - `naming.py`: names as a user may give them, made whole
 - `obituary.py`: the record of a worker that has ended: its own, or one written for it

@@ -5,7 +5,7 @@ the run's; so tokens and FLOPs are what its record will say, as long as no clock
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from memory_bench.driver.meter import Meter
 from memory_bench.driver.observe import observe_streams
 from memory_bench.driver.train import train, untrained
 from memory_bench.episode import Encode
-from memory_bench.protocol import MemoryModel
+from memory_bench.protocol import MemoryModel, State
 from memory_bench.running.building import put_adapters, window_training
 from memory_bench.running.grid import make_task
 from memory_bench.running.recipes import make_recipe
@@ -94,6 +94,17 @@ class Tally(Meter):
 
     def ticked(self) -> None:
         """See `Watcher.ticked`: nothing is read."""
+
+    def state(self, state: State, rows: int) -> None:
+        """See `Watcher.state`: nothing is held."""
+
+    def stepping(self, rows: int) -> AbstractContextManager[Any]:
+        """See `Watcher.stepping`: nothing is computed."""
+        del rows
+        return nullcontext()
+
+    def wrote(self, before: State, after: State, rows: int, read: int) -> None:
+        """See `Watcher.wrote`: nothing is."""
 
 
 @dataclass(slots=True)

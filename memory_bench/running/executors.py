@@ -43,7 +43,7 @@ class Executor(Protocol):
     """Runs jobs and tells of them as they go; every job ends with an event that holds its record."""
 
     def run(self, jobs: Sequence[Any]) -> Generator[Event, None, None]:
-        """Run `jobs` (`memory_bench.running.worker.Job`)."""
+        """Run `jobs` (`memory_bench.running.job.Job`)."""
         ...
 
 

@@ -64,11 +64,16 @@ def _first_needs(cell: Cell, recipe: Recipe, library: Library, backbones: Backbo
     rough = {"train_tokens": FAR * tokens, "train_flops": FAR * 2 * TRAIN_PASSES * tokens * card.parameters}
     if cls.helpers(config) or all((b := getattr(budget, name)) is None or b > far for name, far in rough.items()):
         return {}
-    model = cls(outline(card, full=True), stage_config(config, stage), torch.Generator())
-    if not trained_parameters(model, recipe):
+    try:
+        model = cls(outline(card, full=True), stage_config(config, stage), torch.Generator())
+        if not trained_parameters(model, recipe):
+            return {}
+        lengths = _lengths(cell, stage, segment_length(model), library, backbones)
+        return needs(model, lengths, TRAIN_PASSES + int(recipe.checkpoint))
+    except UserError:
+        raise
+    except Exception:  # of a plug-in's own code: its cell fails, and says where; the others go on
         return {}
-    lengths = _lengths(cell, stage, segment_length(model), library, backbones)
-    return needs(model, lengths, TRAIN_PASSES + int(recipe.checkpoint))
 
 
 def needs(model: MemoryModel[Any], lengths: Sequence[int], passes: int) -> dict[str, float]:

@@ -35,7 +35,7 @@ class Planner:
     Args:
         backbones: where backbones come from.
         calibrations: of this machine.
-        jobs: of the cells, by key (`memory_bench.running.worker.Job`).
+        jobs: of the cells, by key (`memory_bench.running.job.Job`).
         measure: measure what is not measured yet.
         say: told of slow steps.
     """

@@ -8,7 +8,7 @@ progress as JSON lines. Whatever happens is a record: a limit that was passed is
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,7 @@ import torch
 from memory_bench import plugins
 from memory_bench.backbone.tokenizer import Tokens
 from memory_bench.budget import Budget, BudgetExceeded, Usage
-from memory_bench.cell import Cell, Training, from_json, to_json
+from memory_bench.cell import Cell, Training
 from memory_bench.corpus import Corpus
 from memory_bench.data.library import Library
 from memory_bench.driver.asking import Row
@@ -40,6 +40,7 @@ from memory_bench.running.building import Parts, gather, over, window_training
 from memory_bench.running.charging import metered, refusals
 from memory_bench.running.fence import Bound
 from memory_bench.running.grid import make_task, refuse_changed
+from memory_bench.running.job import Job
 from memory_bench.running.measuring import Measured, measure, trains
 from memory_bench.running.processes import own_beacon
 from memory_bench.running.recipes import make_recipe
@@ -54,46 +55,6 @@ from memory_bench.zoo.named import Backbones, Loaded
 
 Say = Callable[[str, int, int], None]
 """Told (phase, done, total)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A cell and where its things are.
-
-    Attributes:
-        cell: what to run.
-        out: folder of the store.
-        data: folder of real data, or None.
-        cache: the user's cache folder.
-        stand_ins, hub: what the library may use.
-        device: ``cpu`` or ``cuda``.
-        threads: of torch.
-        deadline: seconds of the cell's clock, start-up included, after which it is ended; None: far beyond its limits.
-        plan: what was predicted of it (``peak_bytes``, ``seconds``, ``how``), for its record; empty: nothing.
-    """
-
-    cell: Cell
-    out: Path
-    data: Path | None
-    cache: Path
-    stand_ins: bool
-    hub: bool
-    device: str
-    threads: int
-    deadline: float | None = None
-    plan: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for the job file."""
-        plain = {**asdict(self), "cell": to_json(self.cell)}
-        return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Job":
-        """The job that `to_json` wrote."""
-        folder = Path(data["data"]) if data["data"] else None
-        paths = {"out": Path(data["out"]), "data": folder, "cache": Path(data["cache"])}
-        return cls(**{**data, **paths, "cell": from_json(data["cell"])})
 
 
 def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None, beacon: Beacon | None = None) -> Record:

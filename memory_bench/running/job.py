@@ -1,0 +1,47 @@
+"""A cell with everything that its worker needs, as a file between processes. Loads no torch."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memory_bench.cell import Cell, from_json, to_json
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A cell and where its things are.
+
+    Attributes:
+        cell: what to run.
+        out: folder of the store.
+        data: folder of real data, or None.
+        cache: the user's cache folder.
+        stand_ins, hub: what the library may use.
+        device: ``cpu`` or ``cuda``.
+        threads: of torch.
+        deadline: seconds of the cell's clock, start-up included, after which it is ended; None: far beyond its limits.
+        plan: what was predicted of it (``peak_bytes``, ``seconds``, ``how``), for its record; empty: nothing.
+    """
+
+    cell: Cell
+    out: Path
+    data: Path | None
+    cache: Path
+    stand_ins: bool
+    hub: bool
+    device: str
+    threads: int
+    deadline: float | None = None
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the job file."""
+        plain = {**asdict(self), "cell": to_json(self.cell)}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Job":
+        """The job that `to_json` wrote."""
+        folder = Path(data["data"]) if data["data"] else None
+        paths = {"out": Path(data["out"]), "data": folder, "cache": Path(data["cache"])}
+        return cls(**{**data, **paths, "cell": from_json(data["cell"])})
