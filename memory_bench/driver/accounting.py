@@ -162,4 +162,7 @@ def _state_of(optimizer: Optimizer) -> list[Tensor]:
 
 def _identifier(device: torch.device) -> str | None:
     """A GPU's, as its driver knows it; None for the processors."""
-    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+    if device.type != "cuda":
+        return None
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)  # older releases do not know it
+    return None if uuid is None else str(uuid)
