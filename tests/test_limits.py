@@ -17,7 +17,7 @@ import torch
 
 from memory_bench.command import commands
 from memory_bench.driver.beacon import Place
-from memory_bench.running import processes
+from memory_bench.running import guard, processes
 from memory_bench.running.executors import Executor, Inline, Local
 from memory_bench.running.fence import Cgroup, resident
 from memory_bench.running.guard import Bounds, Guard
@@ -190,3 +190,26 @@ def test_a_worker_has_a_folder_of_its_own_and_a_beacon(tmp_path: Path) -> None:
         assert worker.wait() == 0
         assert worker.beacon.read() == Place("eval", "segment 3/9")
     assert processes.own_beacon() is None
+
+
+VFORK = """
+import ctypes, sys, time
+held = bytearray(60_000_000); held[::4096] = b"x" * len(held[::4096])
+libc = ctypes.CDLL(None)
+print("told", flush=True)
+if libc.vfork() == 0:
+    libc.sleep(2)
+    libc._exit(0)
+"""
+
+
+def test_a_child_that_still_runs_in_its_parents_memory_holds_nothing(tmp_path: Path) -> None:
+    """``subprocess`` starts programs so; on a busy machine it takes a while, and was charged as a second worker."""
+    with start([sys.executable, "-c", VFORK], inside=tmp_path) as worker:
+        assert worker.process.stdout is not None
+        assert worker.process.stdout.readline() == "told\n"
+        deadline = time.monotonic() + 5
+        while not (children := worker.members() - {worker.pid}) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert children
+        assert guard.children_bytes(worker.pid, resident(worker.pid), children) < 5_000_000

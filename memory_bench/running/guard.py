@@ -19,6 +19,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -140,7 +141,7 @@ class Guard:
         resident, of_files = _resident(self.worker.pid)
         if not self._files.base:
             self._files.base = max(1, of_files)
-        children = _children_bytes(self.worker.pid, resident, self._children)
+        children = children_bytes(self.worker.pid, resident, self._children)
         stored = self._files.bytes
         mapped = min(stored, max(0, of_files - self._files.base))  # resident pages of files that count already
         self.others |= bool(children or stored)
@@ -255,32 +256,44 @@ def _resident(pid: int) -> tuple[int, int]:
         return int(psutil.Process(pid).memory_info().rss), 0
 
 
-def _children_bytes(pid: int, resident: int, children: Collection[int]) -> int:
+def children_bytes(pid: int, resident: int, children: Collection[int]) -> int:
     """What the children of a worker hold besides what it has `resident`; pages shared by several count once.
 
     Of each child what is its own alone; or, where that is more, the group's proportional sizes less the worker's
-    (memory that children share with each other).
+    (memory that children share with each other). One that is about to start a program still runs in its parent's
+    memory (``vfork``), which is none of its own: all that the kernel says of both is then the same.
     """
     if not children:
         return 0
-    private, proportional = 0, 0
+    worker = _rollup(pid)
+    seen, sizes = {worker.space}, list[_Rollup]()
     for child in children:
-        own, share = _rollup(child)
-        private, proportional = private + own, proportional + share
-    return max(private, _rollup(pid)[1] + proportional - resident)
+        own = _rollup(child)
+        if own.space and own.space in seen:
+            continue
+        seen.add(own.space)
+        sizes.append(own)
+    proportional = worker.proportional + sum(s.proportional for s in sizes) - resident
+    return max(0, sum(s.private for s in sizes), proportional)
 
 
-def _rollup(pid: int) -> tuple[int, int]:
-    """Bytes that are a process's own alone, and its proportional size; its resident size where nothing says."""
-    sizes = {"Private_Clean": 0, "Private_Dirty": 0, "Pss": 0}
+class _Rollup(NamedTuple):
+    """Bytes that are a process's own alone, its proportional size, and what tells its address space from others'."""
+
+    private: int
+    proportional: int
+    space: tuple[str, ...] = ()
+
+
+def _rollup(pid: int) -> _Rollup:
+    """Of a process; its resident size where nothing says."""
     try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
-            name, _, value = line.partition(":")
-            if name in sizes:
-                sizes[name] = int(value.split()[0]) * 1024
-        return sizes["Private_Clean"] + sizes["Private_Dirty"], sizes["Pss"]
-    except (OSError, ValueError, IndexError):
+        span, *lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+        sizes = {name: int(value.split()[0]) * 1024 for name, _, value in (line.partition(":") for line in lines)}
+        space = (span, *(str(sizes[name]) for name in ("Rss", "Anonymous", "Private_Dirty", "Shared_Dirty")))
+        return _Rollup(sizes["Private_Clean"] + sizes["Private_Dirty"], sizes["Pss"], space)
+    except (OSError, ValueError, IndexError, KeyError):
         with suppress(psutil.Error):
             size = int(psutil.Process(pid).memory_info().rss)
-            return size, size
-        return 0, 0
+            return _Rollup(size, size)
+        return _Rollup(0, 0)
