@@ -2,13 +2,15 @@
 
 import errno
 import importlib
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psutil
@@ -17,15 +19,17 @@ import torch
 
 from memory_bench.command import commands
 from memory_bench.driver.beacon import Place
-from memory_bench.running import guard, processes
+from memory_bench.running import processes
 from memory_bench.running.executors import Executor, Inline, Local
 from memory_bench.running.fence import Cgroup, resident
 from memory_bench.running.guard import Bounds, Guard
+from memory_bench.running.held import children_bytes
 from memory_bench.running.job import Job
 from memory_bench.running.options import Options
 from memory_bench.running.processes import start
 from memory_bench.running.refusals import refused
 from memory_bench.running.starting import warm_up
+from memory_bench.running.stored import Files
 from memory_bench.store import Store
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -139,6 +143,7 @@ def test_equal_cells_are_charged_alike(jobs: Callable[[str], list[Job]], tmp_pat
         (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("unable to mmap 800 bytes from file </x>: Cannot allocate memory (12)"), True),
+        (RuntimeError("can't start new thread"), True),  # whose stack has no room
         (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
         (OSError(errno.ENOSPC, "No space left on device"), False),
         (RuntimeError("the pool is out of memory slots"), False),
@@ -154,6 +159,8 @@ def test_what_says_that_memory_was_refused(error: BaseException, says_so: bool) 
     assert refused(wrapped) is says_so
     wrapped = ValueError("while it was handled")
     wrapped.__context__ = error
+    assert refused(wrapped) is says_so
+    wrapped.__suppress_context__ = True  # from None
     assert refused(wrapped) is says_so
 
 
@@ -212,4 +219,42 @@ def test_a_child_that_still_runs_in_its_parents_memory_holds_nothing(tmp_path: P
         while not (children := worker.members() - {worker.pid}) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert children
-        assert guard.children_bytes(worker.pid, resident(worker.pid), children) < 5_000_000
+        assert children_bytes(worker.pid, resident(worker.pid), children)[0] < 5_000_000
+
+
+FILES = """
+import os, sys, tempfile
+kept = [tempfile.TemporaryFile(), open(sys.argv[1], "wb"), open(sys.argv[2], "wb")]
+os.unlink(sys.argv[1])
+print("began", flush=True)
+sys.stdin.readline()
+for file in kept:
+    file.write(b"x" * 3_000_000); file.flush()
+print("told", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_files_without_a_name_count_while_they_are_open(tmp_path: Path) -> None:
+    """One that was made nameless in its own folder, one that was deleted elsewhere, one with a name; each once."""
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", FILES, str(tmp_path / "gone"), str(tmp_path / "named")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(beside)},
+    )  # fmt: skip
+    worker: Any = SimpleNamespace(pid=process.pid, folder=beside, temporary=beside)
+    files = Files(worker, [])
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "began\n"
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "told\n"
+    files.find([], begun=True, maps=True)
+    files.measure()
+    assert 9_000_000 <= files.bytes < 9_500_000
+    process.communicate("\n")
+    files.find([], begun=True, maps=True)
+    files.measure()
+    assert 3_000_000 <= files.bytes < 3_200_000

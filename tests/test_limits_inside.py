@@ -532,3 +532,19 @@ def test_a_lift_counts_questions_that_have_their_control() -> None:
     more = found[found["control"] == ""].assign(episode="late", cluster="late", predicted="x")
     assert lift(found) == lift(pd.concat([found, more], ignore_index=True))
     assert lift(found) is not None
+
+
+class Late(Toy):
+    """Makes parameters in its third step."""
+
+    def step(self, state: Any, segment: Segment, *, write: bool = True) -> tuple[Readout, Any]:
+        if self.steps == 3:
+            self.late = torch.nn.Linear(10, 10)
+        return super().step(state, segment, write=write)
+
+
+def test_parameters_that_are_made_late_count() -> None:
+    meter, rows, detail = looked(Late(), texts(1, 9), {"added_parameters": 100})
+    assert detail == "added_parameters 100, 110 at segment 4/9 of e0"
+    assert meter.usage.added_parameters == 110
+    assert len(rows) == 3

@@ -52,6 +52,7 @@ class Meter(Watcher):
         self.train_passes = TRAIN_PASSES  # one more where activations are recomputed
         self._phase = "start"
         self._within, self._step, self._control = "", "", ""
+        self._beside = (0, 0)  # the model at work, how many parameters it has beside its backbone
         self._clock = Clock(wall=device.type != "cpu")
         self._mark = self._clock.reading()
         self.begin()
@@ -187,6 +188,7 @@ class Meter(Watcher):
                 self.usage.eval_flops += rows * (model.absorb_flops if absorbed else model.flops)(tokens, before)
         self.ledger.hold(model)
         self.accounting.model(model)
+        self.count_added(model)
         self.ticked()
 
     def ticked(self) -> None:
@@ -194,6 +196,23 @@ class Meter(Watcher):
         self.enforce()
         if self._phase == "train":
             self.in_time()
+
+    def count_added(self, model: MemoryModel[Any]) -> None:
+        """Count the parameters that a method adds; looked at with every step, for they may be made in one.
+
+        Raises:
+            BudgetExceeded: `added_parameters`.
+        """
+        beside = [part for name, part in model.named_children() if name != "backbone"]
+        own = [p for part in beside for p in part.parameters()] + list(model.parameters(recurse=False))
+        count = sum(p.numel() for p in own)
+        if self._beside == (id(model), count):
+            return
+        self._beside = (id(model), count)
+        added, allowed = model.added_parameters(), self.budget.added_parameters
+        self.usage.added_parameters = added
+        if allowed is not None and added > allowed:
+            raise BudgetExceeded("added_parameters", allowed, added, self.where)
 
     def charge_training(self, spent: Usage) -> None:
         """Count another training, without which this one could not begin."""

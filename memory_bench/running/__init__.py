@@ -14,6 +14,7 @@
 - `firststep.py`: limits below one optimiser step are refused
 - `grid.py`: from names to cells
 - `guard.py`: watches a worker from outside and ends it at a limit
+- `held.py`: main memory of a worker and its children, from outside
 - `job.py`: a cell with everything that its worker needs
 - `measuring.py`: a few real steps of a cell
 - `naming.py`: names as a user may give them, made whole
@@ -28,6 +29,7 @@
 - `remaining.py`: how long a run still takes
 - `shapes.py`: tensors without storage, counted
 - `starting.py`: what is loaded before the meter starts, the same for all
+- `stored.py`: files that a worker keeps something in
 - `superseded.py`: results of inputs that have changed, set aside
 - `worker.py`: one cell in one process: joins model, backbone, task and budget
 """

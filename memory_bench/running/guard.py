@@ -6,20 +6,13 @@ more is let pass here: of memory `ABOVE` times as much, and less than that for a
 
 What counts as memory: what the worker has resident (``VmRSS``) and what its children have for themselves (what they
 share with it counts once), above what it held when its meter started; against ``host_bytes`` the whole of it, and the
-files it keeps: those in its temporary folder and those that it or its children have opened for writing or mapped,
-wherever they are, but not the run's results and the cache. Files that are opened, written and closed elsewhere between
-two looks cannot be seen. Loads no torch.
+files it keeps (`memory_bench.running.stored`). Loads no torch.
 """
 
-import os
-import re
 import threading
 import time
-from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 
@@ -27,12 +20,14 @@ from memory_bench.budget import Budget, BudgetExceeded, Usage
 from memory_bench.driver.beacon import Place
 from memory_bench.driver.clock import Clock
 from memory_bench.running.fence import ABOVE as FENCE
-from memory_bench.running.fence import PAGE, STILL, Bound, free_child, next_limit
+from memory_bench.running.fence import STILL, Bound, free_child, next_limit
+from memory_bench.running.held import children_bytes, resident_bytes
 from memory_bench.running.processes import Worker
+from memory_bench.running.stored import Files
 
 PERIOD = 0.04  # seconds between two looks
 EVERY = 2  # looks between two searches for children, which cost more
-FILES = 6  # looks between two searches for files
+FILES = 6  # looks between two searches for mapped files, which cost more than those for open ones
 ABOVE = 1.02  # of a limit on memory, where it ends the worker at once
 GRACE = 1.0  # seconds in which the worker may notice itself that it is a little above its memory
 LATE = 1.12  # of a phase's seconds, until which the worker may notice itself
@@ -83,7 +78,7 @@ class Guard:
         self._bound: Bound | None = None
         self._freed = False
         self._children: set[int] = set()
-        self._files = _Files(worker, bounds.beside)
+        self._files = Files(worker, bounds.beside)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="guard")
 
@@ -124,8 +119,7 @@ class Guard:
             self.children |= bool(self._children)
             for child in self._children:
                 free_child(child)
-        if self.looks % FILES == 0:
-            self._files.find(self._children, begun=bool(told.held))
+        self._files.find(self._children, begun=bool(told.held), maps=self.looks % FILES == 0)
         self._files.measure()
         self.looks += 1
         self._check_memory(told, charged)
@@ -138,12 +132,12 @@ class Guard:
             self._freed = True
         if not place.held or place.phase == "end":
             return
-        resident, of_files = _resident(self.worker.pid)
+        resident, of_files = resident_bytes(self.worker.pid)
         if not self._files.base:
             self._files.base = max(1, of_files)
-        children = children_bytes(self.worker.pid, resident, self._children)
+        children, shared = children_bytes(self.worker.pid, resident, self._children)
         stored = self._files.bytes
-        mapped = min(stored, max(0, of_files - self._files.base))  # resident pages of files that count already
+        mapped = min(stored, max(0, of_files - self._files.base) + shared)  # resident pages of files that count already
         self.others |= bool(children or stored)
         device, host = max(0, resident + children - place.held), resident + children + stored - mapped
         usage = self.usage
@@ -191,109 +185,3 @@ class Guard:
         place = self.worker.beacon.read() or self._place
         if self.verdict is None:
             self.verdict = BudgetExceeded(limit, allowed, used, place.where)
-
-
-class _Files:
-    """Files that a worker keeps something in.
-
-    Attributes:
-        bytes: on disk, as last seen (blocks, so that a hole in a file is nothing).
-        base: resident pages of files (libraries) when the meter started; 0: not known yet.
-    """
-
-    def __init__(self, worker: Worker, beside: Collection[Path]) -> None:
-        self.bytes, self.base = 0, 0
-        self._worker = worker
-        self._beside = tuple(f"{path.resolve()}{os.sep}" for path in (*beside, worker.folder))
-        self._seen: set[str] = set()
-        self._others: set[str] = set()  # that it has from whoever started it, such as a redirected output
-
-    def find(self, children: Collection[int], *, begun: bool) -> None:
-        """Look for them; before its meter has `begun`, what is found is none of the model's."""
-        for pid in (self._worker.pid, *children):
-            found = {path for path in written(pid) if not path.startswith(self._beside)}
-            if begun:
-                self._seen |= found - self._others
-            else:
-                self._others |= found
-
-    def measure(self) -> None:
-        """Add up what they have on disk."""
-        sizes: dict[tuple[int, int], int] = {}
-        temporary = (os.path.join(top, name) for top, _, names in os.walk(self._worker.temporary) for name in names)
-        for path in (*self._seen, *temporary):
-            with suppress(OSError):
-                stat = os.stat(path, follow_symlinks=False)
-                sizes[stat.st_dev, stat.st_ino] = stat.st_blocks * 512
-        self.bytes = sum(sizes.values())
-
-
-def written(pid: int) -> set[str]:
-    """Regular files that a process has open for writing, or mapped so that what it writes stays in them."""
-    found: set[str] = set()
-    with suppress(OSError):
-        for number in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(OSError):
-                path = os.readlink(f"/proc/{pid}/fd/{number}")
-                if not path.startswith("/") or path.startswith(("/dev/", "/proc/")):
-                    continue
-                info = Path(f"/proc/{pid}/fdinfo/{number}").read_text(encoding="ascii", errors="replace")
-                flags = re.search(r"^flags:\s*(\d+)", info, flags=re.MULTILINE)
-                if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
-                    found.add(path)
-    with suppress(OSError):
-        maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
-        found |= set(re.findall(r"^\S+ rw.s \S+ \S+ \d+ +(/.+)$", maps, flags=re.MULTILINE))
-    return {path for path in found if os.path.isfile(path)}
-
-
-def _resident(pid: int) -> tuple[int, int]:
-    """Bytes that a process has resident, and those of them that belong to files."""
-    try:
-        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
-        return int(resident) * PAGE, int(shared) * PAGE
-    except (OSError, ValueError):
-        return int(psutil.Process(pid).memory_info().rss), 0
-
-
-def children_bytes(pid: int, resident: int, children: Collection[int]) -> int:
-    """What the children of a worker hold besides what it has `resident`; pages shared by several count once.
-
-    Of each child what is its own alone; or, where that is more, the group's proportional sizes less the worker's
-    (memory that children share with each other). One that is about to start a program still runs in its parent's
-    memory (``vfork``), which is none of its own: all that the kernel says of both is then the same.
-    """
-    if not children:
-        return 0
-    worker = _rollup(pid)
-    seen, sizes = {worker.space}, list[_Rollup]()
-    for child in children:
-        own = _rollup(child)
-        if own.space and own.space in seen:
-            continue
-        seen.add(own.space)
-        sizes.append(own)
-    proportional = worker.proportional + sum(s.proportional for s in sizes) - resident
-    return max(0, sum(s.private for s in sizes), proportional)
-
-
-class _Rollup(NamedTuple):
-    """Bytes that are a process's own alone, its proportional size, and what tells its address space from others'."""
-
-    private: int
-    proportional: int
-    space: tuple[str, ...] = ()
-
-
-def _rollup(pid: int) -> _Rollup:
-    """Of a process; its resident size where nothing says."""
-    try:
-        span, *lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-        sizes = {name: int(value.split()[0]) * 1024 for name, _, value in (line.partition(":") for line in lines)}
-        space = (span, *(str(sizes[name]) for name in ("Rss", "Anonymous", "Private_Dirty", "Shared_Dirty")))
-        return _Rollup(sizes["Private_Clean"] + sizes["Private_Dirty"], sizes["Pss"], space)
-    except (OSError, ValueError, IndexError, KeyError):
-        with suppress(psutil.Error):
-            size = int(psutil.Process(pid).memory_info().rss)
-            return _Rollup(size, size)
-        return _Rollup(0, 0)

@@ -12,6 +12,7 @@ SENTENCES = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory|enforce fail at alloc_cpu|std::bad_alloc"
     r"|(CUDA|HIP|MPS backend) out of memory|CUDA error: out of memory|CU(BLAS|DNN|SOLVER)_STATUS_ALLOC_FAILED"
     r"|Cannot allocate memory \(?(os error )?12\)?|\[Errno 12\]|could not create a memory object"
+    r"|can't start new thread|Memory allocation still failed after \d+ retries"
     r"|^memory allocation of \d+ bytes failed|^(numpy\S*\.)?_?\w*MemoryError\b"
 )
 """Of native libraries, whose errors reach Python as a `RuntimeError` or as a last line before an abort."""
@@ -42,7 +43,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(e))
         yield e
-        left += [e.__cause__, None if e.__suppress_context__ else e.__context__]
+        left += [e.__cause__, e.__context__]  # ``from None`` hides from a reader what it came of, and changes nothing
         if isinstance(e, BaseExceptionGroup):
             left += e.exceptions
 

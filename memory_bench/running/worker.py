@@ -240,13 +240,13 @@ def _trained(work: _Work) -> Trained:
     folder = store.checkpoint_folder(parts.training.key)
     found = parts.released() or parts.kept(folder, meter.usage, store.warn)
     if found is not None:
-        _check_added(found.model, meter)
+        meter.count_added(found.model)
         return found
     if untrained(parts.training.budget, parts.recipe):
         begun = parts.begun()
-        _check_added(begun, meter)
+        meter.count_added(begun)
         return Trained(begun, [], "none")
-    _check_added(parts.build(parts.config), meter)
+    meter.count_added(parts.build(parts.config))
     if (first := window_training(parts.training, work.begun.backbones)) is not None:
         _train_backbone(work, first)
     corpus = work.begun.corpus()
@@ -313,14 +313,6 @@ def _count_parameters(model: MemoryModel[Any], recipe: Recipe, usage: Usage) -> 
     usage.parameters = plain + usage.added_parameters
     trained = trained_parameters(model, recipe) if usage.train_steps > 0 else {}
     usage.trained_parameters = sum(p.numel() for p in trained.values())
-
-
-def _check_added(model: MemoryModel[Any], meter: Meter) -> None:
-    """Refuse a method that adds too many parameters, whether it is still to be trained, was before or never is."""
-    added, allowed = model.added_parameters(), meter.budget.added_parameters
-    meter.usage.added_parameters = added
-    if allowed is not None and added > allowed:
-        raise BudgetExceeded("added_parameters", allowed, added, "the start")
 
 
 def _mark_look_ahead(estimate: Estimate, look_ahead: int, pretrained: bool = False) -> Estimate:
