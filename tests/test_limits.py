@@ -17,8 +17,10 @@ import psutil
 import pytest
 import torch
 
+from memory_bench.budget import load_budget
 from memory_bench.command import commands
 from memory_bench.driver.beacon import Place
+from memory_bench.driver.clock import Lent
 from memory_bench.running import processes
 from memory_bench.running.executors import Executor, Inline, Local
 from memory_bench.running.fence import Cgroup, resident
@@ -173,7 +175,7 @@ print("told", flush=True)
 
 def test_what_a_worker_leaves_behind_ends_with_it(tmp_path: Path) -> None:
     with start([sys.executable, "-c", ORPHAN], inside=tmp_path) as worker:
-        bounds = Bounds(commands.load_budget("smoke"), "cpu", 60.0)
+        bounds = Bounds(load_budget("smoke"), "cpu", 60.0)
         with Guard(worker, bounds) as guard:
             assert worker.process.stdout is not None
             began = time.monotonic()
@@ -258,3 +260,30 @@ def test_files_without_a_name_count_while_they_are_open(tmp_path: Path) -> None:
     files.find([], begun=True, maps=True)
     files.measure()
     assert 3_000_000 <= files.bytes < 3_200_000
+
+
+def test_what_children_compute_is_spent_in_the_phase_in_which_they_do() -> None:
+    """Alive or ended; what one computed before a phase is none of it, though it ends in it."""
+    burn = (
+        "import sys, time\nfor _ in sys.stdin:\n    end = time.process_time() + 0.3\n"
+        "    while time.process_time() < end: pass\n    print(flush=True)"
+    )
+    lent = Lent(os.getpid())
+    lent.look("train", [])
+    child = subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None
+    assert child.stdout is not None
+
+    def work() -> None:
+        child.stdin.write("\n")  # type: ignore[union-attr]
+        child.stdin.flush()  # type: ignore[union-attr]
+        child.stdout.readline()  # type: ignore[union-attr]
+
+    work()
+    assert 0.25 < lent.look("train", [child.pid]) < 1.0
+    assert lent.look("eval", [child.pid]) == pytest.approx(0.0, abs=0.1)
+    work()
+    assert 0.25 < lent.look("eval", [child.pid]) < 0.5
+    child.communicate()
+    assert 0.25 < lent.look("eval", []) < 0.5
+    assert 0.25 < lent.look("train", []) < 1.0

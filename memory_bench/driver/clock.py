@@ -1,7 +1,8 @@
 """Seconds of a cell: those that its process computes or idles, and not those in which others had the processor.
 
 Of a CPU the larger counts of (a) the seconds that all threads computed and (b) the seconds that passed, less those that
-the main thread was ready and waited for a core. So a sleeping or hanging step costs what it takes, two threads cost
+the main thread was ready and waited for a core. What child processes compute is added by whoever watches from outside
+(`Lent`). So a sleeping or hanging step costs what it takes, two threads cost
 two, and what else the machine is busy with costs nothing. Where the system does not say how long a thread waited, (b)
 counts all seconds that passed. Of a GPU the seconds that pass count. Loads no torch.
 
@@ -12,6 +13,7 @@ phase that computed on many threads leaves no seconds in which a later one could
 
 import os
 import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 import psutil
@@ -62,14 +64,14 @@ class Clock:
         """What the clock shows."""
         return Reading(self._computing(), time.monotonic() - (0.0 if self.wall else waited(self.pid)))
 
-    def between(self, first: Reading, last: Reading) -> float:
-        """Seconds of this process between two readings."""
+    def between(self, first: Reading, last: Reading, lent: float = 0.0) -> float:
+        """Seconds of this process between two readings, `lent` of them computed by its children."""
         passed = last.passed - first.passed
-        return max(0.0, passed if self.wall else max(last.computed - first.computed, passed))
+        return max(0.0, passed if self.wall else max(last.computed - first.computed + lent, passed))
 
-    def since(self, first: Reading) -> float:
-        """Seconds of this process from `first` on."""
-        return self.between(first, self.reading())
+    def since(self, first: Reading, lent: float = 0.0) -> float:
+        """Seconds of this process from `first` on (see `between`)."""
+        return self.between(first, self.reading(), lent)
 
     def now(self) -> float:
         """Seconds of this process since the clock was made."""
@@ -80,3 +82,38 @@ class Clock:
             return time.process_time()
         times = self._process.cpu_times()
         return float(times.user + times.system)
+
+
+class Lent:
+    """Seconds that the children of a process computed, living ones and those that have ended, by phase.
+
+    Args:
+        pid: of the process.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._phase, self._began = "", 0.0
+        self._spent: dict[str, float] = {}
+
+    def look(self, phase: str, children: Collection[int]) -> float:
+        """Seconds of `phase`, which is now, with these `children` alive."""
+        total = _of_children(self._process) + sum(map(_of_child, children))
+        if phase != self._phase:
+            self._spent[self._phase] = self._spent.get(self._phase, 0.0) + total - self._began
+            self._phase, self._began = phase, total
+        return max(0.0, self._spent.get(phase, 0.0) + total - self._began)
+
+
+def _of_children(process: psutil.Process) -> float:
+    """Of those that have ended."""
+    times = process.cpu_times()
+    return float(getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0))
+
+
+def _of_child(pid: int) -> float:
+    try:
+        times = (process := psutil.Process(pid)).cpu_times()
+        return float(times.user + times.system) + _of_children(process)
+    except psutil.Error:
+        return 0.0

@@ -18,7 +18,7 @@ import psutil
 
 from memory_bench.budget import Budget, BudgetExceeded, Usage
 from memory_bench.driver.beacon import Place
-from memory_bench.driver.clock import Clock
+from memory_bench.driver.clock import Clock, Lent
 from memory_bench.running.fence import ABOVE as FENCE
 from memory_bench.running.fence import STILL, Bound, free_child, next_limit
 from memory_bench.running.held import children_bytes, resident_bytes
@@ -73,6 +73,7 @@ class Guard:
         self.others, self.children = False, False
         self.looks = 0
         self._clock = Clock(worker.pid, wall=bounds.device != "cpu")
+        self._lent = Lent(worker.pid)
         self._place = Place()
         self._over_since: float | None = None
         self._bound: Bound | None = None
@@ -163,9 +164,10 @@ class Guard:
                 return
 
     def _check_seconds(self, place: Place) -> None:
+        lent = self._lent.look(place.phase, self._children)
         if bound := self.bounds.budget.seconds(place.phase):
             name, limit = bound
-            spent = self._clock.since(place.began)
+            spent = self._clock.since(place.began, lent)
             if hasattr(self.usage, name):
                 setattr(self.usage, name, spent)
             if limit and spent > LATE * limit:  # 0: there is no such phase

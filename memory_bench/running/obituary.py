@@ -33,10 +33,12 @@ def settled(job: Any, store: Store, worker: Worker, guard: Guard, code: int, sta
         guard.condemn_memory()
         verdict = guard.verdict
     if verdict is not None:
-        return _file(store, obituary(job, started, "over_budget", str(verdict), _most(own, guard.usage)))
+        return _file(
+            store, obituary(job, started, "over_budget", str(verdict), _most(own, guard.usage, guard.children))
+        )
     if own is None:
         return _file(store, obituary(job, started, "failed", _death(code), guard.usage))
-    if guard.others and (usage := _most(own, guard.usage)) != own.usage:
+    if (guard.others or guard.children) and (usage := _most(own, guard.usage, guard.children)) != own.usage:
         own = replace(own, usage=usage)
         store.write_record(own, store.samples(own.key))
     return own
@@ -49,11 +51,13 @@ def _refused(worker: Worker, own: Record | None, guard: Guard, code: int) -> boo
     return own.status == "failed" and guard.children and refused_in(worker.log)
 
 
-def _most(own: Record | None, seen: Usage) -> Usage:
-    """What the worker counted, with what was seen from outside where that is more."""
+def _most(own: Record | None, seen: Usage, children: bool = False) -> Usage:
+    """What the worker counted, with what was seen from outside where that is more: of seconds, if it had `children`."""
     if own is None:
         return seen
-    names = ("peak_device_bytes", "peak_host_bytes")
+    names = ["peak_device_bytes", "peak_host_bytes"]
+    if children:
+        names += ["train_seconds", "eval_seconds", "control_seconds"]
     return replace(own.usage, **{name: max(getattr(own.usage, name), getattr(seen, name)) for name in names})
 
 
