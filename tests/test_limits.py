@@ -21,7 +21,7 @@ from memory_bench.budget import load_budget
 from memory_bench.command import commands
 from memory_bench.driver.beacon import Place
 from memory_bench.driver.clock import Lent
-from memory_bench.running import processes
+from memory_bench.running import fence, processes
 from memory_bench.running.executors import Executor, Inline, Local
 from memory_bench.running.fence import Cgroup, resident
 from memory_bench.running.guard import Bounds, Guard
@@ -287,3 +287,14 @@ def test_what_children_compute_is_spent_in_the_phase_in_which_they_do() -> None:
     child.communicate()
     assert 0.25 < lent.look("eval", []) < 0.5
     assert 0.25 < lent.look("train", []) < 1.0
+
+
+def test_groups_that_killed_runs_have_left_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, own, others = (tmp_path / f"memory-bench-{name}" for name in (f"{ended.pid}-0", f"{os.getpid()}-9", "mine"))
+    for folder in (left, own, others):
+        folder.mkdir()
+    monkeypatch.setattr(fence, "_bases", lambda: [(tmp_path, fence.V1)])
+    assert Cgroup.make(os.getpid()) is None  # there is no file for a limit in it
+    assert {path.name for path in tmp_path.iterdir()} == {own.name, others.name}

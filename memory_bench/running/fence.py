@@ -28,6 +28,7 @@ STEP = 2**19  # bytes; a smaller change is not worth a call
 STILL = 2**21  # bytes by which a group may grow while it is looked at; else what was counted is of two moments
 ABOVE = 1.01  # of what is allowed, where the kernel kills: less than this is left to the worker's own check at a step
 MOUNT = Path("/sys/fs/cgroup")
+PREFIX = "memory-bench-"  # of a cgroup's name; the process that made it and a number follow
 _numbers = count()
 
 
@@ -85,7 +86,8 @@ class Cgroup:
     def make(cls, pid: int) -> "Cgroup | None":
         """A new one with the process `pid` in it; None where this user cannot make one."""
         for base, names in _bases():
-            folder = base / f"memory-bench-{os.getpid()}-{next(_numbers)}"
+            _sweep(base)
+            folder = base / f"{PREFIX}{os.getpid()}-{next(_numbers)}"
             try:
                 folder.mkdir()
             except OSError:
@@ -155,6 +157,15 @@ class Cgroup:
             return {key: int(value) for key, value in (line.split() for line in lines)}
         except (OSError, ValueError):
             return {}
+
+
+def _sweep(base: Path) -> None:
+    """Take away what runs that were killed have left; a group with processes stays, for the system refuses that."""
+    for folder in base.glob(f"{PREFIX}*"):
+        maker = folder.name.removeprefix(PREFIX).partition("-")[0]
+        if maker.isdigit() and not psutil.pid_exists(int(maker)):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _bases() -> list[tuple[Path, Names]]:
