@@ -141,6 +141,17 @@ def test_activations_of_a_training_step_leave_out_gradients_and_optimiser() -> N
     assert (usage.gradient_bytes, usage.optimizer_bytes) == (4000, 8004)
 
 
+def test_what_the_optimiser_makes_at_its_peak_is_no_activation() -> None:
+    """The most is alive in the optimiser's own step: a root and its quotient beside a gradient and two averages."""
+    model, usage = Squares(), Usage()
+    accounting, optimizer = Accounting(usage, CPU), torch.optim.AdamW(model.parameters(), foreach=False)
+    with accounting.training(optimizer, first=True):
+        model(0).backward()
+        optimizer.step()
+    assert (usage.gradient_bytes, usage.optimizer_bytes) == (4000, 8004)
+    assert 4000 <= (usage.activation_bytes or 0) <= 2 * 4000 + 100
+
+
 def test_measuring_does_not_change_a_number() -> None:
     model, found = build(MODELS["mplus"]), []
     for measured in (True, False):

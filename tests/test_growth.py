@@ -48,6 +48,15 @@ def test_what_goes_up_and_down_without_growing_is_constant_and_what_grows_meanwh
     assert [growth and growth.kind for growth in found] == ["constant", "linear", "linear", "constant"]
 
 
+@pytest.mark.parametrize(("rise", "kind"), [(200, "constant"), (300, "constant"), (301, "linear")])
+def test_a_new_highest_size_is_growth_only_beyond_what_the_state_shrank(rise: int, kind: str) -> None:
+    """In the later half it shrinks once, by 300: a peak no higher than that above the earlier ones says nothing."""
+    sizes = [10_000] * 13 + [10_000 + rise, 9_700 + rise]
+    found = fit_growth(list(zip(TOKENS, sizes, strict=True)))
+    assert found is not None
+    assert found.kind == kind
+
+
 @pytest.mark.parametrize("points", [[], [(32, 5)], [(32, 5), (64, 9), (96, 13)], [(1000 + n, n) for n in range(9)]])
 def test_too_few_points_or_too_close_say_nothing(points: list[tuple[int, int]]) -> None:
     assert fit_growth(points) is None
