@@ -67,7 +67,12 @@ def foretold(jobs: Sequence[Job], backbones: Backbones, options: Options, worker
     for job in jobs:
         plan = told[job.cell.key]
         ready.append(replace(job, plan=plan or {}, deadline=deadline_of(job.cell, plan)))
-    weights = {key: float(plan["seconds"]) if plan else 0.0 for key, plan in told.items()}
+    weights, trained = dict[str, float](), set[str]()
+    for job in jobs:  # a training that several cells share weighs once
+        key, plan = job.cell.training.key, told[job.cell.key] or {}
+        again = float(plan.get("train_seconds") or 0.0) if key in trained else 0.0
+        weights[job.cell.key] = max(0.0, float(plan.get("seconds", 0.0)) - again)
+        trained.add(key)
     known = any(weights.values())
     side = workers if options.executor == "local" else 1
     return ready, Remaining(weights, side, seconds=known)

@@ -63,6 +63,10 @@ class Hollow(MemoryModel[Place]):
         """One where the method adds any: a recipe finds something to train, or not."""
         return {"weight": self.weight} if self._of[0].memory_parameters() else {}
 
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """One where the recipe gave the backbone adapters."""
+        return {"weight": self.weight} if self._of[0].adapter_parameters() else {}
+
     def open(self, rows: int, *, seeds: Sequence[int] | None = None) -> Place:
         """See `MemoryModel.open`."""
         del seeds
@@ -117,7 +121,7 @@ class _Facts:
 
     @contextmanager
     def watched(self, told: Callable[[], None] | None = None) -> Iterator[list[Tensor]]:
-        """See `Backbone.watched`."""
+        """See `Backbone.watched`: nothing happens, so nothing is told."""
         del told
         yield []
 

@@ -179,17 +179,24 @@ class Meter(Watcher):
         self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int, *, absorbed: bool = False
     ) -> None:
         """See `Watcher.stepped`; raises `BudgetExceeded` where a limit that ends the work is passed."""
-        if self._phase != "control":
-            if self._phase == "train":
-                self.usage.train_tokens += real
-                self.usage.train_flops += training_flops(model, rows, tokens, before, self.train_passes, absorbed)
-            else:
-                self.usage.eval_tokens += real
-                self.usage.eval_flops += rows * (model.absorb_flops if absorbed else model.flops)(tokens, before)
+        self.charge(model, rows, tokens, before, real, absorbed=absorbed)
         self.ledger.hold(model)
         self.accounting.model(model)
         self.count_added(model)
         self.ticked()
+
+    def charge(
+        self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int, *, absorbed: bool = False
+    ) -> None:
+        """Count the tokens and FLOPs of a step for the phase; those of controls are nobody's."""
+        if self._phase == "control":
+            return
+        if self._phase == "train":
+            self.usage.train_tokens += real
+            self.usage.train_flops += training_flops(model, rows, tokens, before, self.train_passes, absorbed)
+        else:
+            self.usage.eval_tokens += real
+            self.usage.eval_flops += rows * (model.absorb_flops if absorbed else model.flops)(tokens, before)
 
     def ticked(self) -> None:
         """See `Watcher.ticked`; raises `BudgetExceeded` where a limit that ends the work is passed."""

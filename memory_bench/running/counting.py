@@ -92,6 +92,12 @@ class Tally(Meter):
         """See `Meter.elapsed`: what the FLOPs so far would take."""
         return self.usage.train_flops * (self.pace or 0.0)
 
+    def stepped(
+        self, model: MemoryModel[Any], rows: int, tokens: int, before: int, real: int, *, absorbed: bool = False
+    ) -> None:
+        """See `Watcher.stepped`: tokens and FLOPs alone, for a model without weights holds nothing."""
+        self.charge(model, rows, tokens, before, real, absorbed=absorbed)
+
     def ticked(self) -> None:
         """See `Watcher.ticked`: nothing is read."""
 
@@ -135,7 +141,7 @@ class Counter:
     def _count(self, cell: Cell, pace: float | None, *, trains: bool) -> Counted:
         usage, steps = self.training(cell, pace) if trains else (Usage(), ())
         model = self.model(cell.training, cell.scored_with)
-        key = digest(["eval", asdict(cell.training.model), cell.scored_with, self._task_key(cell)])
+        key = digest(["eval", *self._model_key(cell.training, cell.scored_with), self._task_key(cell)])
         meter, calls = self._once(key, lambda: self._evaluation(cell, model))
         usage = replace(usage, eval_tokens=meter.eval_tokens, eval_flops=meter.eval_flops)
         return Counted(usage, steps, calls, self.encoder(cell.training.backbone.name)[1])
@@ -203,9 +209,14 @@ class Counter:
 
     def model(self, training: Training, changes: dict[str, Any] | None = None) -> Any:
         """The model of a training, without weights; with `changes`, as it is scored."""
-        name = training.backbone.name
-        key = digest(["model", asdict(training.model), name, training.backbone.config, changes or {}])
+        key = digest(["model", *self._model_key(training, changes)])
         return self._once(key, lambda: self._model(training, changes or {}))
+
+    @staticmethod
+    def _model_key(training: Training, changes: dict[str, Any] | None) -> list[Any]:
+        """What a model without weights depends on; a recipe gives its backbone adapters, if anything is trained."""
+        trained = not untrained(training.budget, make_recipe(training.recipe))
+        return [*map(asdict, (training.model, training.backbone, training.recipe)), trained, changes or {}]
 
     def _model(self, training: Training, changes: dict[str, Any]) -> Any:
         cls = plugins.load("models", training.model.name)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 Clock = Callable[[], float]
+NOISE = 6.0  # seconds by which any cell may miss its prediction, which say nothing of the others
 
 
 @dataclass(slots=True)
@@ -17,7 +18,7 @@ class Remaining:
     Args:
         weights: of every cell, by key; all in the same unit. A cell without one weighs as much as the others' mean.
         workers: cells that run at once.
-        seconds: the weights are seconds: believed until a cell has ended.
+        seconds: the weights are seconds: believed until cells have ended that outweigh `NOISE`.
         now: the time in seconds.
     """
 
@@ -58,9 +59,13 @@ class Remaining:
         return own if own > 0 else sum(known) / len(known) if known else 1.0
 
     def _rate(self) -> float | None:
-        """Seconds of a unit of weight: of the cells that ended, and at least of those that run longer than that."""
-        spent = sum(self._took.values())
-        weight = sum(map(self._weight, self._took))
-        if not self._took or spent <= 0:
-            return 1.0 if self.seconds else None
-        return spent / weight
+        """Seconds of a unit of weight: of the cells that ended, and of those that already run longer than that."""
+        spent, weight = sum(self._took.values()), sum(map(self._weight, self._took))
+        if self.seconds:
+            spent, weight = spent + NOISE, weight + NOISE
+        elif not self._took or spent <= 0:
+            return None
+        now, rate = self.now(), spent / weight
+        late = {key: now - begun for key, begun in self._begun.items() if key not in self._took}
+        late = {key: passed for key, passed in late.items() if passed > self._weight(key) * rate}
+        return (spent + sum(late.values())) / (weight + sum(map(self._weight, late)))
