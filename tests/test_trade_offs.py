@@ -19,6 +19,7 @@ from memory_bench.report.looks import assigned
 from memory_bench.report.naming import name_marks
 from memory_bench.report.plots import draw, plots
 from memory_bench.report.scales import Scale
+from memory_bench.report.sweeps import _stepped
 from memory_bench.report.trade_offs import PRICES, prices
 from memory_bench.store import Store
 from synthetic import TASKS, make_cell, make_record, question_samples, text_samples
@@ -81,6 +82,36 @@ def test_scales_of_all_kinds(costs: list[float]) -> None:
     if len(set(costs)) > 1:
         ends = np.log10([scale.low, *places, scale.high]) if scale.logarithmic else [scale.low, *places, scale.high]
         assert (ends[-2] - ends[1]) / (ends[-1] - ends[0]) > 0.6
+
+
+@pytest.mark.parametrize("costs", [[1.15e6, 2.3e6 + 1], [0.083, 0.17], [1.0, 3.9], [1e3, 1e9], [3e5, 3.1e5]])
+def test_an_axis_has_three_ticks_at_least(costs: list[float]) -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    Scale.of(costs).apply(axes)
+    low, high = axes.get_xlim()
+    assert sum(low <= tick <= high for tick in axes.get_xticks()) >= 3
+
+
+@pytest.mark.parametrize("kind", ["position", "state_bytes", "peak_device_bytes"])
+def test_rows_without_a_number_write_no_names_over_the_picture(tmp_path: Path, kind: str) -> None:
+    """Four rows over budget: numbers at their crosses, and under the plot what the numbers mean."""
+    lost = ("longmem", "memorizing", "retrieval", "armt")
+    (board,) = collect(spread(tmp_path, [(name, NEW, False) for name in lost]), TASKS)
+    axes = panels(board, kind)
+    inside = [t.get_text() for panel in axes for t in panel.texts if t.xyann != (0, -40)]
+    assert not [text for text in inside if "over budget" in text]
+    (key,) = [t.get_text() for panel in axes for t in panel.texts if t.xyann == (0, -40)]
+    said = [line for line in key.splitlines() if line.startswith("×")]
+    assert sorted(line.split()[2].rstrip(":") for line in said) == sorted(lost)
+    assert sorted("".join(t for t in inside if t.replace(",", "").isdigit()).replace(",", "")) == list("1234")
+
+
+def test_names_of_limits_that_would_touch_stand_on_two_lines() -> None:
+    assert _stepped(["60 MB", "100 MB", "150 MB", "2 GB"], [0.05, 0.15, 0.25, 0.8]) == [
+        "60 MB", "\n100 MB", "150 MB", "2 GB",
+    ]  # fmt: skip
 
 
 def test_zero_stands_left_of_a_break(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """How rows are drawn, the same in all plots: markers, curves, and the crosses of rows that did not finish.
 
-A row over budget is in every plot: its marks are crossed, its curve ends in a cross with the name of the limit that
-ended it, and where it has no number at all a cross on the axis stands for it.
+A row over budget is in every plot: its marks are crossed, its curve ends in a cross, and where it has no number at all
+a numbered cross on the axis stands for it; names and keys say which limit ended it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import wrap as wrapped
 from typing import TYPE_CHECKING, Any
 
@@ -119,19 +119,33 @@ def beside(
 
 
 def ended(axes: "Axes", points: Sequence[tuple[float, float]], row: Row) -> None:
-    """The marked end of a curve whose row is not ok in every seed, with the limit that ended it."""
+    """The marked end of a curve whose row is not ok in every seed; its name says which limit ended it."""
     if row.status != "ok" and points:
         cross(axes, *points[-1])
-        if said := limit_names(row):
-            beside(axes, said, points[-1], up=9, right=False)
 
 
-def absent(axes: "Axes", rows: Sequence[Row], drawn: Sequence[str]) -> None:
-    """Crosses where the axes begin, for rows over budget that have no point; `drawn`: labels of those that do."""
+def absent(axes: "Axes", rows: Sequence[Row], drawn: Sequence[str]) -> list[str]:
+    """A cross where the axes begin, for rows over budget that have no point; what the key says of them.
+
+    Args:
+        axes: of the plot.
+        rows: of the board.
+        drawn: labels of those that have a point.
+    """
     lost = [row for row in rows if row.status == OVER and row.label not in drawn]
-    for place, row in enumerate(lost):
-        cross(axes, 0.0, 0.0, transform=axes.transAxes)
-        beside(axes, f"{row.label}: over budget, {places(row)}", (0.0, 0.0), "axes fraction", up=8 + 12 * place)
+    numbered(axes, dict.fromkeys(range(1, len(lost) + 1), (0.0, 0.0)), "axes fraction")
+    return [f"× {number} {row.label}: over budget, {places(row)}" for number, row in enumerate(lost, 1)]
+
+
+def numbered(axes: "Axes", at: Mapping[int, tuple[float, float]], coords: Any) -> None:
+    """Crosses with small numbers, which the key explains: there is no room for names where points are."""
+    together: dict[tuple[float, float], list[int]] = {}
+    for number, place in at.items():
+        together.setdefault(place, []).append(number)
+    for (x, y), numbers in together.items():
+        cross(axes, x, y, transform=axes.transAxes if coords == "axes fraction" else axes.get_xaxis_transform())
+        axes.annotate(",".join(map(str, numbers)), (x, y), xycoords=coords, xytext=(0, 8), textcoords="offset points",
+                      ha="center", va="bottom", fontsize=7.5, annotation_clip=False, zorder=6)  # fmt: skip
 
 
 def places(row: Row) -> str:
@@ -166,13 +180,30 @@ def flag(row: Row) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def key(axes: "Axes", board: Board, said: Sequence[str], wrap: int = 1000) -> None:
-    """The line under a plot that explains its signs, broken after at most `wrap` characters."""
+def name(row: Row) -> str:
+    """A row's name in a plot: with its flag, and with the limit that ended some of its seeds."""
+    said = flag(row)
+    return row.label + (said.replace("over budget", f"over budget: {limit_names(row)}") if row.status == OVER else said)
+
+
+def key(
+    axes: "Axes", board: Board, said: Sequence[str], wrap: int = 1000, lost: Sequence[str] = (), down: float = 40
+) -> None:
+    """The lines under a plot that explain its signs.
+
+    Args:
+        axes: of the plot.
+        board: that is drawn.
+        said: of its signs.
+        wrap: characters after which a line is broken at most.
+        lost: of the numbered crosses, a line each.
+        down: points below the axes.
+    """
     said = list(said)
     said += ["hollow: controls"] if any(row.role == "control" for row in board.rows) else []
     said += ["crossed: not every seed is ok"] if any(r.status != "ok" and r.headline for r in board.rows) else []
-    text = "\n".join(wrapped(" · ".join(said), wrap))
-    axes.annotate(text, (0, 0), xycoords="axes fraction", xytext=(0, -40), textcoords="offset points",
+    text = "\n".join([*wrapped(" · ".join(said), wrap), *lost])
+    axes.annotate(text, (0, 0), xycoords="axes fraction", xytext=(0, -down), textcoords="offset points",
                   fontsize=8, color=GREY, va="top", annotation_clip=False)  # fmt: skip
 
 

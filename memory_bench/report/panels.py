@@ -80,7 +80,7 @@ def curves(board: Board, look: Mapping[str, Look], kind: str) -> "Figure":
     panels = drawing.canvas(10.5 if compared else 6.4, 4.0, board, what, columns=2 if compared else 1, share=False)
     main, factor = panels[0], drawing.factor(metric)
     for row, points in drawn:
-        label = row.label + drawing.flag(row)
+        label = drawing.name(row)
         drawing.line(main, [(at, e.value, *drawing.ends(e)) for at, e in points], look[row.label], factor, label)
         if gaps.get(row.label):
             drawing.line(
@@ -111,10 +111,10 @@ def curves(board: Board, look: Mapping[str, Look], kind: str) -> "Figure":
     for axes in panels:
         axes.set_xlabel("tokens read before" if kind == "position" else "tokens between evidence and question")
     main.set_ylabel(drawing.label(metric, board))
-    drawing.absent(main, board.rows, [row.label for row, _ in drawn])
+    lost = drawing.absent(main, board.rows, [row.label for row, _ in drawn])
     handles = main.get_legend_handles_labels()
     panels[-1].legend(*handles, loc="center left", bbox_to_anchor=(1.12 if kind == "distance" else 1.01, 0.5))
-    drawing.key(main, board, ["bands: 95 % intervals"])
+    drawing.key(main, board, ["bands: 95 % intervals"], lost=lost)
     return drawing.figure(main)
 
 

@@ -35,7 +35,7 @@ def retention(board: Board, look: Mapping[str, Look]) -> "Figure":
     _references(axes, board, factor)
     faded = False
     for row, points in drawn:
-        style, label = look[row.label], row.label + drawing.flag(row)
+        style, label = look[row.label], drawing.name(row)
         drawing.line(axes, [(at, e.value, *drawing.ends(e)) for at, e in points], style, factor, label)
         drawing.ended(axes, [(at, factor * e.value) for at, e in points], row)
         curve = _expected(row, points, board)
@@ -47,11 +47,11 @@ def retention(board: Board, look: Mapping[str, Look]) -> "Figure":
     axes.set_xlabel("tokens between evidence and question")
     axes.set_ylabel(drawing.label(board.metric, board))
     axes.set_ylim(0, 1.04 * factor)
-    drawing.absent(axes, board.rows, [row.label for row, _ in drawn])
+    lost = drawing.absent(axes, board.rows, [row.label for row, _ in drawn])
     axes.legend(loc="upper left", bbox_to_anchor=(1.24, 1.0))
     said = ["bands: 95 % intervals"]
     said += ["thin dashes: accuracy if it faded with what is left in a pool that drops at random"] if faded else []
-    drawing.key(axes, board, said, wrap=95)
+    drawing.key(axes, board, said, wrap=95, lost=lost)
     return drawing.figure(axes)
 
 
@@ -89,7 +89,7 @@ def half_lives(board: Board, look: Mapping[str, Look]) -> "Figure":
     axes.set_xlim(lowest / 1.25, 1.4 * longest)
     ticks = sorted({at for at in asked if lowest <= at})
     _label_ticks(axes, ticks)
-    axes.set_yticks(range(len(rows)), [row.label + drawing.flag(row) for row in rows])
+    axes.set_yticks(range(len(rows)), [drawing.name(row) for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("half-life (tokens), higher is better")
@@ -121,7 +121,7 @@ def depth_by_length(board: Board, look: Mapping[str, Look]) -> "Figure":
         axes.set_xticks(range(len(lengths)), [f"{n:,g}" for n in lengths])
         axes.set_yticks(range(len(places)), [f"{d:g}" for d in places])
         axes.grid(visible=False)
-        axes.set_title(row.label + drawing.flag(row), fontsize=9.5, loc="center")
+        axes.set_title(drawing.name(row), fontsize=9.5, loc="center")
         axes.set_xlabel("tokens of text")
         if place % columns == 0:
             axes.set_ylabel("depth (0: start)")
@@ -135,9 +135,9 @@ def by_delay(board: Board, look: Mapping[str, Look]) -> "Figure":
     factor = drawing.factor(metric)
     for row, points in drawn:
         points_ = [(at, e.value, *drawing.ends(e)) for at, e in points]
-        drawing.line(axes, points_, look[row.label], factor, row.label + drawing.flag(row))
+        drawing.line(axes, points_, look[row.label], factor, drawing.name(row))
         drawing.ended(axes, [(at, factor * e.value) for at, e in points], row)
-    drawing.absent(axes, board.rows, [row.label for row, _ in drawn])
+    lost = drawing.absent(axes, board.rows, [row.label for row, _ in drawn])
     one = drawn[0][1][0][1]
     if min(e.value for _, points in drawn for _, e in points) <= 0.25 * max(e.value for _, p in drawn for _, e in p):
         axes.axhline(0, color=drawing.GREY, linewidth=1, linestyle=":")
@@ -146,7 +146,7 @@ def by_delay(board: Board, look: Mapping[str, Look]) -> "Figure":
     better = "higher" if one.higher_is_better else "lower"
     axes.set_ylabel(f"{short(metric)}{f' ({one.unit})' if one.unit else ''}, {better} is better")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    drawing.key(axes, board, ["bands: 95 % intervals"])
+    drawing.key(axes, board, ["bands: 95 % intervals"], lost=lost)
     return drawing.figure(axes)
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 WIDE = 2.0
 """Costs that differ by more than this factor get a logarithmic axis."""
+NARROW = 4.0
+"""Logarithmic axes over less than this factor have too few round powers of ten: their ticks are evenly apart."""
 PAD = 0.06
 TICKS = 6
 
@@ -53,6 +55,12 @@ class Scale:
         """The place of a cost on the axis."""
         return self.zero if cost <= 0 and self.zero is not None else cost
 
+    def shares(self, costs: Sequence[float]) -> list[float]:
+        """Where costs stand between the ends of the axis, as shares of it."""
+        places = [self.low, self.high, *map(self.at, costs)]
+        low, high, *at = map(math.log10, places) if self.logarithmic else places
+        return [(x - low) / (high - low) for x in at]
+
     def apply(self, axes: "Axes") -> None:
         """Set up the x axis, with a break before what is zero."""
         if self.logarithmic:
@@ -70,11 +78,11 @@ class Scale:
 
     def _ticks(self) -> list[float]:
         """Round places between the ends, few enough that their names do not touch."""
-        if not self.logarithmic:
-            step = _round_step((self.high - self.low) / TICKS)
-            first = math.ceil(self.low / step)
-            return [round(n * step, 12) for n in range(first, math.floor(self.high / step) + 1)]
         least = self.low if self.zero is None else self.zero * 1.6
+        if not self.logarithmic or self.high < NARROW * least:
+            step = _round_step((self.high - least) / (TICKS + 2 * self.logarithmic))
+            first = math.ceil(least / step)
+            return [round(n * step, 12) for n in range(first, math.floor(self.high / step) + 1)]
         powers = range(math.floor(math.log10(least)), math.ceil(math.log10(self.high)) + 1)
         for digits in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
             places = [digit * 10.0**power for power in powers for digit in digits]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from memory_bench.budget import Budget, amount
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 TITLE = "Across budgets"
 STATE = "state_bytes"
+TOUCHING = 0.17
+"""Share of the axis within which names of limits would touch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,36 +89,53 @@ def draw(sweep: Sweep, labels: Sequence[str] = ()) -> "Figure":
     first = sweep.boards[0]
     factor = drawing.factor(first.metric)
     panels = drawing.canvas(11.0, 4.4, first, f"{short(first.metric)} under several limits", columns=2, share=False)
-    panels[0].set_title(
-        f"{sweep.heading}\nbudgets {', '.join(dict.fromkeys(b.budget.name for b in sweep.boards))}", pad=10
-    )
+    budgets = wrap(f"budgets {', '.join(dict.fromkeys(b.budget.name for b in sweep.boards))}", 120)
+    panels[0].set_title("\n".join([sweep.heading, *budgets]), pad=10)
     known = [bound for board in sweep.boards if (bound := sweep.bound(board)) is not None]
     free = 2.5 * max(known)  # where a board without the limit stands
     at = [free if (bound := sweep.bound(board)) is None else bound for board in sweep.boards]
     spent = [{row.label: PRICES[STATE].of(cost(row)) for row in board.rows} for board in sweep.boards]
     scales = Scale.of(at), Scale.of([x for costs in spent for x in costs.values() if x is not None] or [1.0])
-    lost: list[tuple[float, str]] = []
+    lost: dict[str, list[int]] = {}  # boards where a row has no number
     for label in sweep.labels:
         mine = [(i, row) for i, board in enumerate(sweep.boards) for row in board.rows if row.label == label]
-        lost += [(at[i], f"{label}: over budget, {limit_names(row)}") for i, row in mine if _is_lost(row)]
+        if gone := [i for i, row in mine if _is_lost(row)]:
+            lost[label] = gone
         shown = [(i, row) for i, row in mine if row.headline]
         _line(panels[0], [(scales[0].at(at[i]), row) for i, row in shown], look[label], factor, label)
         states = [(scales[1].at(x), row) for i, row in shown if (x := spent[i][label]) is not None]
         _line(panels[1], states, look[label], factor, label)
     scales[0].apply(panels[0])
     scales[1].apply(panels[1])
-    panels[0].set_xticks(at, [_said(sweep.limit, sweep.bound(board)) for board in sweep.boards])
+    names = _stepped([_said(sweep.limit, sweep.bound(board)) for board in sweep.boards], scales[0].shares(at))
+    panels[0].set_xticks(at, names)
     panels[0].minorticks_off()
-    for place, (x, said) in enumerate(lost):
-        drawing.cross(panels[0], x, 0.0, transform=panels[0].get_xaxis_transform())
-        near = panels[0].transData.transform((x, 0))[0] < panels[0].transAxes.transform((0.5, 0))[0]
-        drawing.beside(panels[0], said, (x, 0.0), ("data", "axes fraction"), up=8 + 11 * place, right=near)
+    for i, x in enumerate(at):
+        here = {n: (x, 0.0) for n, label in enumerate(lost, 1) if i in lost[label]}
+        drawing.numbered(panels[0], here, ("data", "axes fraction"))
     panels[0].set_xlabel(sweep.limit)
     panels[1].set_xlabel(PRICES[STATE].axis)
     panels[0].set_ylabel(drawing.label(first.metric, first))
     panels[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-    drawing.key(panels[0], first, ["bars: 95 % intervals", "crossed: over budget", "budgets are not paired"], wrap=150)
+    said = ["bars: 95 % intervals", "crossed: over budget", "budgets are not paired"]
+    notes = [f"× {n} {label}: over budget, {_limits(sweep, label)}" for n, label in enumerate(lost, 1)]
+    drawing.key(panels[0], first, said, wrap=150, lost=notes, down=52)
     return drawing.figure(panels[0])
+
+
+def _limits(sweep: Sweep, label: str) -> str:
+    """The limits that left a row without a number, of all boards."""
+    rows = [row for board in sweep.boards for row in board.rows if row.label == label and _is_lost(row)]
+    return ", ".join(dict.fromkeys(map(limit_names, rows)))
+
+
+def _stepped(names: Sequence[str], shares: Sequence[float]) -> list[str]:
+    """Names under an axis, one a line lower where it would touch the one before; `shares`: their places on it."""
+    found: list[str] = []
+    for i, name in enumerate(names):
+        close = i > 0 and shares[i] - shares[i - 1] < TOUCHING and not found[-1].startswith("\n")
+        found.append(f"\n{name}" if close else name)
+    return found
 
 
 def _line(axes: "Axes", points: Sequence[tuple[float, Row]], look: Look, factor: float, label: str) -> None:

@@ -76,17 +76,17 @@ def trade_off(board: Board, look: Mapping[str, Look], kind: str) -> "Figure":
             paired[board.window.label] = (0.0, 0.0, 0.0)
         rest = [row for row in shown if row.label in paired]
         unnamed = _panel(panels[1], board, look, rest, costs, scale, found, paired, named=True)
-        unnamed += [_name(row) for row in shown if row.label not in paired]
+        unnamed += [drawing.name(row) for row in shown if row.label not in paired]
         panels[1].axhline(0, color="black", linewidth=1, linestyle="--", zorder=1)
         panels[1].set_ylabel(f"paired difference to {WINDOW}{' (points)' if factor > 1 else ''}")
     for axes in panels:
         axes.set_xlabel(PRICES[kind].axis)
-    _missing(panels[0], board, costs, scale)
+    lost = _missing(panels[0], board, costs, scale)
     handles, names = panels[0].get_legend_handles_labels()
     left = [(handle, name) for handle, name in zip(handles, names, strict=True) if name in unnamed]
     if left:
         panels[-1].legend(*zip(*left, strict=True), loc="center left", bbox_to_anchor=(1.07, 0.5))
-    drawing.key(panels[0], board, _signs(board, found, scale), wrap=150 if compared else 95)
+    drawing.key(panels[0], board, _signs(board, found, scale), wrap=150 if compared else 95, lost=lost)
     return drawing.figure(panels[0])
 
 
@@ -103,9 +103,9 @@ def _panel(  # noqa: PLR0913
         if grey:
             style = Look(DOMINATED, style.marker, "white" if style.fill == "white" else DOMINATED, style.line)
         axes.plot([x, x], [low, high], color=style.color, linewidth=1.4, alpha=0.45)
-        drawing.point(axes, x, value, row, style, label=_name(row))
+        drawing.point(axes, x, value, row, style, label=drawing.name(row))
         lines.append((x, low, x, high))
-        marks.append((_name(row), x, value))
+        marks.append((drawing.name(row), x, value))
         colors.append(drawing.GREY if grey else style.color)
     scale.apply(axes)
     ends = [end for row in rows for end in spots[row.label]]
@@ -127,30 +127,20 @@ def _staircase(axes: "Axes", steps: Sequence[tuple[float, float]]) -> list[tuple
     return level + [(x[i + 1], y[i], x[i + 1], y[i + 1]) for i in range(len(x) - 1)]
 
 
-def _missing(axes: "Axes", board: Board, costs: Mapping[str, float], scale: Scale) -> None:
-    """Rows over budget without a number: a cross on the axis at what they had cost, with the limit's name."""
-    for place, row in enumerate(_lost(board)):
-        right = False
-        if row.label in costs:
-            x = scale.at(costs[row.label])
-            drawing.cross(axes, x, 0.0, transform=axes.get_xaxis_transform())
-            right = axes.transData.transform((x, 0))[0] > axes.transAxes.transform((0.55, 0))[0]
-            at, coords = (x, 0.0), ("data", "axes fraction")
-        else:
-            drawing.cross(axes, 0.0, 0.0, transform=axes.transAxes)
-            at, coords = (0.0, 0.0), ("axes fraction", "axes fraction")
-        drawing.beside(
-            axes, f"{row.label}: over budget, {limit_names(row)}", at, coords, up=8 + 11 * place, right=not right
-        )
+def _missing(axes: "Axes", board: Board, costs: Mapping[str, float], scale: Scale) -> list[str]:
+    """Rows over budget without a number: a cross on the axis at what they had cost; what the key says of them."""
+    lost = _lost(board)
+    known = {number: row for number, row in enumerate(lost, 1) if row.label in costs}
+    drawing.numbered(
+        axes, {n: (scale.at(costs[row.label]), 0.0) for n, row in known.items()}, ("data", "axes fraction")
+    )
+    rest = {number: (0.0, 0.0) for number in range(1, len(lost) + 1) if number not in known}
+    drawing.numbered(axes, rest, "axes fraction")
+    return [f"× {number} {row.label}: over budget, {limit_names(row)}" for number, row in enumerate(lost, 1)]
 
 
 def _lost(board: Board) -> list[Row]:
     return [row for row in board.rows if row.status == OVER and not row.headline]
-
-
-def _name(row: Row) -> str:
-    flag = drawing.flag(row)
-    return row.label + (flag.replace("over budget", f"over budget: {limit_names(row)}") if row.status == OVER else flag)
 
 
 def _spot(found: "drawing.Found", factor: float) -> Spot:
