@@ -14,6 +14,17 @@ class DataError(UserError):
     """Data or weights that cannot be had, read, or trusted (missing, corrupt, refused)."""
 
 
+class MachineError(UserError):
+    """The machine is in the way: a full disk, a folder that cannot be written to, a lost file, a killed process.
+
+    Never a cell's result: the cell stays to be done, and the same command goes on when the trouble is gone.
+    """
+
+
+class Unavailable(DataError, MachineError):
+    """Something cannot be had now: the network, a package, a cache that cannot be written to."""
+
+
 class NotFinite(UserError):
     """A score, a memory, a loss or a sample is not a number, or infinite: whatever is computed from it would be wrong.
 

@@ -102,6 +102,14 @@ class Store:
             self.cell_folder(key).mkdir(parents=True, exist_ok=True)
         return self.cell_folder(key) / "log.txt"
 
+    def stamp(self, key: str) -> str:
+        """What tells a cell's record file from any other that was or will be at its place; empty: there is none."""
+        return _stamp(self.cell_folder(key) / "record.json")
+
+    def checkpoint_stamp(self, training_key: str) -> str:
+        """The same of a training's checkpoint."""
+        return _stamp(self.checkpoint_folder(training_key))
+
     def checkpoint_folder(self, training_key: str) -> Path:
         """The folder of a training's checkpoint, which may not exist yet."""
         return self.folder / "checkpoints" / training_key
@@ -130,9 +138,10 @@ class Store:
             return {}
 
     def write_record(self, record: Record, samples: "pd.DataFrame | None") -> None:
-        """File a result. The samples are in place before the record is, and an older record is gone before they are.
+        """File a result. One that is there stays until this one is whole, and is replaced in one step.
 
-        The record holds the checksum of the samples and of itself.
+        The record holds the checksum of the samples and of itself. New samples stand beside the old under a name with
+        their checksum until the record that vouches for them is in place; a reader finds them there as well.
 
         Raises:
             UserError: as of `explained`.
@@ -140,46 +149,37 @@ class Store:
         folder = self.cell_folder(record.key)
         with explained(self.folder):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "record.json").unlink(missing_ok=True)
-            if samples is None:
-                (folder / SAMPLES).unlink(missing_ok=True)
-        vouched = None
+        vouched, new = None, None
         if samples is not None:
             content = to_parquet(samples, record.key)
-            write_atomically(folder / SAMPLES, content)
             vouched = {"rows": len(samples), CHECKSUM: hashlib.sha256(content).hexdigest()}
+            new = _waiting(folder, str(vouched[CHECKSUM]))
+            write_atomically(new, content)
         write_json(folder / "record.json", {**record.to_json(), "samples": vouched})
+        with explained(self.folder):
+            if new is None:
+                (folder / SAMPLES).unlink(missing_ok=True)
+            else:
+                os.replace(new, folder / SAMPLES)
+            for left in folder.glob(".*.tmp"):  # of writers that were killed; the cell is ours now
+                left.unlink(missing_ok=True)
+            for left in folder.glob(_waiting(folder, "*").name):
+                left.unlink(missing_ok=True)
 
     def record(self, key: str) -> Record | None:
         """The result of a cell; None where there is none, or (with a warning) where it or its samples are broken."""
         found = self._read(key)
-        return None if found is None else self._sound(found[0])
+        return None if found is None else self._sound(*found)
 
-    def _sound(self, record: Record) -> Record:
+    def _sound(self, record: Record, data: dict[str, Any]) -> Record:
         """The record, failed where its numbers are not finite: earlier versions filed such results as ``ok``."""
         if record.status not in ("ok", "over_budget"):
             return record
-        fault = unsound(record.metrics) or unsound_scores(*self._scores(record.key))
+        fault = unsound(record.metrics) or unsound_scores(*_scores(self._samples_path(record.key, data.get("samples"))))
         if not fault:
             return record
         detail = f"non-finite: {fault}, though it was filed as {record.status}; run it again with --retry failed"
         return replace(record, status="failed", detail=detail, metrics=(), learned=None)
-
-    def _scores(self, key: str) -> tuple[list[float | None], list[float | None]]:
-        """Every score in a cell's samples and every choice's; of files that cannot be read `samples` warns."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        path = self.cell_folder(key) / SAMPLES
-        if not path.is_file():
-            return [], []
-        try:
-            table = pq.read_table(path, columns=["nll", "choice_nll"])
-            nll, choices = (table.column(name).combine_chunks() for name in ("nll", "choice_nll"))
-            lists = [] if pa.types.is_null(choices.type) else choices.flatten().to_pylist()
-        except Exception:  # pyarrow raises many types for broken files
-            return [], []
-        return nll.to_pylist(), lists
 
     def records(self) -> list[Record]:
         """All results, in the order of their keys."""
@@ -188,13 +188,15 @@ class Store:
         if older := sum(CHECKSUM not in data for _, data in found):
             self.warn(f"{older} of {len(found)} results have no checksums, as an older version wrote them; they are "
                       "used as they are.")  # fmt: skip
-        return [self._sound(record) for record, _ in found]
+        return [self._sound(*read) for read in found]
 
     def samples(self, key: str) -> "pd.DataFrame | None":
         """A cell's scored events; None where there are none, or (with a warning) where its files are broken."""
         found = self._read(key)
-        path = self.cell_folder(key) / SAMPLES
-        if found is None or found[1].get("samples", {}) is None or not path.is_file():
+        if found is None or (vouched := found[1].get("samples", {})) is None:
+            return None
+        path = self._samples_path(key, vouched)
+        if not path.is_file():
             return None
         try:
             return read_parquet(path, key)
@@ -219,9 +221,17 @@ class Store:
             return None
         return record, data
 
+    def _samples_path(self, key: str, vouched: Any) -> Path:
+        """Where a record's samples are: at their place, or still on the way there."""
+        folder = self.cell_folder(key)
+        sum_ = vouched.get(CHECKSUM) if isinstance(vouched, dict) else None
+        if isinstance(sum_, str) and sum_.isalnum() and (waiting := _waiting(folder, sum_)).is_file():
+            return waiting
+        return folder / SAMPLES
+
     def _check_samples(self, record: Record, data: dict[str, Any]) -> None:
-        path = self.cell_folder(record.key) / SAMPLES
         vouched = data.get("samples", {})  # {}: an older version wrote it
+        path = self._samples_path(record.key, vouched)
         if vouched is None:
             return
         if not isinstance(vouched, dict):
@@ -235,7 +245,7 @@ class Store:
             raise Damaged("it is not what was written with the record (its checksum differs)")
 
     def remove(self, key: str) -> None:
-        """Forget a cell (``--force``); its log goes too."""
+        """Forget a cell; its log goes too."""
         with explained(self.folder):
             if self.cell_folder(key).exists():
                 shutil.rmtree(self.cell_folder(key))
@@ -245,6 +255,35 @@ class Store:
         if sentence not in self.warnings:
             self.warnings.append(sentence)
             self._notice(sentence)
+
+
+def _scores(path: Path) -> tuple[list[float | None], list[float | None]]:
+    """Every score in a file of samples and every choice's; of files that cannot be read `Store.samples` warns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        return [], []
+    try:
+        table = pq.read_table(path, columns=["nll", "choice_nll"])
+        nll, choices = (table.column(name).combine_chunks() for name in ("nll", "choice_nll"))
+        lists = [] if pa.types.is_null(choices.type) else choices.flatten().to_pylist()
+    except Exception:  # pyarrow raises many types for broken files
+        return [], []
+    return nll.to_pylist(), lists
+
+
+def _waiting(folder: Path, checksum: str) -> Path:
+    """Where samples are until their record is in place."""
+    return folder / f".samples-{checksum}.parquet"
+
+
+def _stamp(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
 def link_latest(runs_folder: Path, out: Path) -> bool:

@@ -1,22 +1,22 @@
 """What the commands do; `memory_bench.cli` parses, this works. Every function returns an exit code."""
 
 import json
-import shutil
 import signal
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_bench import plugins
+from memory_bench.backbone.small import CLOSED
 from memory_bench.card import HELPERS, NAMED
 from memory_bench.cell import Cell, Choice, digest, to_json
 from memory_bench.command.foretelling import foretold, learn, show_plan
 from memory_bench.command.jobs import cuda_here, make_job, threads_for, workers_for
 from memory_bench.data.library import LABELS, Library
-from memory_bench.errors import UserError, unknown
+from memory_bench.errors import MachineError, UserError, unknown
 from memory_bench.files.artefacts import write_json
 from memory_bench.record import Record
 from memory_bench.report.scorers import scorers
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     pass
 
 RUNS = Path("results/runs")
+ENDINGS = ("SIGTERM", "SIGHUP", "SIGQUIT")
 
 
 def _note(sentence: str) -> None:
@@ -152,7 +153,11 @@ def run(options: Options) -> int:
         link_latest(RUNS, prepared.out)
     carry_out(prepared, store, options)
     asked = [cell.task for cell in prepared.grid.cells]
-    code = report(prepared.out, quiet=options.quiet, as_json=options.as_json, asked=asked)
+    try:
+        code = report(prepared.out, quiet=options.quiet, as_json=options.as_json, asked=asked)
+    except MachineError as trouble:  # what was computed is there, and a report is made from it alone
+        error(f"Error: no report: {trouble}")
+        return 1
     if options.mlflow is not None:
         from memory_bench.mlflow.sync import after_run
 
@@ -165,15 +170,13 @@ def carry_out(prepared: Prepared, store: Store, options: Options) -> None:
     """Run the cells that have no result yet."""
     if (old := set_aside(store, prepared.grid.cells)) and not options.quiet:
         error(f"{old} results are set aside ({prepared.out}/{ASIDE}): backbone, data or sources have changed since.")
+    stamps = {cell.key: store.stamp(cell.key) for cell in prepared.grid.cells}  # before the records are read
     todo = _todo(prepared.grid.cells, store, options)
     for warning in store.warnings:
         _note(warning)
     for need in _needs(prepared.grid) if todo else ():
         prepared.library.prepare(need)
     check_episodes(todo, prepared.library)
-    if options.force:
-        for cell in todo:
-            shutil.rmtree(store.checkpoint_folder(cell.training.key), ignore_errors=True)
     if not options.quiet:
         error(f"{len(prepared.grid.cells) - len(todo)} cells done, {len(todo)} to run, results in {prepared.out}")
         for s in prepared.grid.skipped:
@@ -181,9 +184,17 @@ def carry_out(prepared: Prepared, store: Store, options: Options) -> None:
     cards = {c.training.backbone.name: prepared.backbones.card(c.training.backbone.name) for c in todo}
     device = "cuda" if cuda_here() else "cpu"
     workers, threads = workers_for(cards.values(), device), {n: threads_for(c, device) for n, c in cards.items()}
-    jobs = [make_job(cell, prepared.out, options, threads[cell.training.backbone.name]) for cell in todo]
+    jobs = [
+        replace(
+            make_job(cell, prepared.out, options, threads[cell.training.backbone.name]),
+            before=stamps[cell.key],
+            superseded=_superseded(cell, todo, store) if options.force else {},
+        )
+        for cell in todo
+    ]
     if jobs:
-        jobs, remaining = foretold(jobs, prepared.backbones, options, workers)
+        with _terminable():
+            jobs, remaining = foretold(jobs, prepared.backbones, options, workers)
         with _terminable(), closing(_executor(options.executor, workers).run(jobs)) as events:
             records = Display(len(jobs), quiet=options.quiet, remaining=remaining).follow(events)
         learn(records, options.cache, device)
@@ -191,15 +202,34 @@ def carry_out(prepared: Prepared, store: Store, options: Options) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """A request to end (as of `timeout` or a scheduler) is taken like Ctrl-C, so that no worker is left behind."""
+    """A request to end (of `timeout`, a scheduler, a closed terminal) is taken like Ctrl-C: no worker is left behind.
+
+    What is ignored stays so, as under `nohup`.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    known = (number for name in ENDINGS if (number := getattr(signal, name, None)) is not None)
+    before = {number: found for number in known if (found := signal.getsignal(number)) != signal.SIG_IGN}
     try:
+        for number in before:
+            signal.signal(number, signal.default_int_handler)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, found in before.items():
+            signal.signal(number, found)
+
+
+def _superseded(cell: Cell, todo: Sequence[Cell], store: Store) -> dict[str, str]:
+    """Checkpoints that are there and shall be made anew: a cell's own, and of a backbone trained here those on it.
+
+    They stay until the new ones are whole.
+    """
+    backbone = cell.training.backbone
+    keys = {cell.training.key} | {
+        c.training.key for c in todo if backbone.name in CLOSED and c.training.backbone == backbone
+    }
+    return {key: found for key in keys if (found := store.checkpoint_stamp(key))}
 
 
 def _todo(cells: tuple[Cell, ...], store: Store, options: Options) -> list[Cell]:

@@ -14,7 +14,7 @@ from memory_bench.data.origins import Study, articles, some
 from memory_bench.data.passages import Passage, Story
 from memory_bench.data.pubmedqa_split import TEST_IDS
 from memory_bench.data.rows import Book, WikiLine, documents, of_split, renamed, studies
-from memory_bench.errors import DataError
+from memory_bench.errors import DataError, Unavailable
 from memory_bench.files.inputs import Place, checked
 
 PINS: dict[str, tuple[str, str | None, str]] = {
@@ -100,6 +100,6 @@ def _rows(need: str, split: str, limit: int | None = None) -> list[tuple[Place, 
         rows = load_dataset(repository, config, split=split, revision=revision, streaming=True)
         return [(Place(NAMES[need], f"row {number}"), row) for number, row in enumerate(islice(rows, limit), 1)]
     except Exception as error:
-        raise DataError(
+        raise Unavailable(
             f"The hub's {repository} ({split}) could not be read ({type(error).__name__}); try again, or give --data."
         ) from error

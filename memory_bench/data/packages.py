@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from memory_bench.errors import DataError
+from memory_bench.errors import DataError, Unavailable
 from memory_bench.files.artefacts import Notice, held, sha256
 
 Kind = Literal["wheel", "sdist"]
@@ -65,7 +65,7 @@ def fetch_package(
                 path.unlink()
             return _download(name, version, pinned, kind, folder, runner)
     except OSError as error:
-        raise DataError(f"Cannot use the cache folder {cache}: {error}.") from error
+        raise Unavailable(f"Cannot use the cache folder {cache}: {error}.") from error
 
 
 def _files(folder: Path, kind: Kind) -> list[Path]:
@@ -81,9 +81,9 @@ def _download(name: str, version: str, pinned: str, kind: Kind, folder: Path, ru
         try:
             done = runner([sys.executable, "-m", "pip", "download", *options, release])
         except (OSError, subprocess.SubprocessError) as error:
-            raise DataError(f"Cannot run pip to get {release}: {error}.") from error
+            raise Unavailable(f"Cannot run pip to get {release}: {error}.") from error
         if done.returncode != 0:
-            raise DataError(_why(release, done.stderr, folder))
+            raise Unavailable(_why(release, done.stderr, folder))
         files = _files(Path(fresh), kind)
         if len(files) != 1:
             raise DataError(f"pip fetched no {kind} of {release}.")

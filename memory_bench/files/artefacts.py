@@ -26,7 +26,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from memory_bench.errors import UserError
+from memory_bench.errors import MachineError
 from memory_bench.files.plain import json_value
 
 CHECKSUM = "sha256"
@@ -40,6 +40,11 @@ Notice = Callable[[str], None]
 _REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file may not become so large",
+    errno.EIO: "the disk could not be written",
+    errno.ESTALE: "the network folder went away",
+    errno.EMFILE: "too many files are open",
+    errno.ENFILE: "too many files are open",
     errno.EACCES: "writing there is not permitted",
     errno.EPERM: "writing there is not permitted",
     errno.EROFS: "it is on a read-only file system",
@@ -65,7 +70,7 @@ def explained(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write at `path` into a sentence.
 
     Raises:
-        UserError: full disk, no permission, read-only file system, a file where a folder should be, or a place
+        MachineError: full disk, no permission, read-only file system, a file where a folder should be, or a place
             in which nothing can be made.
     """
     try:
@@ -74,14 +79,14 @@ def explained(path: Path) -> Iterator[None]:
         reason = _REASONS.get(error.errno or 0)
         if reason is None:
             raise
-        raise UserError(f"Cannot write to {path}: {reason}. Choose another folder with --out.") from error
+        raise MachineError(f"Cannot write to {path}: {reason}. Choose another folder with --out.") from error
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part; makes its folder.
 
     Raises:
-        UserError: as of `explained`.
+        MachineError: as of `explained`.
     """
     data = content.encode() if isinstance(content, str) else content
     with explained(path.parent):
@@ -108,7 +113,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """As of `checked_json`, written atomically.
 
     Raises:
-        UserError: as of `explained`.
+        MachineError: as of `explained`.
     """
     write_atomically(path, checked_json(value))
 
@@ -261,13 +266,13 @@ def kept(path: Path, of: str, make: Callable[[Path], None], notice: Notice) -> P
         notice: told of damage.
 
     Raises:
-        UserError: it is missing or damaged, and the cache cannot be written to.
+        MachineError: it is missing or damaged, and the cache cannot be written to.
     """
     with held(path.with_suffix(".lock")) as writable:
         problem = damage(path, of)
         if problem and not writable:
             place = f"{path.parent.name}/{path.name}"
-            raise UserError(
+            raise MachineError(
                 f"{place} in the cache {problem}, and {path.parent} is read-only: name another with MEMORY_BENCH_CACHE."
             )
         if problem and path.exists():

@@ -5,11 +5,14 @@
 - `building.py`: what a training is made of, and the one way to a model of it
 - `calibration.py`: what was measured on this machine, kept
 - `charging.py`: what a cell is charged with, and that memory refused there is a limit passed
+- `claims.py`: which cells of a run are this process's
 - `computing.py`: memory from shapes alone
 - `console.py`: what a person sees meanwhile
 - `counting.py`: what a cell reads and computes, without computing
+- `entry.py`: where a worker process begins
 - `environment.py`: what environment variables say
 - `executors.py`: runs jobs one after the other from here, or a few at a time
+- `faults.py`: which errors are the machine's, and no result
 - `fence.py`: what the operating system refuses a worker: a cgroup, a limit on data
 - `firststep.py`: limits below one optimiser step are refused
 - `grid.py`: from names to cells
@@ -20,6 +23,7 @@
 - `naming.py`: names as a user may give them, made whole
 - `obituary.py`: the record of a worker that has ended: its own, or one written for it
 - `options.py`: what a user may ask of a run: options, suites
+- `orphans.py`: a worker whose starter is gone ends
 - `pace.py`: seconds of a call, fitted
 - `planning.py`: what a run would cost
 - `preflight.py`: every task gives its episodes once before anything is trained

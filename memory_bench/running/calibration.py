@@ -18,6 +18,7 @@ from typing import Any
 from memory_bench.cell import Cell, digest
 from memory_bench.files.artefacts import read_json, write_json
 from memory_bench.record import Record, versions
+from memory_bench.running.orphans import marked
 from memory_bench.running.processes import WORKER
 
 SCHEMA = 1
@@ -85,7 +86,7 @@ class Calibrations:
             try:
                 done = subprocess.run(
                     [*self.command, str(path)], capture_output=True, text=True, errors="replace", timeout=PATIENCE,
-                    check=False,
+                    check=False, env=marked(os.environ),
                 )  # fmt: skip
             except subprocess.TimeoutExpired:
                 return None

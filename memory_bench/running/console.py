@@ -35,6 +35,7 @@ class Display:
         self._console = Console(stderr=True, highlight=False)
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._troubles: set[str] = set()
 
     def follow(self, events: Iterable[Event]) -> list[Record]:
         """All records, in the order they came."""
@@ -53,6 +54,7 @@ class Display:
             for event in events:
                 if event.record is not None:
                     records.append(event.record)
+                if event.ends:
                     self.remaining.end(event.cell.key)
                 elif event.phase not in ("backbone", "prepared", "notice"):
                     self.remaining.begin(event.cell.key)
@@ -63,6 +65,9 @@ class Display:
         return records
 
     def _show(self, event: Event) -> None:
+        if event.phase == "lost":
+            self._lose(event)
+            return
         if event.notice:  # also where all is quiet: something is not as it was
             self._line(f"Note: {event.notice}")
             return
@@ -84,9 +89,21 @@ class Display:
         else:
             self._bars.update(self._tasks[key], total=event.total, completed=event.done, phase=phase)
 
+    def _lose(self, event: Event) -> None:
+        """Say, of many cells once, why they have no result."""
+        self.done += 1
+        self._forget(event.cell.key)
+        why = event.notice.removeprefix(event.cell.title)
+        if why not in self._troubles:
+            self._line(f"Note: {event.notice}")
+        self._troubles.add(why)
+
+    def _forget(self, key: str) -> None:
+        if self._bars is not None and key in self._tasks:
+            self._bars.remove_task(self._tasks.pop(key))
+
     def _end(self, record: Record) -> None:
-        if self._bars is not None and record.key in self._tasks:
-            self._bars.remove_task(self._tasks.pop(record.key))
+        self._forget(record.key)
         headline = next((m for m in record.metrics), None)
         shown = f"{headline.metric} {headline.value:.4g}" if headline else record.detail
         text = f"{record.cell.title}: {record.status}, {shown}"

@@ -23,6 +23,7 @@ from memory_bench.running.fence import ABOVE as FENCE
 from memory_bench.running.fence import STILL, Bound, free_child, next_limit
 from memory_bench.running.held import children_bytes, resident_bytes
 from memory_bench.running.processes import Worker
+from memory_bench.running.refusals import oom_kills
 from memory_bench.running.stored import Files
 
 PERIOD = 0.04  # seconds between two looks
@@ -64,6 +65,7 @@ class Guard:
         others: something besides the worker's own memory counted: children, files.
         children: the worker was seen to have some.
         looks: how often it has looked.
+        oom_kills: of the system, when it began.
     """
 
     def __init__(self, worker: Worker, bounds: Bounds) -> None:
@@ -72,6 +74,7 @@ class Guard:
         self.usage = Usage()
         self.others, self.children = False, False
         self.looks = 0
+        self.oom_kills = oom_kills()
         self._clock = Clock(worker.pid, wall=bounds.device != "cpu")
         self._lent = Lent(worker.pid)
         self._place = Place()

@@ -21,6 +21,8 @@ class Job:
         threads: of torch.
         deadline: seconds of the cell's clock, start-up included, after which it is ended; None: far beyond its limits.
         plan: what was predicted of it (``peak_bytes``, ``seconds``, ``how``), for its record; empty: nothing.
+        before: stamp of the record that was there when the run was planned (`Store.stamp`); None: not looked at yet.
+        superseded: stamps of checkpoints that do not count any more (``--force``), by training key.
     """
 
     cell: Cell
@@ -33,6 +35,8 @@ class Job:
     threads: int
     deadline: float | None = None
     plan: dict[str, Any] = field(default_factory=dict)
+    before: str | None = None
+    superseded: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the job file."""

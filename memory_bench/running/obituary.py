@@ -1,26 +1,41 @@
-"""What came of a cell whose worker has ended, seen from outside: its own record, or one written for it."""
+"""What came of a cell whose worker has ended, seen from outside: its own record, one written for it, or none.
+
+None where the machine is to blame: the worker said so, its log ends with such an error, or somebody killed it. A kill
+is the system's for want of memory only where something shows it: the watcher, a cgroup, the system's count of kills.
+"""
 
 import signal
 from dataclasses import replace
 from typing import Any
 
 from memory_bench.budget import Usage
+from memory_bench.errors import MachineError
 from memory_bench.record import Record, provenance
+from memory_bench.running.faults import said_in
 from memory_bench.running.guard import Guard
 from memory_bench.running.processes import Worker
-from memory_bench.running.refusals import refused_in
+from memory_bench.running.refusals import oom_kills, refused_in
 from memory_bench.store import Store
 
 ABORTS = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS)  # of native code that was refused memory
+OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGXCPU", "SIGPWR", "SIGUSR1", "SIGUSR2")
+"""What nobody sends to himself: a person, a scheduler or the system does."""
 
 
-def settled(job: Any, store: Store, worker: Worker, guard: Guard, code: int, started: str) -> Record:
-    """The record of a cell, filed.
+def settled(
+    job: Any, store: Store, worker: Worker, guard: Guard, code: int, started: str, *, before: str = ""
+) -> Record:
+    """The record of a cell, filed; what stood there `before` (`Store.stamp`) is an earlier attempt's.
 
-    Its own counts if its worker ended by itself. What was seen from outside is added to it: memory of children, files;
-    a limit that only children passed; memory refused to a child, of whose failure the worker made an error.
+    Its own counts if its worker ended by itself, or was killed when it had written it. What was seen from outside is
+    added to it: memory of children, files; a limit that only children passed; memory refused to a child, of whose
+    failure the worker made an error.
+
+    Raises:
+        MachineError: it has none, by no fault of its own.
     """
-    own = store.record(job.cell.key) if code in (0, 1) else None
+    new = (code in (0, 1) or killed(code)) and store.stamp(job.cell.key) != before
+    own = store.record(job.cell.key) if new else None
     if own is not None and own.status == "over_budget":
         return own
     verdict = guard.judged()
@@ -32,11 +47,16 @@ def settled(job: Any, store: Store, worker: Worker, guard: Guard, code: int, sta
     ):
         guard.condemn_memory()
         verdict = guard.verdict
+    if verdict is None and own is None and code == -signal.SIGKILL and oom_kills() > guard.oom_kills:
+        guard.condemn_memory()
+        verdict = guard.verdict
     if verdict is not None:
         return _file(
             store, obituary(job, started, "over_budget", str(verdict), _most(own, guard.usage, guard.children))
         )
     if own is None:
+        if why := worker.trouble or (killed(code) and f"its process {killed(code)}") or said_in(worker.log):
+            raise MachineError(why)
         return _file(store, obituary(job, started, "failed", _death(code), guard.usage))
     if (guard.others or guard.children) and (usage := _most(own, guard.usage, guard.children)) != own.usage:
         own = replace(own, usage=usage)
@@ -66,9 +86,13 @@ def _file(store: Store, record: Record) -> Record:
     return record
 
 
+def killed(code: int) -> str:
+    """What the exit code of a process says of a kill from outside, as the end of a sentence; empty: it was none."""
+    name = next((name for name in OUTSIDE if code == -int(getattr(signal, name, 0)) != 0), "")
+    return f"was ended from outside ({name})" if name else ""
+
+
 def _death(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "the process was killed by the system (signal 9), most likely out of memory"
     if code < 0:
         return f"the process died of signal {-code}"
     return f"the process ended with code {code} without a record; see its log.txt"

@@ -25,8 +25,9 @@ from memory_bench.driver.beacon import Beacon
 from memory_bench.running.fence import Cgroup
 
 # -P: the current folder is not searched, for a checkout there has no memory_bench.hmt, baselines or tasks.
-WORKER = (sys.executable, "-P", "-m", "memory_bench.running.worker")
+WORKER = (sys.executable, "-P", "-m", "memory_bench.running.entry")
 BEACON = "MEMORY_BENCH_BEACON"  # names a worker's beacon to it, and marks whatever it starts
+PARENT = "MEMORY_BENCH_PARENT"  # names to a worker the process that started it, without which it ends
 Work = Sequence[str] | Callable[[IO[str]], int]
 
 
@@ -52,11 +53,13 @@ class Worker:
         folder: its own; ``temporary`` in it is its folder for temporary files.
         log: what it says on standard error.
         cgroup: around it; None where none can be made.
+        trouble: of the machine, that it has told of; empty: none.
     """
 
     def __init__(self, process: Process, folder: Path, log: Path, cgroup: Cgroup | None) -> None:
         self.process, self.folder, self.log, self.cgroup = process, folder, log, cgroup
         self.beacon = Beacon(folder / "beacon")
+        self.trouble = ""
         self._known: dict[int, float] = {}
         self._lock = threading.Lock()
 
@@ -75,7 +78,7 @@ class Worker:
         if self.cgroup is not None and (found := self.cgroup.pids()):
             return found
         with self._lock:
-            found = _descendants(self.pid, self._known)
+            found = descendants(self.pid, self._known)
             for pid in found - self._known.keys():
                 with suppress(psutil.Error):
                     self._known[pid] = psutil.Process(pid).create_time()
@@ -93,15 +96,7 @@ class Worker:
                         os.kill(pid, signal.SIGKILL)
             if not {pid for pid in self.members() - {self.pid} if _lives(pid)}:
                 break
-        self._end_marked()
-
-    def _end_marked(self) -> None:
-        """End what the marks in their environments show to be of this worker: nobody's children, in new sessions."""
-        mark = f"{BEACON}={self.folder / 'beacon'}".encode()
-        for pid in _pids():
-            with suppress(OSError):
-                if pid != os.getpid() and mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                    os.kill(pid, signal.SIGKILL)
+        end_marked(self.folder / "beacon")
 
     def said(self) -> list[str]:
         """The lines on its standard error."""
@@ -141,7 +136,7 @@ def start(work: Work, *, log: Path | None = None, inside: Path | None = None) ->
     folder = Path(tempfile.mkdtemp(prefix="worker-", dir=inside)).resolve()
     (folder / "temporary").mkdir()
     Beacon(folder / "beacon").close()
-    own = {BEACON: str(folder / "beacon"), "TMPDIR": str(folder / "temporary")}
+    own = {BEACON: str(folder / "beacon"), PARENT: str(os.getpid()), "TMPDIR": str(folder / "temporary")}
     log = log or folder / "log.txt"
     process: Process
     with log.open("w", encoding="utf-8") as errors:
@@ -153,6 +148,15 @@ def start(work: Work, *, log: Path | None = None, inside: Path | None = None) ->
                 env={**os.environ, **own},
             )  # fmt: skip
     return Worker(process, folder, log, Cgroup.make(process.pid))
+
+
+def end_marked(beacon: Path) -> None:
+    """End what the marks in their environments show to be of a worker: nobody's children, in new sessions."""
+    mark = f"{BEACON}={beacon}".encode()
+    for pid in _pids():
+        with suppress(OSError):
+            if pid != os.getpid() and mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
 
 
 def own_beacon() -> Beacon | None:
@@ -235,7 +239,7 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def _descendants(root: int, known: Mapping[int, float]) -> set[int]:
+def descendants(root: int, known: Mapping[int, float]) -> set[int]:
     """`root`, its session, its descendants and those of processes `known` (pid to when it began), as far as they live.
 
     One that is nobody's child any more is known from before.

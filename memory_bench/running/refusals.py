@@ -26,7 +26,7 @@ def refused(error: BaseException) -> bool:
         or (isinstance(e, OSError) and e.errno == errno.ENOMEM)
         or type(e).__name__ == "OutOfMemoryError"
         or (_native(e) and SENTENCES.search(str(e)) is not None)
-        for e in _chain(error)
+        for e in chain(error)
     )
 
 
@@ -34,7 +34,8 @@ def _native(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) or type(error).__name__ == "SafetensorError"
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it came of."""
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:
@@ -57,3 +58,18 @@ def refused_in(log: Path | None) -> bool:
     except OSError:
         return False
     return any(SENTENCES.search(line.strip()) for line in lines)
+
+
+def oom_kills() -> int:
+    """How many processes the system has killed for want of memory: around here, or where nothing says, on the machine.
+
+    0 where it does not tell.
+    """
+    for place in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):
+        try:
+            text = Path(place).read_text(encoding="ascii", errors="replace")
+        except OSError:
+            continue
+        if found := re.search(r"^oom_kill (\d+)$", text, flags=re.MULTILINE):
+            return int(found[1])
+    return 0

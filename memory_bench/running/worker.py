@@ -1,13 +1,13 @@
 """Runs one cell in a process of its own: the only file that joins model, backbone, task and budget.
 
-`python -m memory_bench.running.worker JOB.json` reads a job, writes the cell's record into the store, and prints
-progress as JSON lines. Whatever happens is a record: a limit that was passed is ``over_budget``, an exception is
-``failed``.
+`python -m memory_bench.running.entry JOB.json` reads a job, writes the cell's record into the store, and prints
+progress as JSON lines. Whatever a cell does is a record: a limit that was passed is ``over_budget``, an exception is
+``failed``. What is the machine's fault is none.
 """
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +28,7 @@ from memory_bench.driver.meter import Meter
 from memory_bench.driver.observe import observe
 from memory_bench.driver.train import Trained, train, trained_parameters, untrained
 from memory_bench.episode import Episode, Estimate, Task
-from memory_bench.errors import NotFinite, UserError
+from memory_bench.errors import MachineError, NotFinite, UserError
 from memory_bench.files.artefacts import Notice
 from memory_bench.finite import unsound
 from memory_bench.protocol import MemoryModel
@@ -38,10 +38,12 @@ from memory_bench.report.rows import marked
 from memory_bench.running import blame
 from memory_bench.running.building import Parts, gather, over, window_training
 from memory_bench.running.charging import metered, refusals
+from memory_bench.running.faults import told_apart
 from memory_bench.running.fence import Bound
 from memory_bench.running.grid import make_task, refuse_changed
 from memory_bench.running.job import Job
 from memory_bench.running.measuring import Measured, measure, trains
+from memory_bench.running.orphans import leave
 from memory_bench.running.processes import own_beacon
 from memory_bench.running.recipes import make_recipe
 from memory_bench.running.refusals import refused
@@ -53,18 +55,23 @@ from memory_bench.statistics.retention import expected_shares
 from memory_bench.store import Store
 from memory_bench.zoo.named import Backbones, Loaded
 
+LOST = 75
+"""Exit code of a worker that leaves no record, as sysexits.h has it for what may go well another time."""
 Say = Callable[[str, int, int], None]
 """Told (phase, done, total)."""
 
 
 def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None, beacon: Beacon | None = None) -> Record:
-    """Train (or load) the cell's model, evaluate it, write the record. Never raises for what a cell can do wrong.
+    """Train (or load) the cell's model, evaluate it, write the record; one is written for what a cell does wrong too.
 
     Args:
         job: the cell with its things.
         say: told how far it is.
         notice: told of files that did not fit and were made again; the record's provenance names them too.
         beacon: where it says where it is, if this process is watched; it may be refused memory then, and die of it.
+
+    Raises:
+        MachineError: there is no record, by no fault of the cell's (`memory_bench.running.faults`).
     """
     cell, store = job.cell, Store(job.out, notice)
     torch.set_num_threads(job.threads)
@@ -75,12 +82,15 @@ def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None, beacon:
         cell=cell, status="failed", detail="", metrics=(), usage=usage, provenance={}, learned=None, levels={}
     )
     try:
-        begun = _begin(job, store, say)
-        with metered(cell.training.budget, job.device, beacon) as (meter, bound):
-            counted, usage = meter, meter.usage
-            work = _gathered(job, begun, meter, bound)
-            seen = _observed(work, cell)
-        result, samples = _judged(work, seen, result)
+        with told_apart(job.out, job.cache):
+            begun = _begin(job, store, say)
+            with metered(cell.training.budget, job.device, beacon) as (meter, bound):
+                counted, usage = meter, meter.usage
+                work = _gathered(job, begun, meter, bound)
+                seen = _observed(work, cell)
+            result, samples = _judged(work, seen, result)
+    except MachineError:
+        raise
     except BudgetExceeded as error:
         result = replace(result, status="over_budget", detail=str(error))
     except UserError as error:
@@ -99,7 +109,8 @@ def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None, beacon:
     grown = None if counted is None else fit_growth(counted.accounting.sizes())
     growth = {} if grown is None else {"state_growth": grown.to_json()}
     result = replace(result, usage=usage, provenance={**facts, **result.provenance, **growth, **notices})
-    store.write_record(result, samples)
+    with told_apart(job.out, job.cache):
+        store.write_record(result, samples)
     return result
 
 
@@ -115,7 +126,12 @@ class _Begun:
     pretrained: bool
     store: Store
     say: Say
+    superseded: Mapping[str, str]
     _corpus: Corpus | None = None
+
+    def has_checkpoint(self, key: str) -> bool:
+        """Whether something stands where a training's checkpoint is kept, and counts."""
+        return self.store.checkpoint_stamp(key) not in ("", self.superseded.get(key))
 
     def corpus(self) -> Corpus:
         """What is trained on, encoded once."""
@@ -136,10 +152,9 @@ def _begin(job: Job, store: Store, say: Say) -> _Begun:
     refuse_changed(cell, task, card, library)
     encode = backbones.tokens(training.backbone.name)
     episodes = list(task.episodes(library, cell.limit))
-    begun = _Begun(task, library, backbones, encode, episodes, card.pretrained, store, say)
+    begun = _Begun(task, library, backbones, encode, episodes, card.pretrained, store, say, job.superseded)
     released = training.model.config.get("checkpoint")
-    kept = store.checkpoint_folder(training.key).is_dir()
-    if not (released or kept or untrained(training.budget, make_recipe(training.recipe))):
+    if not (released or begun.has_checkpoint(training.key) or untrained(training.budget, make_recipe(training.recipe))):
         begun.corpus()
     return begun
 
@@ -238,7 +253,9 @@ def _trained(work: _Work) -> Trained:
     """The model as released, from its checkpoint if another task has trained it, else trained now."""
     parts, meter, store = work.parts, work.meter, work.begun.store
     folder = store.checkpoint_folder(parts.training.key)
-    found = parts.released() or parts.kept(folder, meter.usage, store.warn)
+    found = parts.released()
+    if found is None and work.begun.has_checkpoint(parts.training.key):
+        found = parts.kept(folder, meter.usage, store.warn)
     if found is not None:
         meter.count_added(found.model)
         return found
@@ -339,8 +356,11 @@ def carry_out(job: Job, told: IO[str], asked: str = "") -> int:
     torch.set_num_threads(job.threads)
 
     def write(**fields: Any) -> None:
-        told.write(json.dumps(fields) + "\n")
-        told.flush()
+        try:
+            told.write(json.dumps(fields) + "\n")
+            told.flush()
+        except OSError:  # nobody listens any more
+            leave()
 
     def say(phase: str, done: int, total: int) -> None:
         write(phase=phase, done=done, total=total)
@@ -358,7 +378,11 @@ def carry_out(job: Job, told: IO[str], asked: str = "") -> int:
             sys.stderr.write(f"{error}\n")
             return 1
         return 0
-    return 0 if run_cell(job, say, notice, own_beacon()).status in ("ok", "over_budget") else 1
+    try:
+        return 0 if run_cell(job, say, notice, own_beacon()).status in ("ok", "over_budget") else 1
+    except MachineError as trouble:
+        write(lost=str(trouble))
+        return LOST
 
 
 def main(arguments: list[str]) -> int:
