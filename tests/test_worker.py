@@ -341,8 +341,6 @@ def follow(events: Iterator[Event]) -> dict[int, Record]:
 @pytest.mark.parametrize(
     ("what", "detail"),
     [
-        ("kill", "killed by the system (signal 9)"),
-        ("late-kill", "killed by the system (signal 9)"),
         ("crash", "ended with code 1 without a record; see its log.txt"),
         ("segfault", "died of signal 11"),
     ],

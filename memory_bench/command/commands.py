@@ -141,7 +141,7 @@ def _executor(name: str, workers: int) -> Executor:
 
 
 def run(options: Options) -> int:
-    """`memory-bench run`: 0 every cell has a result, 1 some cell failed."""
+    """`memory-bench run`: 0 every cell has a result, 1 some cell failed or was lost."""
     prepared = prepare(options)
     if options.mlflow is not None:
         from memory_bench.mlflow.place import reach
@@ -151,7 +151,7 @@ def run(options: Options) -> int:
     store.write_run(grid_json(prepared))
     if prepared.out.resolve().parent == RUNS.resolve():
         link_latest(RUNS, prepared.out)
-    carry_out(prepared, store, options)
+    lost = carry_out(prepared, store, options)
     asked = [cell.task for cell in prepared.grid.cells]
     try:
         code = report(prepared.out, quiet=options.quiet, as_json=options.as_json, asked=asked)
@@ -163,11 +163,11 @@ def run(options: Options) -> int:
 
         code = code or after_run(prepared.out, options.mlflow, quiet=options.quiet, asked=asked)
     wanted = [store.record(cell.key) for cell in prepared.grid.cells]
-    return 1 if code or any(r is None or r.status == "failed" for r in wanted) else 0
+    return 1 if code or lost or any(r is None or r.status == "failed" for r in wanted) else 0
 
 
-def carry_out(prepared: Prepared, store: Store, options: Options) -> None:
-    """Run the cells that have no result yet."""
+def carry_out(prepared: Prepared, store: Store, options: Options) -> int:
+    """Run the cells that have no result yet; how many were lost (`memory_bench.running.executors.lost`)."""
     if (old := set_aside(store, prepared.grid.cells)) and not options.quiet:
         error(f"{old} results are set aside ({prepared.out}/{ASIDE}): backbone, data or sources have changed since.")
     stamps = {cell.key: store.stamp(cell.key) for cell in prepared.grid.cells}  # before the records are read
@@ -198,6 +198,8 @@ def carry_out(prepared: Prepared, store: Store, options: Options) -> None:
         with _terminable(), closing(_executor(options.executor, workers).run(jobs)) as events:
             records = Display(len(jobs), quiet=options.quiet, remaining=remaining).follow(events)
         learn(records, options.cache, device)
+        return len(jobs) - len(records)
+    return 0
 
 
 @contextmanager

@@ -84,10 +84,11 @@ def reproduce(names: Sequence[str], options: Options, *, dry_run: bool = False) 
     if dry_run:
         return show_plan(whole, backbones, options, measure=False)
     store = Store.open_or_create(out)
+    lost = 0
     if requests:
         prepared = commands.Prepared(_joined(requests), whole, library, backbones, out)
         store.write_run(commands.grid_json(prepared))
-        commands.carry_out(prepared, store, options)
+        lost = commands.carry_out(prepared, store, options)
     rows: dict[tuple[str, str], dict[int, Cell]] = {}
     for cell in whole.cells:
         rows.setdefault((cell.label, cell.task.name), {})[cell.training.seed] = cell
@@ -99,7 +100,7 @@ def reproduce(names: Sequence[str], options: Options, *, dry_run: bool = False) 
     write_atomically(out / "claims.md", text)
     write_json(out / "claims.json", {"schema": 1, "setup": asdict(known.setup), "claims": found})
     show(json.dumps(found, indent=1) if options.as_json else text)
-    return 0 if all(verdict.word in (HOLDS, MEASURED, NOT_RUN) for verdict in verdicts) else 1
+    return 0 if not lost and all(verdict.word in (HOLDS, MEASURED, NOT_RUN) for verdict in verdicts) else 1
 
 
 def make_requests(tests: Sequence[Test], setup: Setup, seeds: tuple[int, ...]) -> list[Request]:
