@@ -323,12 +323,23 @@ def main(arguments: list[str] | None = None) -> Any:
         return app(args=arguments, standalone_mode=True)
     except UserError as error:
         problem = str(error)
-    except OSError as error:  # of a path that was given; those of our own making are explained where they are used
-        if error.filename is None:
-            raise
-        problem = f"Cannot use {shortened(str(error.filename), 200)}: {error.strerror or error}."
+    except Exception as error:
+        problem = _told(error)
     typer.echo(f"Error: {problem}", err=True)
     sys.exit(2)
+
+
+def _told(error: Exception) -> str:
+    """The sentence for an error that is the machine's or of a path that was given; others are raised on."""
+    from memory_bench.running.faults import fault
+
+    if why := fault(error):
+        return f"This machine is in the way: {why}. The same command goes on when it is mended."
+    if (
+        isinstance(error, OSError) and error.filename is not None
+    ):  # of a path that was given; those of our own making are explained where they are used
+        return f"Cannot use {shortened(str(error.filename), 200)}: {error.strerror or error}."
+    raise error
 
 
 SPELLED = {"Δ": "d", "−": "-", "–": "-", "—": "-", "±": "+/-", "·": ".", "…": "...", "×": "x", "²": "^2", "≥": ">=",

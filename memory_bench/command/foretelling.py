@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from memory_bench.running.planning import Planner
 
 
+class _Once:
+    """Says a note once, however often it is told."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def tell(self, sentence: str) -> None:
+        """A note on standard error."""
+        if sentence not in self._said:
+            self._said.add(sentence)
+            error(f"Note: {sentence}")
+
+
 def planner_of(cells: Iterable[Cell], backbones: Backbones, options: Options, *, measure: bool) -> "Planner":
     """What plans cells on this machine; with `measure`, what is not measured yet is."""
     from memory_bench.running.calibration import Calibrations
@@ -31,7 +44,8 @@ def planner_of(cells: Iterable[Cell], backbones: Backbones, options: Options, *,
         threads = threads_for(backbones.card(cell.training.backbone.name), device)
         jobs[cell.key] = make_job(cell, Path(), options, threads)
     say = (lambda sentence: None) if options.quiet else error
-    return Planner(backbones, Calibrations(options.cache, device), jobs, measure=measure, say=say)
+    notice = _Once().tell
+    return Planner(backbones, Calibrations(options.cache, device, notice=notice), jobs, measure=measure, say=say)
 
 
 def show_plan(grid: Grid, backbones: Backbones, options: Options, *, measure: bool = True) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from memory_bench.errors import DataError, Unavailable
-from memory_bench.files.artefacts import Notice, held, sha256
+from memory_bench.files.artefacts import Notice, held, remove, sha256
 
 Kind = Literal["wheel", "sdist"]
 Runner = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
@@ -57,19 +57,29 @@ def fetch_package(
     folder = cache / "packages" / f"{name}-{version}"
     try:
         with held(folder.with_suffix(f"{folder.suffix}.lock")):
-            folder.mkdir(exist_ok=True)
+            if not folder.is_dir():
+                remove(folder)
+                folder.mkdir()
             for path in _files(folder, kind):
-                if sha256(path) == pinned:
+                if not (problem := _unlike(path, pinned)):
                     return path
-                notice(f"{path.name} in the cache is not the pinned file (its checksum differs): it is fetched again.")
-                path.unlink()
+                notice(f"{path.name} in the cache {problem}: it is fetched again.")
+                remove(path)
             return _download(name, version, pinned, kind, folder, runner)
     except OSError as error:
         raise Unavailable(f"Cannot use the cache folder {cache}: {error}.") from error
 
 
 def _files(folder: Path, kind: Kind) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(SUFFIXES[kind]))
+    return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES[kind]))
+
+
+def _unlike(path: Path, pinned: str) -> str:
+    """Why a file is not the pinned one, as the end of a sentence; empty if it is."""
+    try:
+        return "" if sha256(path) == pinned else "is not the pinned file (its checksum differs)"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def _download(name: str, version: str, pinned: str, kind: Kind, folder: Path, runner: Runner) -> Path:

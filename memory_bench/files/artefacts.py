@@ -32,6 +32,8 @@ from memory_bench.files.plain import json_value
 CHECKSUM = "sha256"
 """The entry of a JSON file that holds the checksum of the others."""
 SUMS = "SHA256SUMS"
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Where no lock can be made, as in a read-only cache or a full one, whatever is complete can still be used."""
 RECENT = 2_000_000_000  # nanoseconds in which a file system's clock may not tell two changes apart
 
 Notice = Callable[[str], None]
@@ -207,7 +209,7 @@ def vouch(sums: Path, of: str, files: Mapping[str, Path]) -> None:
     found = {name: _synced_sum(file) for name, file in files.items()}
     lines = [f"# {of}\n", *(f"{digits}  {name}\n" for name, digits in sorted(found.items()))]
     if sums.is_dir():
-        _remove(sums)
+        remove(sums)
     sums.write_text("".join(lines), encoding="utf-8")
 
 
@@ -223,15 +225,15 @@ def replacing(path: Path, of: str) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    _remove(part)
+    remove(part)
     try:
         yield part
         vouch(part / SUMS if part.is_dir() else _beside(path), of, _files(part, path.name))
         if part.is_dir() or path.is_dir():
-            _remove(path)
+            remove(path)
         os.replace(part, path)
     except BaseException:
-        _remove(part)
+        remove(part)
         raise
 
 
@@ -244,9 +246,11 @@ def held(lock: Path) -> Iterator[bool]:
     locked = FileLock(lock)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
+        if lock.is_dir():
+            remove(lock)
         locked.acquire()
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in UNWRITABLE:
             raise
         yield False
         return
@@ -271,9 +275,9 @@ def kept(path: Path, of: str, make: Callable[[Path], None], notice: Notice) -> P
     with held(path.with_suffix(".lock")) as writable:
         problem = damage(path, of)
         if problem and not writable:
-            place = f"{path.parent.name}/{path.name}"
             raise MachineError(
-                f"{place} in the cache {problem}, and {path.parent} is read-only: name another with MEMORY_BENCH_CACHE."
+                f"{path.parent.name}/{path.name} in the cache {problem}, and {path.parent} is read-only or full: name "
+                "another with MEMORY_BENCH_CACHE."
             )
         if problem and path.exists():
             notice(f"{path.parent.name}/{path.name} in the cache {problem}: it is made again.")
@@ -315,7 +319,8 @@ def _synced_sum(path: Path) -> str:
     return sha256(path)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Take away a file or a folder, whatever it is; nothing where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

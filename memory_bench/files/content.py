@@ -9,9 +9,9 @@ import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
-from memory_bench.files.artefacts import settled, sha256
+from memory_bench.errors import UserError
+from memory_bench.files.artefacts import remove, settled, sha256, write_atomically
 
 
 class Hashes:
@@ -67,8 +67,8 @@ def _vouched(note: Path, found: str) -> str:
 
 def _write(note: Path, text: str) -> None:
     """Remember it if that is possible: another process may read at any time, and a cache may be read-only."""
-    with suppress(OSError):
+    with suppress(OSError, UserError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=note.parent, delete=False, encoding="ascii") as file:
-            file.write(_vouched(note, text))
-        Path(file.name).replace(note)
+        if note.is_dir():
+            remove(note)
+        write_atomically(note, _vouched(note, text))

@@ -10,13 +10,15 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from memory_bench.cell import Cell, digest
-from memory_bench.files.artefacts import read_json, write_json
+from memory_bench.errors import UserError
+from memory_bench.files.artefacts import Notice, read_json, remove, write_json
 from memory_bench.record import Record, versions
 from memory_bench.running.orphans import marked
 from memory_bench.running.processes import WORKER
@@ -45,11 +47,13 @@ class Calibrations:
         cache: the user's cache folder.
         device: ``cpu`` or ``cuda``.
         command: what calibrates a job file.
+        notice: told of those that were damaged.
     """
 
     cache: Path
     device: str
     command: tuple[str, ...] = (*WORKER, "--calibrate")
+    notice: Notice = lambda sentence: None
 
     @property
     def folder(self) -> Path:
@@ -74,8 +78,19 @@ class Calibrations:
     def _read(self, key: str) -> dict[str, Any] | None:
         try:
             return read_json(self.folder / f"{key}.json")
-        except (OSError, ValueError):
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError) as error:
+            self.notice(f"calibration/{key}.json in the cache is not used and is made again: {error}.")
+            return None
+
+    def _write(self, key: str, found: dict[str, Any]) -> None:
+        """Keep it where that is possible: a cache may be read-only or full, and nothing but a plan depends on it."""
+        path = self.folder / f"{key}.json"
+        with suppress(OSError, UserError):
+            if path.is_dir():
+                remove(path)
+            write_json(path, found)
 
     def make(self, job: Any, *, trained: bool) -> dict[str, Any] | None:
         """Measure a job's cell now, in a process of its own; None if it cannot be."""
@@ -97,8 +112,7 @@ class Calibrations:
                 continue
         if not found:
             return None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / f"{self.key(job.cell, job.threads, trained=trained)}.json", found)
+        self._write(self.key(job.cell, job.threads, trained=trained), found)
         return found
 
     def learn(self, record: Record) -> None:
@@ -106,9 +120,8 @@ class Calibrations:
         if record.status != "ok":
             return
         u = record.usage
-        self.folder.mkdir(parents=True, exist_ok=True)
         spent = Spent(u.peak_device_bytes, u.train_seconds, u.eval_seconds, u.control_seconds)
-        write_json(self.folder / f"{self._spent_key(record.cell)}.json", asdict(spent))
+        self._write(self._spent_key(record.cell), asdict(spent))
 
     def spent(self, cell: Cell) -> Spent | None:
         """What this very cell spent here before."""
@@ -117,8 +130,7 @@ class Calibrations:
 
     def keep(self, cell: Cell, plan: dict[str, Any]) -> None:
         """Keep what was planned of a cell, for its run."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / f"{self._planned_key(cell)}.json", plan)
+        self._write(self._planned_key(cell), plan)
 
     def planned(self, cell: Cell) -> dict[str, Any] | None:
         """What was planned of a cell; None: nothing."""

@@ -341,7 +341,8 @@ def prepare(job: Job, say: Say, notice: Notice) -> None:
     """Train or convert the cell's backbone so that the cells themselves find it ready."""
     library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub, notice=notice)
     say("backbone", 0, 1)
-    Backbones(library, job.cache, hub=job.hub, notice=notice).prepare(job.cell.training.backbone.name)
+    with told_apart(job.cache):
+        Backbones(library, job.cache, hub=job.hub, notice=notice).prepare(job.cell.training.backbone.name)
     say("backbone", 1, 1)
 
 

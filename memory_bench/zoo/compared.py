@@ -24,7 +24,7 @@ from memory_bench.backbone.model import Backbone
 from memory_bench.backbone.small import CLOSED, TINY, small_model
 from memory_bench.cell import digest
 from memory_bench.errors import DataError, UserError
-from memory_bench.files.artefacts import Damaged, held, read_json, write_json
+from memory_bench.files.artefacts import Damaged, Notice, held, read_json, remove, write_json
 from memory_bench.weights.quiet import quietly
 from memory_bench.zoo.named import Backbones
 
@@ -50,13 +50,15 @@ def check_agreement(backbones: Backbones, name: str, dtype: str = "float32", ask
     made = [version("torch"), version("transformers"), _sources()]
     file = backbones.cache / "agreement" / f"{digest([card.revision, dtype, device, *made])}.json"
     with held(file.with_suffix(".lock")):
-        known = _read(file)
+        known = _read(file, backbones.notice)
         if known is None or (known["asked"] < asked and not known["fault"]):
             with quietly():
                 found = _compared(backbones, name, dtype, device, asked)
             known = {"schema": 1, "name": name, "dtype": dtype, "device": device, "asked": asked, **asdict(found)}
             known["deviation"] = found.deviation if math.isfinite(found.deviation) else None
-            with suppress(UserError):  # a cache may be read-only: then it is not remembered
+            with suppress(UserError, OSError):  # a cache may be read-only: then it is not remembered
+                if file.is_dir():
+                    remove(file)
                 write_json(file, known)
     if known["fault"]:
         raise DataError(
@@ -103,10 +105,15 @@ def _sources() -> str:
     return digest([(folder / f"{name}.py").read_text(encoding="utf-8") for name in SOURCES])
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    """A result; None where there is none that can be read."""
+def _read(file: Path, notice: Notice) -> dict[str, Any] | None:
+    """A result; None where there is none, or (with a notice) none that can be read."""
     try:
         found = read_json(file)
-        return found if {"name", "kind", "fault", "asked", "tokens"} <= set(found) else None
-    except (FileNotFoundError, Damaged):
+        if not {"name", "kind", "fault", "asked", "tokens"} <= set(found):
+            raise Damaged("it lacks what was found")
+        return found
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
+        notice(f"{file.parent.name}/{file.name} in the cache is not used and is made again: {error}.")
         return None
