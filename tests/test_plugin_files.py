@@ -213,5 +213,5 @@ def test_a_shipped_models_line_is_named_by_its_package(monkeypatch: pytest.Monke
     with pytest.raises(AttributeError) as raised:
         model.step(model.open(1), None)
     assert place(raised.value, [home_of_module(cls.__module__)]).startswith(
-        "step in memory_bench/baselines/truncation.py line "
+        "baselines/truncation.py line "
     )
