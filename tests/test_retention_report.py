@@ -198,7 +198,7 @@ def test_every_row_is_in_the_plots_of_retention(report: Report) -> None:
     assert "distance" not in kinds
     (axes,) = panel(report, "retention").axes
     names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["full-context", "hmt", "memoryllm", "truncation", "rmt (over budget)"]
+    assert names == ["full-context", "hmt", "memoryllm", "truncation", "rmt (over budget: eval_seconds)"]
     said = {text.get_text() for text in axes.texts}
     assert {"chance", "memory wiped", "evidence in the prompt"} <= said
     dashed = [line for line in axes.lines if line.get_linewidth() == 1.1]
