@@ -267,10 +267,10 @@ def test_skipped_pairs_do_not_change_the_exit_code(world: Any, call: Run, tmp_pa
     backbone.model.save_pretrained(folder)
     shutil.copy(world.backbone / "tokenizer.json", folder)
     given = [a for a in world.arguments("--backbone", str(folder)) if a not in ("--executor", "inline")]
-    (budget := tmp_path / "larger.toml").write_text("train_tokens = 4000\n")  # a step of this backbone reads 3,072
+    (budget := tmp_path / "larger.toml").write_text('train_tokens = 4000\n[tasks.pg19]\nextent = "full"\n')
     given += ["--budget", str(budget)]
-    code, out, _ = call("plan", *given, "--models", "mplus,rmt", "--tasks", "pg19")
-    assert code == 0
+    code, out, err = call("plan", *given, "--models", "mplus,rmt", "--tasks", "pg19")
+    assert code == 0, err
     assert "Skipped: mplus on pg19: mplus works on llama backbones" in out
     code, _, err = call("plan", *given, "--models", "mplus", "--tasks", "pg19")
     assert code == 2

@@ -52,12 +52,14 @@ def test_it_is_listed(site: Path, world: Any) -> None:
 
 
 def test_it_runs(site: Path, world: Any, tmp_path: Path) -> None:
-    given = ["--backbone", str(world.backbone), "--budget", str(world.budget), "--limit", "3", "--seeds", "1"]
+    (budget := tmp_path / "own.toml").write_text("train_tokens = 20_000\n")
+    given = ["--backbone", str(world.backbone), "--budget", str(budget), "--limit", "3", "--seeds", "1"]
     chosen = ["--models", "carry", "--tasks", "colours", "--no-controls", "--out", str(tmp_path / "out")]
     done = run(site, world, "run", *given, *chosen, "--json")
     assert not done.returncode, done.stdout + done.stderr
     (record,) = Store(tmp_path / "out").records()
-    assert (record.status, record.cell.label, record.metrics[0].metric) == ("ok", "carry", "accuracy")
+    assert (record.status, record.detail, record.cell.label) == ("ok", "", "carry")
+    assert record.metrics[0].metric == "accuracy"
     assert record.cell.training.model.package == "memory-bench-example 0.1.0"
 
 

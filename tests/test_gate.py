@@ -232,7 +232,7 @@ def test_a_scratch_model_that_was_run_again_counts_once(tmp_path: Path) -> None:
     for seed in range(3):
         cell = make_cell("rmt", "pubmedqa", seed)
         edited = replace(cell, training=replace(cell.training, model=replace(cell.training.model, revision="edited")))
-        put(store, edited, questions(seed, 0.4), "ok", "cpu", {"finished": "2027"})
+        put(store, edited, questions(seed, 0.4), "ok", "cpu", {"finished": "2027-01-01T00:00:00+00:00"})
     found, _ = measured(store)
     (accuracy,) = [x for x in found if (x.model, x.metric, x.slice) == ("rmt", "accuracy", "")]
     assert accuracy.mean < 0.5

@@ -186,12 +186,12 @@ def test_the_report_is_built_where_it_is_older_than_a_record(tmp_path: Path, mon
 
     monkeypatch.setattr("memory_bench.report.build.build", lambda *_, **__: Built())
     monkeypatch.setattr("memory_bench.running.grid.make_task", lambda choice: choice)
-    mlflow_sync._report(store)
+    mlflow_sync._report(store, ())
     assert not built
     record = store.cell_folder(store.records()[0].key) / "record.json"
     later = (store.folder / "leaderboard.csv").stat().st_mtime + 5
     os.utime(record, (later, later))
-    mlflow_sync._report(store)
+    mlflow_sync._report(store, ())
     assert built == [store.folder]
 
 
@@ -522,10 +522,10 @@ def test_damaged_results_are_said_and_not_shown(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("memory_bench.running.grid.make_task", lambda choice: choice)
     pages = ["leaderboard.md", "leaderboard.csv"]
     vouch(store.folder / "leaderboard.sha256", PAGES, {name: store.folder / name for name in pages})
-    mlflow_sync._report(store)
+    mlflow_sync._report(store, ())
     assert not built
     flip(store.folder / "leaderboard.csv")
-    mlflow_sync._report(store)
+    mlflow_sync._report(store, ())
     assert len(built) == 1
     flip(store.folder / "leaderboard.csv")
     samples = store.cell_folder(store.records()[0].key) / "samples.parquet"
@@ -533,7 +533,7 @@ def test_damaged_results_are_said_and_not_shown(tmp_path: Path, monkeypatch: pyt
     flip(samples)
     os.utime(samples, ns=(before.st_atime_ns, before.st_mtime_ns))
     later = Store(store.folder)
-    mlflow_sync._report(later)
+    mlflow_sync._report(later, ())
     assert len(built) == 2
     assert len(later.records()) == len(list(later.cells.iterdir())) - 1
     assert "samples.parquet is not used" in later.warnings[0]

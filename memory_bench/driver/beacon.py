@@ -6,6 +6,7 @@ and once more when it has killed the process. Loads no torch: the watcher does n
 
 import json
 import mmap
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -13,6 +14,7 @@ from typing import Self
 from memory_bench.driver.clock import Reading
 
 SIZE = 4096
+SEEN = SIZE - 1  # where the watcher acknowledges
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,13 @@ class Beacon:
     def tell(self, place: Place) -> None:
         """Replace what is told."""
         text = _encoded(place, place.where)
-        if len(text) >= SIZE:
+        if len(text) >= SEEN:
             text = _encoded(place, place.where[:200])
         self._map[: len(text) + 1] = text + b"\0"
 
     def read(self) -> Place | None:
         """What was told last; None: nothing yet, or it is being written."""
-        text = self._map[:].partition(b"\0")[0]
+        text = self._map[:SEEN].partition(b"\0")[0]
         try:
             if not text:
                 return None
@@ -63,6 +65,16 @@ class Beacon:
             return Place(**{**told, "began": Reading(*told["began"])})
         except (ValueError, TypeError, KeyError):
             return None
+
+    def acknowledge(self) -> None:
+        """The watcher has seen from where the cell is charged, and watches."""
+        self._map[SEEN] = 1
+
+    def await_watcher(self, patience: float = 2.0) -> None:
+        """Wait until the watcher has acknowledged, if it does: what is not watched yet is not begun."""
+        ends = time.monotonic() + patience
+        while not self._map[SEEN] and time.monotonic() < ends:
+            time.sleep(0.005)
 
     def close(self) -> None:
         """Let the file go."""

@@ -26,6 +26,8 @@ def metered(budget: Budget, device: str, beacon: Beacon | None) -> Iterator[tupl
     settle()
     meter = Meter(budget, torch.device(device), beacon)
     bound = next_limit(budget, device, meter.held) if beacon is not None else None
+    if beacon is not None:
+        beacon.await_watcher()
     limit = None if bound is None or not device.startswith("cpu") else DataLimit(bound.left)
     try:
         with refusals(meter, bound):

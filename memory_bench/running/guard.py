@@ -26,7 +26,7 @@ from memory_bench.running.processes import Worker
 from memory_bench.running.refusals import oom_kills
 from memory_bench.running.stored import Files
 
-PERIOD = 0.04  # seconds between two looks
+PERIOD = 0.02  # seconds between two looks
 EVERY = 2  # looks between two searches for children, which cost more
 FILES = 6  # looks between two searches for mapped files, which cost more than those for open ones
 ABOVE = 1.02  # of a limit on memory, where it ends the worker at once
@@ -127,6 +127,8 @@ class Guard:
         self._files.measure()
         self.looks += 1
         self._check_memory(told, charged)
+        if told.held:
+            self.worker.beacon.acknowledge()
         self._check_seconds(told)
 
     def _check_memory(self, place: Place, charged: int) -> None:
