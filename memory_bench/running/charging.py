@@ -11,8 +11,8 @@ import torch
 from memory_bench.budget import Budget, BudgetExceeded
 from memory_bench.driver.beacon import Beacon, Place
 from memory_bench.driver.meter import Meter
-from memory_bench.running.fence import Bound, DataLimit, next_limit
-from memory_bench.running.refusals import refused
+from memory_bench.running.fence import Bound, DataLimit, FileLimit, next_limit
+from memory_bench.running.refusals import refused, too_large
 from memory_bench.running.starting import settle
 
 
@@ -29,12 +29,14 @@ def metered(budget: Budget, device: str, beacon: Beacon | None) -> Iterator[tupl
     if beacon is not None:
         beacon.await_watcher()
     limit = None if bound is None or not device.startswith("cpu") else DataLimit(bound.left)
+    files = None if bound is None or budget.host_bytes is None else FileLimit(budget.host_bytes - meter.held)
     try:
         with refusals(meter, bound):
             yield meter, bound
     finally:
-        if limit is not None:
-            limit.lift()
+        for fence in (limit, files):
+            if fence is not None:
+                fence.lift()
         if beacon is not None:
             beacon.tell(Place("end", meter.where))
 
@@ -47,6 +49,8 @@ def refusals(meter: Meter, bound: Bound | None) -> Iterator[None]:
     except BudgetExceeded:
         raise
     except Exception as error:
+        if too_large(error) and meter.budget.host_bytes is not None:
+            raise BudgetExceeded("host_bytes", meter.budget.host_bytes, None, meter.where) from error
         if not refused(error):
             raise
         meter.read_memory()

@@ -215,6 +215,30 @@ class DataLimit:
             self._before = None
 
 
+class FileLimit:
+    """``RLIMIT_FSIZE`` of this process and its children: no file of theirs grows beyond what main memory may hold.
+
+    One large write is over before anybody could look. `lift` takes it away again.
+    """
+
+    def __init__(self, allowed: int) -> None:
+        self._before: tuple[int, int] | None = None
+        if sys.platform == "win32":
+            return
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if soft != resource.RLIM_INFINITY and soft <= allowed:
+            return  # the user's own is tighter
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (max(1, int(allowed)), hard))
+            self._before = (soft, hard)
+
+    def lift(self) -> None:
+        """Back to what was before."""
+        if self._before is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, self._before)
+            self._before = None
+
+
 def slack(allowed: int) -> int:
     """Bytes that may be reserved beyond what is `allowed` to be touched."""
     return 16 * 2**20 + allowed // 20

@@ -30,6 +30,13 @@ def refused(error: BaseException) -> bool:
     )
 
 
+def too_large(error: BaseException) -> bool:
+    """Whether `error`, or one that it came of, says that a file may not grow so large."""
+    return any(isinstance(e, OSError) and e.errno == errno.EFBIG for e in chain(error)) or any(
+        _native(e) and "File too large" in str(e) for e in chain(error)
+    )
+
+
 def _native(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) or type(error).__name__ == "SafetensorError"
 
