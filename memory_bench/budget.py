@@ -19,8 +19,9 @@ class Budget:
     Attributes:
         name: of the preset or file.
         device_bytes: weights, optimiser, activations and memory state; on CPU the process's peak above its start.
-        host_bytes: peak main memory of the process.
-        train_seconds: of training, on the device (of a CPU: seconds it computes, not those that pass).
+        host_bytes: peak main memory of the process and its children, with the files that they keep.
+        train_seconds: of training, on the device (of a CPU: those it computes or idles, not those in which others have
+            it). They end a training where neither tokens nor FLOPs nor a curriculum do; beside those they end the cell.
         train_tokens: input tokens read in training, padding excluded, repeats counted.
         train_flops: of training, analytic (three forward passes a step).
         eval_seconds: of one cell's evaluation, counted as those of training. Its controls may take as long for each of
