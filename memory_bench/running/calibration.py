@@ -7,8 +7,7 @@ was run is kept too, and known when it is run again.
 
 import json
 import os
-import platform
-import subprocess
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -19,9 +18,8 @@ from typing import Any
 from memory_bench.cell import Cell, digest
 from memory_bench.errors import UserError
 from memory_bench.files.artefacts import Notice, read_json, remove, write_json
-from memory_bench.record import Record, versions
-from memory_bench.running.orphans import marked
-from memory_bench.running.processes import WORKER
+from memory_bench.record import Record, processor, versions
+from memory_bench.running.processes import WORKER, start
 
 SCHEMA = 1
 COPIES = 5.0
@@ -36,7 +34,6 @@ class Spent:
     train_seconds: float
     eval_seconds: float
     control_seconds: float = 0.0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +95,15 @@ class Calibrations:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "job.json"
             path.write_text(json.dumps(replace(job, out=Path(folder)).to_json()), encoding="utf-8")
-            try:
-                done = subprocess.run(
-                    [*self.command, str(path)], capture_output=True, text=True, errors="replace", timeout=PATIENCE,
-                    check=False, env=marked(os.environ),
-                )  # fmt: skip
-            except subprocess.TimeoutExpired:
-                return None
-        for line in done.stdout.splitlines():
-            try:
-                found = json.loads(line)["calibration"]
-            except (ValueError, KeyError, TypeError):
-                continue
+            with start([*self.command, str(path)], inside=Path(folder)) as worker:
+                patience = threading.Timer(PATIENCE, worker.kill)
+                patience.daemon = True
+                patience.start()
+                assert worker.process.stdout is not None
+                for line in worker.process.stdout:
+                    with suppress(ValueError, KeyError, TypeError):  # what libraries print
+                        found = json.loads(line)["calibration"]
+                patience.cancel()
         if not found:
             return None
         self._write(self.key(job.cell, job.threads, trained=trained), found)
@@ -147,15 +141,6 @@ class Calibrations:
 def machine() -> str:
     """This machine, as far as its speed goes: processor and cores."""
     return f"{processor()}, {os.cpu_count()} cores"
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration, IndexError):
-        return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -18,11 +17,6 @@ from typing import NoReturn
 from memory_bench.running.processes import BEACON, PARENT, descendants, end_marked
 
 PERIOD = 0.2  # seconds between two looks
-
-
-def marked(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment that tells a worker, however it is started, that it belongs to this process."""
-    return {**environment, PARENT: str(os.getpid())}
 
 
 def watch() -> None:
