@@ -135,7 +135,7 @@ def test_a_training_that_cells_share_weighs_once(prepare: Prepare) -> None:
         plan = {"peak_bytes": 1, "train_seconds": 30.0, "eval_seconds": 2.0, "control_seconds": 0.0}
         planner.calibrations.keep(cell, plan | {"start_seconds": 5.0, "seconds": 37.0, "how": "measured here"})
     jobs = [commands.make_job(cell, prepared.out, options, 1) for cell in prepared.grid.cells]
-    _, remaining = foretold(jobs, prepared.backbones, options, 1)
+    _, remaining = foretold(jobs, options, 1)
     trainings = {cell.training.key for cell in prepared.grid.cells}
     assert len(trainings) < len(jobs), "some cells share one"
     assert remaining.left() == 37.0 * len(trainings) + 7.0 * (len(jobs) - len(trainings))
@@ -209,6 +209,7 @@ def test_budgets_with_other_limits() -> None:
     )
     assert two == load_budget("cpu-minutes")
     assert load_budgets("smoke[eval_seconds=none]")[0].eval_seconds is None
+    assert load_budgets("smoke[own_curriculum=false]")[0].own_curriculum is False
     for wrong, said in [
         ("smoke[device_byte=1GB]", "Did you mean device_bytes?"),
         ("smoke[device_bytes=1XB]", "100MB"),
@@ -217,6 +218,8 @@ def test_budgets_with_other_limits() -> None:
         ("smoke[train_tokens]", "limit=value"),
         ("smoke,smoke", "twice"),
         ("smoke[device_bytes=-1]", "give a number"),
+        ("smoke[own_curriculum=0]", "true or false"),
+        ("smoke[seeds=none]", "give a number"),
     ]:
         with pytest.raises(UserError) as raised:
             load_budgets(wrong)

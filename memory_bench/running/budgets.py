@@ -7,11 +7,12 @@ import re
 from dataclasses import fields, replace
 from typing import Any
 
-from memory_bench.budget import FRACTIONS, Budget, load_budget
+from memory_bench.budget import BYTE_UNITS, FRACTIONS, Budget, load_budget
 from memory_bench.errors import UserError, unknown
-from memory_bench.running.grid import split_names
+from memory_bench.running.grid import BRACKETS, split_names
 
-UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS = {"": 1} | {unit: 1000**power for power, unit in enumerate(BYTE_UNITS)}
+TRUTH = {"true": True, "false": False}
 
 
 def load_budgets(text: str) -> list[Budget]:
@@ -29,7 +30,7 @@ def load_budgets(text: str) -> list[Budget]:
 
 
 def _load(text: str) -> Budget:
-    match = re.fullmatch(r"([^\[\]]+?)(?:\[(.*)\])?", text)
+    match = BRACKETS.fullmatch(text)
     if match is None:
         raise UserError(f"Cannot read the budget '{text}'; limits go into brackets: cpu-minutes[device_bytes=100MB].")
     budget = load_budget(match[1])
@@ -48,7 +49,11 @@ def _limit(part: str, budget: str) -> tuple[str, Any]:
         raise UserError(f"Cannot read the limit '{part}' of {budget}; write limit=value.")
     if name not in known:
         raise unknown(f"limit of the budget {budget}", name, known)
-    if value == "none":
+    if name == "own_curriculum":
+        if value not in TRUTH:
+            raise UserError(f"{budget}[{part}]: own_curriculum is true or false.")
+        return name, TRUTH[value]
+    if value == "none" and name != "seeds":
         return name, None
     match = re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kMGT]?B?)", value)
     unit = match[2] if match else ""

@@ -28,6 +28,7 @@ BACKBONE = "backbone"  # whose settings are the backbone's
 # What every comparison needs: the window, and the cheapest memory, trained equally.
 CONTROLS = (WINDOW, "xl-cache")
 TRAIN, TEST = "train.", "test."
+BRACKETS = re.compile(r"([^\[\]]+?)(?:\[(.*)\])?")  # a name, and what is in the brackets behind it
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def _parse_model(text: str) -> tuple[str, dict[str, Any]]:
-    match = re.fullmatch(r"([^\[\]]+?)(?:\[(.*)\])?", text)
+    match = BRACKETS.fullmatch(text)
     if match is None:
         raise UserError(f"Cannot read the model '{text}'; options go into brackets: hmt[recall=false].")
     options: dict[str, Any] = {}
