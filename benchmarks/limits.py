@@ -206,9 +206,9 @@ def shown(row: Row, executor: str) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Print the table."""
     from memory_bench.command import commands
+    from memory_bench.driver.memory import resident
     from memory_bench.running.environment import cache_folder
     from memory_bench.running.executors import Inline, Local
-    from memory_bench.running.fence import resident
     from memory_bench.running.options import Options
     from memory_bench.running.starting import settle, warm_up
     from memory_bench.store import Store
@@ -232,7 +232,7 @@ def main(arguments: Sequence[str]) -> None:
                 Store.open_or_create(out)
                 return [commands.make_job(cell, out, options, 1) for cell in cells]
 
-            made = prepared(cases, Path(folder), jobs, resident())
+            made = prepared(cases, Path(folder), jobs, resident().now)
             for row in rows(cases, made, Inline() if executor == "inline" else Local(1)):
                 sys.stdout.write(shown(row, executor) + "\n")
                 sys.stdout.flush()

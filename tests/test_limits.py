@@ -21,11 +21,12 @@ from memory_bench.budget import load_budget
 from memory_bench.command import commands
 from memory_bench.driver.beacon import Place
 from memory_bench.driver.clock import Lent
+from memory_bench.driver.memory import resident
 from memory_bench.running import fence, processes
 from memory_bench.running.executors import Executor, Inline, Local
-from memory_bench.running.fence import Cgroup, resident
+from memory_bench.running.fence import Cgroup
 from memory_bench.running.guard import Bounds, Guard
-from memory_bench.running.held import children_bytes
+from memory_bench.running.held import children_bytes, resident_bytes
 from memory_bench.running.job import Job
 from memory_bench.running.options import Options
 from memory_bench.running.processes import start
@@ -66,7 +67,7 @@ def overspend(limits: ModuleType, jobs: Callable[[str], list[Job]], tmp_path: Pa
 
     def run(executor: Executor, cases: list[Any]) -> dict[str, Any]:
         warm_up()
-        made = limits.prepared(cases, tmp_path, jobs, resident())
+        made = limits.prepared(cases, tmp_path, jobs, resident().now)
         before = {p.pid for p in psutil.Process().children(recursive=True)}
         found = {row.case.title + row.case.limit: row for row in limits.rows(cases, made, executor)}
         assert len(found) == len(cases)
@@ -221,7 +222,7 @@ def test_a_child_that_still_runs_in_its_parents_memory_holds_nothing(tmp_path: P
         while not (children := worker.members() - {worker.pid}) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert children
-        assert children_bytes(worker.pid, resident(worker.pid), children)[0] < 5_000_000
+        assert children_bytes(worker.pid, resident_bytes(worker.pid)[0], children)[0] < 5_000_000
 
 
 FILES = """

@@ -70,11 +70,6 @@ def next_limit(budget: Budget, device: str, held: int) -> Bound | None:
     return min(found, key=lambda bound: bound.left, default=None)
 
 
-def resident(pid: int | None = None) -> int:
-    """Bytes of main memory that a process (default: this one) has now."""
-    return int(psutil.Process(pid).memory_info().rss)
-
-
 class Cgroup:
     """A memory cgroup around one worker; made by `make`, gone with `remove`."""
 

@@ -9,7 +9,6 @@ import gc
 import importlib
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -57,13 +56,8 @@ def _one_step() -> None:
 
 
 def settle() -> None:
-    """Give back what is free, and let the system count this process's peak anew.
-
-    So a model finds no memory that was freed before it, which it would be given uncharged.
-    """
+    """Give back what is free: a model finds no memory that was freed before it, which it would be given uncharged."""
     gc.collect()
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
-        with suppress(OSError):  # 5: the peak becomes what is resident now
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
