@@ -194,10 +194,10 @@ def carry_out(prepared: Prepared, store: Store, options: Options) -> int:
     ]
     if jobs:
         with _terminable():
-            jobs, remaining = foretold(jobs, prepared.backbones, options, workers)
+            jobs, remaining = foretold(jobs, options, workers)
         with _terminable(), closing(_executor(options.executor, workers).run(jobs)) as events:
             records = Display(len(jobs), quiet=options.quiet, remaining=remaining).follow(events)
-        learn(records, options.cache, device)
+        learn(records, options)
         return len(jobs) - len(records)
     return 0
 

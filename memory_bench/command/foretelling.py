@@ -17,6 +17,7 @@ from memory_bench.running.remaining import Remaining
 from memory_bench.zoo.named import Backbones
 
 if TYPE_CHECKING:
+    from memory_bench.running.calibration import Calibrations
     from memory_bench.running.planning import Planner
 
 
@@ -33,19 +34,23 @@ class _Once:
             error(f"Note: {sentence}")
 
 
+def calibrations_of(options: Options) -> "Calibrations":
+    """What was measured on this machine, from the user's cache; what is damaged there is said once."""
+    from memory_bench.running.calibration import Calibrations
+
+    return Calibrations(options.cache, "cuda" if cuda_here() else "cpu", notice=_Once().tell)
+
+
 def planner_of(cells: Iterable[Cell], backbones: Backbones, options: Options, *, measure: bool) -> "Planner":
     """What plans cells on this machine; with `measure`, what is not measured yet is."""
-    from memory_bench.running.calibration import Calibrations
     from memory_bench.running.planning import Planner
 
-    device = "cuda" if cuda_here() else "cpu"
-    jobs = {}
+    calibrations, jobs = calibrations_of(options), {}
     for cell in cells:
-        threads = threads_for(backbones.card(cell.training.backbone.name), device)
+        threads = threads_for(backbones.card(cell.training.backbone.name), calibrations.device)
         jobs[cell.key] = make_job(cell, Path(), options, threads)
     say = (lambda sentence: None) if options.quiet else error
-    notice = _Once().tell
-    return Planner(backbones, Calibrations(options.cache, device, notice=notice), jobs, measure=measure, say=say)
+    return Planner(backbones, calibrations, jobs, measure=measure, say=say)
 
 
 def show_plan(grid: Grid, backbones: Backbones, options: Options, *, measure: bool = True) -> int:
@@ -67,7 +72,7 @@ def show_plan(grid: Grid, backbones: Backbones, options: Options, *, measure: bo
     return 0
 
 
-def foretold(jobs: Sequence[Job], backbones: Backbones, options: Options, workers: int) -> tuple[list[Job], Remaining]:
+def foretold(jobs: Sequence[Job], options: Options, workers: int) -> tuple[list[Job], Remaining]:
     """The jobs with what is known beforehand, from the cache alone: peak, seconds, a deadline where there is no limit.
 
     Nothing is measured for it, and tokens are not counted anew: of cells that were neither planned nor run here before
@@ -75,8 +80,8 @@ def foretold(jobs: Sequence[Job], backbones: Backbones, options: Options, worker
     """
     from memory_bench.running.planning import deadline_of, foretell
 
-    planner = planner_of([job.cell for job in jobs], backbones, options, measure=False)
-    told = {job.cell.key: foretell(planner, job.cell) for job in jobs}
+    known_here = calibrations_of(options)
+    told = {job.cell.key: foretell(known_here, job.cell) for job in jobs}
     ready = []
     for job in jobs:
         plan = told[job.cell.key]
@@ -92,10 +97,8 @@ def foretold(jobs: Sequence[Job], backbones: Backbones, options: Options, worker
     return ready, Remaining(weights, side, seconds=known)
 
 
-def learn(records: Iterable[Record], cache: Path, device: str) -> None:
+def learn(records: Iterable[Record], options: Options) -> None:
     """Keep what cells took on this machine, for the next plan."""
-    from memory_bench.running.calibration import Calibrations
-
-    known = Calibrations(cache, device)
+    known = calibrations_of(options)
     for record in records:
         known.learn(record)

@@ -14,11 +14,11 @@ from memory_bench.cell import Cell
 from memory_bench.corpus import Line
 from memory_bench.driver.observe import side_by_side
 from memory_bench.driver.stream import cut, segment_length, walk
-from memory_bench.driver.train import stage_config, train, untrained
+from memory_bench.driver.train import stage_config, train
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe
 from memory_bench.running.counting import Counter, Tally
-from memory_bench.running.recipes import make_recipe
+from memory_bench.running.recipes import make_recipe, trains
 from memory_bench.running.shapes import Shapes
 
 STEPS = 2  # the second has gradients and moments besides
@@ -49,8 +49,7 @@ def computed_peak(counter: Counter, cell: Cell) -> int:
     """
     recipe = make_recipe(cell.training.recipe)
     longest = max(len(s.line) for s in counter.streams(cell))
-    trained = not cell.training.model.config.get("checkpoint") and not untrained(cell.training.budget, recipe)
-    training = training_peak(counter, cell, recipe) if trained else 0
+    training = training_peak(counter, cell, recipe) if trains(cell.training) else 0
     return max(training, reading_peak(counter, cell, longest))
 
 

@@ -19,12 +19,12 @@ from memory_bench.driver.encoding import Stream, encode_episode
 from memory_bench.driver.hollow import BlankCorpus, Call, Hollow, blank_stream
 from memory_bench.driver.meter import Meter
 from memory_bench.driver.observe import observe_streams
-from memory_bench.driver.train import train, untrained
+from memory_bench.driver.train import train
 from memory_bench.episode import Encode
 from memory_bench.protocol import MemoryModel, State
 from memory_bench.running.building import put_adapters, window_training
 from memory_bench.running.grid import make_task
-from memory_bench.running.recipes import make_recipe
+from memory_bench.running.recipes import make_recipe, trains
 from memory_bench.running.shapes import Shapes
 from memory_bench.zoo.named import Backbones, Loaded
 from memory_bench.zoo.pretrained import rematch
@@ -173,7 +173,7 @@ class Counter:
 
     def _training(self, cell: Cell, pace: float | None) -> tuple[Usage, tuple[Step, ...]]:
         training, recipe = cell.training, make_recipe(cell.training.recipe)
-        if training.model.config.get("checkpoint") or untrained(training.budget, recipe):
+        if not trains(training):
             return Usage(), ()
         tally = Tally(training.budget, pace)
         steps: list[Step] = []
@@ -215,8 +215,7 @@ class Counter:
     @staticmethod
     def _model_key(training: Training, changes: dict[str, Any] | None) -> list[Any]:
         """What a model without weights depends on; a recipe gives its backbone adapters, if anything is trained."""
-        trained = not untrained(training.budget, make_recipe(training.recipe))
-        return [*map(asdict, (training.model, training.backbone, training.recipe)), trained, changes or {}]
+        return [*map(asdict, (training.model, training.backbone, training.recipe)), trains(training), changes or {}]
 
     def _model(self, training: Training, changes: dict[str, Any]) -> Any:
         cls = plugins.load("models", training.model.name)

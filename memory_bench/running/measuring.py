@@ -25,7 +25,7 @@ from memory_bench.driver.memory import forget_peak, peak_bytes
 from memory_bench.driver.meter import Meter
 from memory_bench.driver.observe import observe_streams, side_by_side
 from memory_bench.driver.stream import Watcher, cut, segment_length
-from memory_bench.driver.train import train, untrained
+from memory_bench.driver.train import train
 from memory_bench.episode import Decode, Episode
 from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, State
 from memory_bench.recipe import Recipe, Stage
@@ -261,11 +261,6 @@ def _grow(model: MemoryModel[Any], line: Line, clock: Clock) -> list[list[int]]:
         if clock.now() - began > GROWTH_SECONDS:
             break
     return found
-
-
-def trains(parts: Parts) -> bool:
-    """The cell trains its model."""
-    return parts.pretrained is None and not untrained(parts.training.budget, parts.recipe)
 
 
 def _peak(meter: Meter) -> int:

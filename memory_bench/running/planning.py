@@ -6,20 +6,19 @@ Every number says how it was got: ``counted``, ``measured here``, ``computed, no
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import psutil
 
 from memory_bench.budget import Budget, amount
 from memory_bench.cell import Cell
-from memory_bench.driver.train import untrained
 from memory_bench.errors import UserError
 from memory_bench.running.calibration import Calibrations, Prediction, peak_of, step_seconds
 from memory_bench.running.computing import computed_peak
 from memory_bench.running.counting import Counted, Counter
 from memory_bench.running.pace import seconds_of
-from memory_bench.running.recipes import make_recipe
+from memory_bench.running.recipes import trains
 from memory_bench.zoo.named import Backbones
 
 HERE, COMPUTED, UNKNOWN = "measured here", "computed, not measured", "unknown"
@@ -102,7 +101,7 @@ class Planner:
 
     def _found(self, cell: Cell, place: str) -> dict[str, Any] | None:
         """The calibration of a cell, made now if it may be."""
-        job, trained = self.jobs[cell.key], trains(cell)
+        job, trained = self.jobs[cell.key], trains(cell.training)
         key = self.calibrations.key(cell, job.threads, trained=trained)
         found = self.calibrations.find(cell, job.threads, trained=trained)
         if found is None and self.measure and key not in self._failed and self._here(cell) and self._worth(cell):
@@ -137,7 +136,7 @@ class Planner:
         if found is None or (counted.steps and not found["train"]):
             if spent is None:
                 return None
-            return Prediction(spent.peak_bytes, spent.train_seconds, spent.eval_seconds, spent.control_seconds, 0.0)
+            return Prediction(**asdict(spent), start_seconds=0.0)
         own, control = seconds_of(counted.calls, self.counter.model(cell.training, cell.scored_with), found["paces"])
         longest = max(len(s.line) for s in self.counter.streams(cell))
         told = Prediction(
@@ -149,9 +148,7 @@ class Planner:
         )
         if spent is None:
             return told
-        return Prediction(
-            spent.peak_bytes, spent.train_seconds, spent.eval_seconds, spent.control_seconds, told.start_seconds
-        )
+        return replace(told, **asdict(spent))
 
     def _computed(self, cell: Cell) -> tuple[int | None, str]:
         try:
@@ -161,40 +158,26 @@ class Planner:
             return None, UNKNOWN
 
 
-def foretell(planner: Planner, cell: Cell) -> dict[str, Any] | None:
+def foretell(calibrations: Calibrations, cell: Cell) -> dict[str, Any] | None:
     """What is known of a cell from the plan that was made of it, or from its last run; a moment's work.
 
     Returns:
-        ``peak_bytes``, ``seconds`` of the device (training, evaluation, controls), ``start_seconds`` until the model is
-        built, and ``how``; None: nothing is known.
+        The fields of `Prediction`, and ``seconds``, all of them; None: nothing is known.
     """
-    known = planner.calibrations.planned(cell)
-    spent = planner.calibrations.spent(cell)
-    if known is None and spent is None:
-        return None
-    if spent is not None:
-        names = ("train_seconds", "eval_seconds", "control_seconds")
-        own = {name: getattr(spent, name) for name in names}
-        rest = {name: known[name] for name in ("start_seconds",)} if known else {}
-        total = spent.seconds or sum(own.values()) + sum(v or 0.0 for v in rest.values())
-        return {"peak_bytes": spent.peak_bytes, **own, **rest, "seconds": total, "how": "measured here"}
-    assert known is not None
-    return known
+    known, spent = calibrations.planned(cell), calibrations.spent(cell)
+    if spent is None:
+        return known
+    told = Prediction(**asdict(spent), start_seconds=(known or {}).get("start_seconds") or 0.0)
+    return asdict(told) | {"seconds": told.seconds}
 
 
 def deadline_of(cell: Cell, plan: Mapping[str, Any] | None) -> float | None:
     """Seconds after which a cell without limits of time is ended: three times the planned ones, at least 600."""
     budget = cell.training.budget
-    limited = budget.train_seconds is not None or not trains(cell)
+    limited = budget.train_seconds is not None or not trains(cell.training)
     if not plan or (limited and budget.eval_seconds is not None):
         return None
     return max(DEADLINE_SECONDS, 3 * float(plan["seconds"]))
-
-
-def trains(cell: Cell) -> bool:
-    """The cell's model is trained, by its own recipe under its budget."""
-    asked = cell.training
-    return not asked.model.config.get("checkpoint") and not untrained(asked.budget, make_recipe(asked.recipe))
 
 
 def absent(budget: Budget, device: str) -> bool:
@@ -214,7 +197,7 @@ def broken_limits(budget: Budget, row: Mapping[str, Any], added: int, start_byte
         "eval_seconds": row["eval_seconds"],
         "added_parameters": added,
     }
-    if budget.train_tokens is not None or budget.train_flops is not None:  # those that a clock must not cut short
+    if budget.counts:  # those that a clock must not cut short
         used["train_seconds"] = row["train_seconds"]
     found = []
     for name, value in used.items():

@@ -7,7 +7,7 @@ from memory_bench import plugins
 from memory_bench.backbone.lora import adapter_size
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.cell import Choice
+from memory_bench.cell import Choice, Training
 from memory_bench.driver.train import untrained
 from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel
@@ -33,6 +33,11 @@ def choose_recipe(name: str, changes: dict[str, Any], budget: Budget) -> tuple[C
     check_ends(recipe, budget)
     # Where nothing is trained, no version of a recipe can move a number: it is the first, as it always was.
     return Choice(name, 1 if untrained(budget, recipe) else recipe.version, changes), recipe
+
+
+def trains(training: Training) -> bool:
+    """A model is trained, by its recipe under its budget, rather than taken with its authors' weights or as it is."""
+    return not training.model.config.get("checkpoint") and not untrained(training.budget, make_recipe(training.recipe))
 
 
 def check_ends(recipe: Recipe, budget: Budget) -> None:

@@ -42,10 +42,10 @@ from memory_bench.running.faults import told_apart
 from memory_bench.running.fence import Bound
 from memory_bench.running.grid import make_task, refuse_changed
 from memory_bench.running.job import Job
-from memory_bench.running.measuring import Measured, measure, trains
+from memory_bench.running.measuring import Measured, measure
 from memory_bench.running.orphans import leave
 from memory_bench.running.processes import own_beacon
-from memory_bench.running.recipes import make_recipe
+from memory_bench.running.recipes import trains
 from memory_bench.running.refusals import refused
 from memory_bench.running.starting import settle, warm_up
 from memory_bench.statistics.growth import fit_growth
@@ -153,8 +153,7 @@ def _begin(job: Job, store: Store, say: Say) -> _Begun:
     encode = backbones.tokens(training.backbone.name)
     episodes = list(task.episodes(library, cell.limit))
     begun = _Begun(task, library, backbones, encode, episodes, card.pretrained, store, say, job.superseded)
-    released = training.model.config.get("checkpoint")
-    if not (released or begun.has_checkpoint(training.key) or untrained(training.budget, make_recipe(training.recipe))):
+    if trains(training) and not begun.has_checkpoint(training.key):
         begun.corpus()
     return begun
 
@@ -304,7 +303,7 @@ def calibrate(job: Job) -> Measured:
     settle()
     meter = Meter(Budget("calibration"), torch.device(job.device))
     parts = _gathered(job, begun, meter).parts
-    corpus = begun.corpus() if trains(parts) else None
+    corpus = begun.corpus() if trains(job.cell.training) else None
     return measure(job.cell, parts, corpus, begun.episodes, meter, begun.encode.decode)
 
 
