@@ -2,14 +2,21 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from memory_bench.backbone.model import Backbone
 from memory_bench.card import BackboneCard
+from memory_bench.cell import Cell
+from memory_bench.command import commands
 from memory_bench.data import Library
+from memory_bench.running.job import Job
+from memory_bench.running.options import Options
+from memory_bench.store import Store
 from memory_bench.testing.backbones import card_of, tiny_backbone
 from tests.world import World, make_world
 
@@ -52,6 +59,31 @@ def invoke(
         return int(ended.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture
+def jobs(world: Any, tmp_path: Path) -> Callable[..., list[Job]]:
+    """``jobs(models, tasks, budget limits…)``: the jobs of a run without controls."""
+
+    def prepare(
+        models: str, tasks: str = "pg19", *, controls: bool = False, seeds: str = "1", **limits: Any
+    ) -> list[Job]:
+        options = Options(
+            models, tasks, str(world.backbone), str(world.budget), seeds, "", world.data, True, tmp_path / "out", "2",
+            (), controls, "inline", "", False, True, False, world.cache, False,
+        )  # fmt: skip
+        cells = commands.prepare(options).grid.cells
+        Store.open_or_create(tmp_path / "out")
+        return [
+            Job(_limited(cell, limits), tmp_path / "out", world.data, world.cache, True, False, "cpu", 1)
+            for cell in cells
+        ]
+
+    return prepare
+
+
+def _limited(cell: Cell, limits: dict[str, Any]) -> Cell:
+    return replace(cell, training=replace(cell.training, budget=replace(cell.training.budget, **limits)))
 
 
 @pytest.fixture

@@ -21,8 +21,7 @@ from memory_bench.command import commands
 from memory_bench.errors import MachineError
 from memory_bench.running import faults, obituary, worker
 from memory_bench.running.executors import Event, Inline, Local
-from memory_bench.running.options import Options
-from memory_bench.running.worker import Job
+from memory_bench.running.job import Job
 from memory_bench.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -85,25 +84,6 @@ with start(fork if sys.argv[1] == "fork" else program, inside=Path(sys.argv[3]))
     print(worker.pid, flush=True)
     worker.wait()
 """
-
-
-@pytest.fixture
-def jobs(world: Any, tmp_path: Path) -> Prepare:
-    """``jobs(models, tasks)``: the jobs of a run without controls."""
-
-    def prepare(models: str, tasks: str = "pg19", *, seeds: str = "1", **changes: Any) -> list[Job]:
-        options = Options(
-            models, tasks, str(world.backbone), str(world.budget), seeds, "", world.data, True, tmp_path / "out", "2",
-            (), False, "inline", "", False, True, False, world.cache, False,
-        )  # fmt: skip
-        cells = commands.prepare(options).grid.cells
-        Store.open_or_create(tmp_path / "out")
-        return [
-            replace(Job(cell, tmp_path / "out", world.data, world.cache, True, False, "cpu", 1), **changes)
-            for cell in cells
-        ]
-
-    return prepare
 
 
 @pytest.fixture
@@ -434,7 +414,7 @@ def test_what_is_made_again_stays_until_the_new_one_is_whole(
 def test_a_cell_that_another_command_is_at_is_waited_for_and_taken(
     executor: str, jobs: Prepare, local: Callable[[str], Local]
 ) -> None:
-    asked = jobs("rmt", seeds="2", before="")
+    asked = [replace(job, before="") for job in jobs("rmt", seeds="2")]
     store, other, told = Store(asked[0].out), local("none"), []
     (made,) = (e.record for e in local("none").run(asked[:1]) if e.record is not None)
     record_file = store.cell_folder(made.key) / "record.json"
@@ -456,5 +436,5 @@ def test_a_cell_that_another_command_is_at_is_waited_for_and_taken(
 
 
 def test_the_job_file_holds_what_a_worker_must_know(jobs: Prepare) -> None:
-    (job,) = jobs("rmt", before="a", superseded={"key": "b"})
+    job = replace(jobs("rmt")[0], before="a", superseded={"key": "b"})
     assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job

@@ -18,7 +18,6 @@ import pytest
 import torch
 
 from memory_bench.budget import load_budget
-from memory_bench.command import commands
 from memory_bench.driver.beacon import Place
 from memory_bench.driver.clock import Lent
 from memory_bench.driver.memory import resident
@@ -28,12 +27,10 @@ from memory_bench.running.fence import Cgroup
 from memory_bench.running.guard import Bounds, Guard
 from memory_bench.running.held import children_bytes, resident_bytes
 from memory_bench.running.job import Job
-from memory_bench.running.options import Options
 from memory_bench.running.processes import start
 from memory_bench.running.refusals import refused
 from memory_bench.running.starting import warm_up
 from memory_bench.running.stored import Files
-from memory_bench.store import Store
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "benchmarks"
 REFUSED = ("ones", "fill", "numpy", "private")  # before anything is touched
@@ -45,20 +42,6 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     monkeypatch.delitem(sys.modules, "limits", raising=False)
     return importlib.import_module("limits")
-
-
-@pytest.fixture
-def jobs(world: Any, tmp_path: Path) -> Callable[[str], list[Job]]:
-    def make(models: str) -> list[Job]:
-        options = Options(
-            models, "pg19", str(world.backbone), str(world.budget), "1", "", world.data, True, tmp_path / "out", "2",
-            (), False, "inline", "", False, True, False, world.cache, False,
-        )  # fmt: skip
-        Store.open_or_create(tmp_path / "out")
-        cells = commands.prepare(options).grid.cells
-        return [Job(cell, tmp_path / "out", world.data, world.cache, True, False, "cpu", 1) for cell in cells]
-
-    return make
 
 
 @pytest.fixture

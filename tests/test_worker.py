@@ -16,7 +16,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from memory_bench.cell import Cell
 from memory_bench.command import commands
 from memory_bench.episode import Estimate
 from memory_bench.errors import UserError
@@ -69,31 +68,6 @@ Prepare = Callable[..., list[Job]]
 def bad(tmp_path: Path) -> str:
     (tmp_path / "bad.py").write_text(BAD)
     return f"{tmp_path}/bad.py:Bad"
-
-
-@pytest.fixture
-def jobs(world: Any, tmp_path: Path) -> Prepare:
-    """``jobs(models, tasks, budget limits…)``: the jobs of a run without controls."""
-
-    def prepare(
-        models: str, tasks: str = "pg19", *, controls: bool = False, seeds: str = "1", **limits: Any
-    ) -> list[Job]:
-        options = Options(
-            models, tasks, str(world.backbone), str(world.budget), seeds, "", world.data, True, tmp_path / "out", "2",
-            (), controls, "inline", "", False, True, False, world.cache, False,
-        )  # fmt: skip
-        cells = commands.prepare(options).grid.cells
-        Store.open_or_create(tmp_path / "out")
-        return [
-            Job(_limited(cell, limits), tmp_path / "out", world.data, world.cache, True, False, "cpu", 1)
-            for cell in cells
-        ]
-
-    return prepare
-
-
-def _limited(cell: Cell, limits: dict[str, Any]) -> Cell:
-    return replace(cell, training=replace(cell.training, budget=replace(cell.training.budget, **limits)))
 
 
 def run_inline(jobs: list[Job]) -> list[Record]:
