@@ -172,6 +172,22 @@ def test_what_a_worker_leaves_behind_ends_with_it(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_nothing_is_begun_before_it_is_watched(tmp_path: Path) -> None:
+    """A quick model would else ask for its memory before anything stands around it."""
+    told = Place("train", "segment 1/2", held=10**8)
+    with start([sys.executable, "-c", "import time; time.sleep(60)"], inside=tmp_path) as worker:
+        worker.beacon.tell(told)
+        began = time.monotonic()
+        worker.beacon.await_watcher(0.3)
+        assert time.monotonic() - began >= 0.3, "nobody watches"
+        with Guard(worker, Bounds(load_budget("smoke"), "cpu", 60.0)) as guard:
+            began = time.monotonic()
+            worker.beacon.await_watcher(20.0)
+            assert time.monotonic() - began < 10
+            assert guard.looks
+        assert worker.beacon.read() == told, "what is told stays whole"
+
+
 def test_a_worker_has_a_folder_of_its_own_and_a_beacon(tmp_path: Path) -> None:
     code = (
         "import tempfile; from memory_bench.driver.beacon import Place; from memory_bench.running import processes\n"
