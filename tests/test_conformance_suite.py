@@ -63,6 +63,8 @@ class Toy(MemoryModel[ToyState]):
         embeds = self.backbone.embed(segment.ids)
         if self.flaw == "looks ahead":
             embeds = embeds + mean(embeds, real)
+        if self.flaw == "length":
+            embeds = embeds * segment.ids.shape[1]
         if self.flaw == "module":
             embeds = embeds + getattr(self, "last", 0.0)
         if self.flaw == "weights":
@@ -131,9 +133,15 @@ def test_a_correct_model_passes() -> None:
     check_model(toy())
 
 
-def test_a_model_that_looks_ahead_is_caught_by_that_alone() -> None:
-    assert broken_promises("looks ahead") == {"look_ahead_is_declared"}
+def test_a_model_that_looks_ahead_is_caught_by_what_tells_it_alone() -> None:
+    assert broken_promises("looks ahead") == {"look_ahead_is_declared", "what_follows_has_no_influence"}
     assert measure_look_ahead(toy("looks ahead")()) == SEGMENT - 1
+
+
+def test_a_piece_whose_length_is_known_is_caught_though_no_token_is_seen() -> None:
+    numbers.look_ahead_is_declared(toy("length"))
+    with pytest.raises(AssertionError, match="as if nothing followed"):
+        numbers.what_follows_has_no_influence(toy("length"))
 
 
 def test_memory_on_the_module_is_caught() -> None:
@@ -158,6 +166,7 @@ def test_memory_on_the_module_is_caught() -> None:
         ("overcharge", numbers.flops_are_counted),
         ("decode", numbers.decoding_is_rereading),
         ("absorb", numbers.absorbing_is_stepping),
+        ("length", numbers.what_follows_has_no_influence),
         ("chunks", numbers.chunks_do_not_matter_where_promised),
         ("bfloat16", numbers.bfloat16_works),
     ],

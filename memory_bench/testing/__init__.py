@@ -64,6 +64,7 @@ def model_checks() -> list[Check]:
         memory.empty_rows_keep_their_memory,
         numbers.any_length_can_be_peeked,
         numbers.look_ahead_is_declared,
+        numbers.what_follows_has_no_influence,
         numbers.chunks_do_not_matter_where_promised,
         numbers.absorbing_is_stepping,
         memory.size_is_honest,

@@ -52,8 +52,28 @@ def look_ahead_is_declared(build: Build) -> None:
 
 
 @torch.no_grad()
+def what_follows_has_no_influence(build: Build) -> None:
+    """Predictions do not change when more text follows in the same piece.
+
+    A model can keep `look_ahead_is_declared` and break this: one that asks how long the piece is, not what it says.
+    """
+    model, text = prepared(build, segments=4)
+    size, ahead = segment_tokens(model), model.traits.look_ahead
+    _, state = read(model, model.open(2), text[:, :-size])
+    whole = text[:, -size:]
+    for given in (0, max(1, size // 4)):
+        condition = torch.arange(size, device=text.device).expand(2, -1) < given
+        logits = model.step(state, Segment.full(whole, condition if given else None), write=False)[0].logits()
+        for tokens in range(max(1, given), size):
+            piece = Segment.full(whole[:, :tokens], condition[:, :tokens] if given else None)
+            got = model.step(state, piece, write=False)[0].logits()[:, : max(0, tokens - ahead)]
+            sentence = f"the {tokens} tokens that begin a piece of {size} must be predicted as if nothing followed them"
+            require_close(got, logits[:, : got.shape[1]], sentence)
+
+
+@torch.no_grad()
 def chunks_do_not_matter_where_promised(build: Build) -> None:
-    """With ``traits.chunk_invariant``, predictions do not depend on where the text is cut."""
+    """With ``traits.chunk_invariant``, predictions do not depend on where the text is cut, nor whose row is cut so."""
     model, text = prepared(build)
     if not model.traits.chunk_invariant:
         return
@@ -61,6 +81,31 @@ def chunks_do_not_matter_where_promised(build: Build) -> None:
     for cut in (1, 3, text.shape[1]):
         got, _ = read(model, model.open(2), text, cut=cut)
         require_close(got, expected, f"pieces of {cut} tokens must give the same predictions (traits.chunk_invariant)")
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        got = _read_unevenly(model, text, rng)
+        require_close(got, expected, "calls of any length must give the same predictions (traits.chunk_invariant)")
+
+
+def _read_unevenly(model: MemoryModel[Any], text: Tensor, rng: torch.Generator) -> Tensor:
+    """Logits of `text` ``[rows, tokens]`` in calls of drawn lengths, another for every row: none, too, for some."""
+    state, read_so_far = model.open(len(text)), [0] * len(text)
+    found: list[list[Tensor]] = [[] for _ in text]
+    longest = 2 * segment_tokens(model)
+    while min(read_so_far) < text.shape[1]:
+        drawn = torch.randint(longest + 1, (len(text),), generator=rng).tolist()
+        lengths = [min(n, text.shape[1] - done) for n, done in zip(drawn, read_so_far, strict=True)]
+        if not any(lengths):
+            continue
+        ids = text.new_zeros(len(text), max(lengths))
+        for row, (n, done) in enumerate(zip(lengths, read_so_far, strict=True)):
+            ids[row, :n] = text[row, done : done + n]
+        mask = torch.arange(ids.shape[1], device=text.device) < torch.tensor(lengths, device=text.device)[:, None]
+        readout, state = model.step(state, Segment(ids, mask))
+        for row, n in enumerate(lengths):
+            found[row].append(readout.logits()[row, :n])
+            read_so_far[row] += n
+    return torch.stack([torch.cat(pieces) for pieces in found])
 
 
 @torch.no_grad()
