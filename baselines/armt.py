@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
@@ -141,6 +142,11 @@ class ARMT(MemoryModel[ARMTState]):
         "leaves no trace, memory tokens take the positions after the text with GPT-2, too. Left out: the optional "
         "sliding window (keys and values of the previous segment)."
     )
+    axes = Axes(
+        unit="matrix", capacity="fixed", overflow="merge", write="extra tokens",
+        written_with_gradient=True, read="by similarity per token", inject="all layers",
+        fusion="residual add", order="lost", trained="all",
+    )  # fmt: skip
 
     def __init__(self, backbone: Backbone, config: ARMTConfig, rng: torch.Generator) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone, Past
 from memory_bench.budget import Budget, BudgetExceeded
 from memory_bench.card import BackboneCard
@@ -52,6 +53,10 @@ class FullContext(MemoryModel[Transcript]):
 
     Config = FullContextConfig
     source = "The backbone as published, with a cache of all keys and values."
+    axes = Axes(
+        unit="token kv", capacity="grows", write="direct", read="all", inject="all layers",
+        fusion="one softmax", order="kept",
+    )  # fmt: skip
 
     def __init__(self, backbone: Backbone, config: FullContextConfig, rng: torch.Generator) -> None:
         super().__init__()

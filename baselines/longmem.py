@@ -18,12 +18,14 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.layers import CopiedLayers, Layers
 from memory_bench.backbone.model import Backbone
 from memory_bench.backbone.reuse import Resumed
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.errors import UserError, unknown
+from memory_bench.choices import check_choices
+from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel, Readout, Segment, Traits
 
 from .parts.chunk_bank import ChunkBank
@@ -33,8 +35,6 @@ from .parts.side_network import ParallelLayers, Shape, alibi_mask
 
 SEGMENTS = 64  # segments that the bank holds at most
 STORE_SHARE = 10  # a stream's bank takes at most this fraction of the budget's device memory
-
-CHOICES = {"memory_position": ("none", "query", "constant"), "side_block": ("backbone", "parallel")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,7 @@ class LongMemConfig:
             raise UserError("longmem: side_inner must be at least 1; leave it out for four times the width.")
         if self.coarse_eviction and not self.shared_bank:  # rows would lose chunks because of the rows beside them
             raise UserError("longmem: coarse_eviction is a rule of one bank for all rows: set shared_bank = true, too.")
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise unknown(f"longmem.{name}", str(getattr(self, name)), allowed)
+        check_choices("longmem", self)
 
     @classmethod
     def official(cls) -> Self:
@@ -128,6 +126,11 @@ class LongMem(MemoryModel[ChunkBank]):
         "arXiv:2306.07174; Victorwz/LongMem@b7f3c6b. Deviations by default: side blocks are the backbone's own; a bank "
         "per row, in its precision, that drops exactly what must go; missing chunks are masked; partial chunks wait."
     )
+    axes = Axes(
+        unit="chunk kv", capacity="fixed", overflow="drop oldest", write="direct",
+        read="by similarity per token", inject="side network", fusion="gated mix", order="lost",
+        trained="added parts",
+    )  # fmt: skip
 
     def __init__(self, backbone: Backbone, config: LongMemConfig, rng: torch.Generator) -> None:
         super().__init__()

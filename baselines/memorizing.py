@@ -10,17 +10,19 @@ Unusual here:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.layers import Rotation, itself
 from memory_bench.backbone.model import Backbone, Past
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.errors import UserError, unknown
+from memory_bench.choices import check_choices
+from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 
 from .parts import knn
@@ -29,12 +31,6 @@ from .parts.ring import Ring
 
 SEGMENTS = 128  # segments that the store holds at most
 STORE_SHARE = 10  # a stream's store takes at most this fraction of the budget's device memory
-
-CHOICES = {
-    "fusion": ("gate", "joint"),
-    "search": ("exact", "bucketed"),
-    "memory_position": ("none", "query", "constant"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +64,7 @@ class MemorizingConfig:
             raise UserError(f"memorizing: bucketed search needs slots = {self.slots} to be a multiple of top_k.")
         if self.exclude_recent and self.xl_cache >= self.slots:
             raise UserError("memorizing: exclude_recent leaves nothing to retrieve unless slots exceeds xl_cache.")
-        for field in fields(self):
-            if (allowed := CHOICES.get(field.name)) and getattr(self, field.name) not in allowed:
-                raise unknown(f"memorizing.{field.name}", str(getattr(self, field.name)), allowed)
+        check_choices("memorizing", self)
 
     @classmethod
     def official(cls) -> "MemorizingConfig":
@@ -141,6 +135,10 @@ class Memorizing(MemoryModel[MemorizingState]):
         "lucidrains/memorizing-transformers-pytorch@272e39b; without training as in Extended Mind Transformers "
         "(normal-computing/extended-mind-transformers@4f068c1) at InfLLM's constant distance."
     )
+    axes = Axes(
+        unit="token kv", capacity="fixed", overflow="drop oldest", write="direct", read="by similarity per token",
+        inject="one layer", fusion="gated mix", order="lost", trained="all",
+    )  # fmt: skip
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {"memory off": {"top_k": 0}}
 
     def __init__(self, backbone: Backbone, config: MemorizingConfig, rng: torch.Generator) -> None:

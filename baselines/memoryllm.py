@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
@@ -78,6 +79,11 @@ class MemoryLLM(PoolModel[PoolState]):
         "padding works, exactly K rows are dropped, no in-place aliasing at the first fill, seeded draws; adapters "
         "without dropout; training through the sample's own writes instead of the published curriculum."
     )
+    axes = Axes(
+        unit="layer vectors", capacity="fixed", overflow="drop at random", write="extra tokens",
+        written_with_gradient=True, read="all", inject="all layers", fusion="prefix", order="kept",
+        trained="all",
+    )  # fmt: skip
 
     def __init__(self, backbone: Backbone, config: MemoryLLMConfig, rng: torch.Generator) -> None:
         super().__init__(backbone, config, rng)

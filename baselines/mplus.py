@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
@@ -124,6 +125,11 @@ class MPlus(PoolModel[MPlusState]):
         "equal ages, seeded draws; adapters without dropout; the retriever's negatives are the other rows of the "
         "batch."
     )
+    axes = Axes(
+        unit="layer vectors", capacity="fixed", overflow="drop oldest", write="extra tokens",
+        written_with_gradient=True, read="all, and by similarity per segment", inject="all layers",
+        fusion="prefix", order="kept", trained="all",
+    )  # fmt: skip
 
     def __init__(self, backbone: Backbone, config: MPlusConfig, rng: torch.Generator) -> None:
         super().__init__(backbone, config, rng)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.embedder import Embedder
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
@@ -122,6 +123,10 @@ class Retrieval(MemoryModel[RetrievalState]):
         "corpus being the stream's own past; BM25 by Robertson & Zaragoza (2009), or all-MiniLM-L6-v2. Deviation: "
         "once a segment instead of every few tokens."
     )
+    axes = Axes(
+        unit="text", capacity="grows", write="direct", read="by similarity per segment", inject="text",
+        fusion="one softmax", order="coarse",
+    )  # fmt: skip
 
     def __init__(self, backbone: Backbone, config: RetrievalConfig, rng: torch.Generator) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
@@ -83,6 +84,11 @@ class RMT(MemoryModel[RMTState]):
         "arXiv:2207.06881; booydar/recurrent-memory-transformer@9d0ebe1. Deviations by default: padding leaves no "
         "trace, no trailing memory in a prompt that is continued."
     )
+    axes = Axes(
+        unit="segment vectors", capacity="fixed", overflow="overwrite", write="extra tokens",
+        written_with_gradient=True, read="all", inject="input", fusion="prefix", order="lost",
+        trained="all",
+    )  # fmt: skip
 
     def __init__(self, backbone: Backbone, config: RMTConfig, rng: torch.Generator) -> None:
         super().__init__()

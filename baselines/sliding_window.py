@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone, Past
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
@@ -36,6 +37,10 @@ class SlidingWindow(MemoryModel[Past]):
         "StreamingLLM, arXiv 2309.17453. Several tokens enter at once, so a prediction sees between `window` and "
         "`window + segment` recent tokens, where the paper's decoder, fed token by token, always sees `window`."
     )
+    axes = Axes(
+        unit="token kv", capacity="fixed", overflow="drop oldest", write="direct", read="by position",
+        inject="all layers", fusion="one softmax", order="kept",
+    )  # fmt: skip
 
     def __init__(self, backbone: Backbone, config: SlidingWindowConfig, rng: torch.Generator) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
@@ -23,6 +24,7 @@ class Truncation(MemoryModel[Nothing]):
 
     Config = TruncationConfig
     source = "The backbone as published, applied to disjoint segments; nothing is carried over."
+    axes = Axes()
 
     def __init__(self, backbone: Backbone, config: TruncationConfig, rng: torch.Generator) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from typing import Self
 
 import torch
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone, Past
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
@@ -42,6 +43,10 @@ class XLCache(MemoryModel[Past]):
         "paper caches hidden states: the same predictions; with `detach_cache` the key and value projections get no "
         "gradient from cached tokens. By default gradients flow through the cache, as for every model here."
     )
+    axes = Axes(
+        unit="token kv", capacity="fixed", overflow="drop oldest", write="direct", read="by position",
+        inject="all layers", fusion="one softmax", order="kept",
+    )  # fmt: skip
 
     def __init__(self, backbone: Backbone, config: XLCacheConfig, rng: torch.Generator) -> None:
         super().__init__()

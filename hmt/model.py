@@ -13,31 +13,25 @@ Unusual here:
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.errors import UserError, unknown
+from memory_bench.choices import check_choices
+from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 
 from .layout import HMTLayout
 from .recall import MemoryCache
 
 OFFICIAL_LARGE = 4096  # the official code scores with scale 1/h from these widths on
-
-
-CHOICES = {
-    "recall_query": ("previous-half", "current-half"),
-    "recall_scale": ("1/sqrt(h)", "1/h", "official"),
-    "recall_dtype": ("float32", "bfloat16"),
-    "generation_summary": ("fraction", "half"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +59,7 @@ class HMTConfig:
             raise UserError("hmt: segment, cache and recall_width must be at least 1.")
         if min(self.memory_tokens, self.sensory_tokens) < 0 or not 0 < self.summary_fraction <= 1:
             raise UserError("hmt: token counts cannot be negative, and summary_fraction lies between 0 and 1.")
-        for field in fields(self):
-            if (allowed := CHOICES.get(field.name)) and getattr(self, field.name) not in allowed:
-                raise unknown(f"hmt.{field.name}", str(getattr(self, field.name)), allowed)
+        check_choices("hmt", self)
 
     @classmethod
     def official(cls) -> "HMTConfig":
@@ -130,6 +122,11 @@ class HMT(MemoryModel[HMTState]):
         "arXiv:2405.06067; OswaldHe/HMT-pytorch@177da4b. Deviations by default: causal recall query, recall in the "
         "backbone's precision, cache of 300, scale 1/sqrt(h) everywhere, padding leaves no trace."
     )
+    axes = Axes(
+        unit="segment vectors", capacity="fixed", overflow="drop oldest", write="extra pass",
+        written_with_gradient=True, read="by similarity per segment", inject="input", fusion="prefix",
+        order="coarse", trained="all",
+    )  # fmt: skip
     # How much of HMT is its recall? Without it the sensory tokens and a plain recurrence are left.
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recall off": {"recall": False}}
 

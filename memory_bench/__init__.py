@@ -1,9 +1,11 @@
 """memory-bench: memory for language models, compared under identical budgets. Start with `memory_bench.protocol`.
 
 - `__main__.py`: `python -m memory_bench`
+- `axes.py`: what kind of memory a model has, in words
 - `budget.py`: limits, presets, usage
 - `card.py`: what is known of a backbone without loading it
 - `cell.py`: identity of what was asked
+- `choices.py`: options that are one of a few words
 - `cli.py`: the command line
 - `corpus.py`: lines of tokens and batches of them
 - `episode.py`: what a task gives to the driver

@@ -151,14 +151,20 @@ def list_(
 
 
 @app.command()
-def report(out: Annotated[Path, typer.Argument(help="The --out folder of a run.")], quiet: Quiet = False) -> None:
+def report(
+    out: Annotated[Path, typer.Argument(help="The --out folder of a run.")],
+    group_by: Annotated[
+        str, typer.Option(help="Put rows together by an axis of their memory: unit, capacity, write, read, inject …")
+    ] = "",
+    quiet: Quiet = False,
+) -> None:
     """Rebuild tables, plots and the page from the records alone.
 
     Example: memory-bench report results/runs/latest
     """
     from memory_bench.command import commands
 
-    raise typer.Exit(commands.report(out, quiet=quiet))
+    raise typer.Exit(commands.report(out, quiet=quiet, axis=group_by))
 
 
 @app.command()

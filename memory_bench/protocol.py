@@ -26,6 +26,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
@@ -157,6 +158,7 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
         frozen_backbone: the method never trains its backbone, also where a recipe trains all weights.
         released: how the authors' own checkpoints are laid out; None: none are known.
         ablations: variants that a comparison needs beside the model (title to changed config fields), run as controls.
+        axes: what kind of memory it has; None: the class does not say.
     """
 
     Config: ClassVar[type[Any]]
@@ -166,6 +168,7 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
     frozen_backbone: ClassVar[bool] = False
     released: ClassVar[Layout | None] = None
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    axes: ClassVar[Axes | None] = None
 
     traits: Traits
     backbone: Backbone

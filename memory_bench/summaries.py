@@ -5,11 +5,13 @@ import importlib.util
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
+
+from memory_bench.axes import Axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,15 @@ class Summary:
     constants: Mapping[str, Any]
     origin: str
     broken: str = ""
+
+    @property
+    def axes(self) -> dict[str, Any] | None:
+        """Of `memory_bench.axes.Axes`, with its defaults; None where the class does not say."""
+        declared = self.constants.get("axes")
+        try:
+            return None if declared is None else asdict(Axes(**declared))
+        except (TypeError, ValueError):
+            return None  # `memory_bench.testing.check_model` says what is wrong
 
 
 def summarise(entry: EntryPoint, name: str = "") -> Summary:
@@ -91,6 +102,17 @@ def _resolve(line: ast.ImportFrom, module: str) -> str:
     return importlib.util.resolve_name(name, module.rpartition(".")[0]) if line.level else name
 
 
+def _named(call: ast.Call) -> dict[str, Any]:
+    """The arguments of a call that has only named literals, as ``axes = Axes(unit="token kv")`` has.
+
+    Raises:
+        ValueError: it has others.
+    """
+    if call.args or any(word.arg is None for word in call.keywords):
+        raise ValueError("not only named arguments")
+    return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+
+
 def _constants(node: ast.ClassDef) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for line in node.body:
@@ -104,7 +126,7 @@ def _constants(node: ast.ClassDef) -> dict[str, Any]:
         value = getattr(line, "value", None)
         if isinstance(target, ast.Name) and value is not None:
             try:
-                found[target.id] = ast.literal_eval(value)
+                found[target.id] = _named(value) if isinstance(value, ast.Call) else ast.literal_eval(value)
             except ValueError:
                 continue
     return found

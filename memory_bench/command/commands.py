@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memory_bench import plugins
+from memory_bench import axes, plugins
 from memory_bench.backbone.small import CLOSED
 from memory_bench.card import HELPERS, NAMED
 from memory_bench.cell import Cell, Choice, digest, to_json
@@ -268,14 +268,18 @@ def plan(options: Options) -> int:
     return show_plan(prepared.grid, prepared.backbones, options)
 
 
-def report(out: Path, *, quiet: bool = False, as_json: bool = False, asked: Collection[Choice] = ()) -> int:
+def report(
+    out: Path, *, quiet: bool = False, as_json: bool = False, asked: Collection[Choice] = (), axis: str = ""
+) -> int:
     """`memory-bench report`: tables, plots and page from the records alone; `asked` are tasks named in the command."""
     from memory_bench.report.build import build
 
+    if axis and axis not in axes.NAMES:
+        raise unknown("axis", axis, axes.NAMES)
     store = Store.open(out)
     tasks = scorers([store], asked)
     texts = {name: parity_text(certificate) for name, certificate in read_certificates().items()}
-    built = build(store, tasks, certificates=texts)
+    built = build(store, tasks, certificates=texts, axis=axis)
     built.write(out)
     for warning in store.warnings:
         error(f"Warning: {warning}")

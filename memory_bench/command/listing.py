@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_bench import plugins
+from memory_bench.axes import in_words
 from memory_bench.budget import PRESETS, Budget, amount, preset_files
 from memory_bench.card import NAMED
 from memory_bench.errors import unknown
@@ -61,6 +62,7 @@ def _models() -> list[dict[str, Any]]:
                 "parity": parity_text(certificate),
                 "certificate": certificate,
                 "look_ahead": facts.get("look_ahead"),
+                "axes": s.axes,
                 "added_parameters": facts.get("added_parameters"),
                 "source": s.constants.get("source", ""),
                 "package": s.origin,
@@ -194,6 +196,8 @@ def text(entries: list[dict[str, Any]]) -> str:
             parts.append(f"parity {_cases(e):<21} look-ahead {'?' if look is None else look!s:<3}")
             parts.append(f"adds {added.get('tiny', 0):>7,} (tiny)" if added else f"{'':>19}")
         status = "" if e["status"] == "installed" else f"[{e['status']}] "
+        if "axes" in e:
+            parts.append(f"{in_words(e['axes'])}.")
         official = (e.get("certificate") or {}).get("sources")
         agrees = f" [{', '.join(official)}]" if official else ""
         lines.append("  ".join(parts) + f"  {status}{e['summary']}{agrees}")

@@ -111,6 +111,7 @@ class HappenedShape:
     finished: str = ""
     look_ahead: int | None = None
     segment: int | None = None
+    axes: dict[str, str | bool] | None = None
     curve: list[tuple[int, float | None]] | None = None
     expected_retention: list[tuple[float, float]] | None = None
     plan: PlanShape | None = None

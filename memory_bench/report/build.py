@@ -37,12 +37,14 @@ class Report:
         certificates: model to parity (``exact``, ``max|Δ|=…``).
         warnings: sentences about files that could not be used.
         name: of the run.
+        axis: of `memory_bench.axes.Axes`, by which the rows of a board are put together; empty: by numbers alone.
     """
 
     boards: tuple[Board, ...]
     certificates: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     name: str = ""
+    axis: str = ""
 
     def sections(self) -> list[tuple[str, list[Board], str]]:
         """(heading, boards, sentence) for equal tokens, equal FLOPs, others; the sentence where one is missing."""
@@ -106,7 +108,7 @@ class Report:
         out += [
             *([said] if said else []),
             *(f"> Warning: {warning}" for warning in words.known_already(board)),
-            to_markdown(quality(board)),
+            to_markdown(quality(board, self.axis)),
         ]
         if far := distances.table(board):
             said = distances.other_order(board)
@@ -143,7 +145,8 @@ class Report:
     def tex(self) -> str:
         """The quality tables as LaTeX ``tabular`` environments, one a board."""
         return "\n".join(
-            f"% {words.title(board)}\n% {words.scope(board)}\n% {words.equal(board)}\n{to_tex(quality(board))}"
+            f"% {words.title(board)}\n% {words.scope(board)}\n% {words.equal(board)}\n"
+            + to_tex(quality(board, self.axis))
             for board in self.boards
         )
 
@@ -211,6 +214,7 @@ def build(
     certificates: Mapping[str, str] | None = None,
     *,
     keys: Collection[str] | None = None,
+    axis: str = "",
 ) -> Report:
     """The report of a store.
 
@@ -219,9 +223,10 @@ def build(
         tasks: by name, for their metrics; where one is missing the records' own numbers are averaged.
         certificates: model to parity.
         keys: cells to show; None: all.
+        axis: of `Report`.
     """
     boards = collect(store, tasks, keys)
     asked = store.run().get("grid", {}).get("cells", []) if keys is None else []
     if absent := sum(store.record(key) is None for key in asked):
         store.warn(f"{absent} of {len(asked)} cells that were asked for have no result (yet).")
-    return Report(tuple(boards), dict(certificates or {}), tuple(store.warnings), store.folder.resolve().name)
+    return Report(tuple(boards), dict(certificates or {}), tuple(store.warnings), store.folder.resolve().name, axis)

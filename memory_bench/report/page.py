@@ -48,6 +48,10 @@ class Shown(Protocol):
         """Model to parity."""
 
     @property
+    def axis(self) -> str:
+        """By which rows are put together; empty: by their numbers alone."""
+
+    @property
     def sweeps(self) -> "Sequence[sweeps.Sweep]":
         """Boards that differ in one limit of their budgets."""
 
@@ -84,7 +88,7 @@ def page(report: Shown, drawn: Sequence[Sequence[Drawn]], swept: Sequence[Drawn]
         out += [f"<p>{_code(sentence)}</p>"] if sentence else []
         for board in boards:
             place = places[id(board)]
-            out += _board(board, place, report.certificates, drawn[place])
+            out += _board(board, place, report.certificates, drawn[place], report.axis)
             out += _beside(report.beside(board))
     for number, (sweep, plot) in enumerate(zip(report.sweeps, swept, strict=True)):
         image = _inline(plot.svg.decode(), f"s{number}-")
@@ -102,7 +106,7 @@ def page(report: Shown, drawn: Sequence[Sequence[Drawn]], swept: Sequence[Drawn]
     )
 
 
-def _board(board: Board, place: int, certificates: Mapping[str, str], drawn: Sequence[Drawn]) -> list[str]:
+def _board(board: Board, place: int, certificates: Mapping[str, str], drawn: Sequence[Drawn], axis: str) -> list[str]:
     said = " ".join(s for s in (words.direction(board), words.levels(board), words.winners(board)) if s)
     out = [
         f'<h3 id="board-{place}">{_text(words.title(board))}</h3>',
@@ -110,7 +114,7 @@ def _board(board: Board, place: int, certificates: Mapping[str, str], drawn: Seq
         *([f"<p>{_text(equal)}</p>"] if (equal := words.equal(board)) else []),
         *([f"<p>{_text(said)}</p>"] if said else []),
         *(f'<p class="warning">{_text(warning)}</p>' for warning in words.known_already(board)),
-        _table(quality(board)),
+        _table(quality(board, axis)),
     ]
     if far := distances.table(board):
         said = distances.other_order(board)

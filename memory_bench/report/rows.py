@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from memory_bench.axes import UNSAID
 from memory_bench.episode import Estimate
 from memory_bench.errors import NotFinite
 from memory_bench.finite import check_samples
@@ -82,6 +83,11 @@ class Row:
     def pretrained(self) -> str:
         """The checkpoint it was loaded from instead of being trained under the budget; empty for what was trained."""
         return str(self.records[0].cell.training.model.config.get("checkpoint") or "")
+
+    def on_axis(self, axis: str) -> str:
+        """Where its memory stands on an axis of `memory_bench.axes.Axes`."""
+        value = (self.records[0].provenance.get("axes") or {}).get(axis, UNSAID)
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
     @property
     def trained(self) -> bool:

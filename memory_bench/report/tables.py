@@ -30,20 +30,27 @@ FINE = ("bits_per_byte", "nll")
 PERCENT = ("accuracy", "macro_f1")
 
 
-def quality(board: Board) -> Table:
-    """What was achieved: headline with interval, ties, seeds, difference to the window, controls."""
+def quality(board: Board, axis: str = "") -> Table:
+    """What was achieved: headline with interval, ties, seeds, difference to the window, controls.
+
+    Args:
+        board: to show.
+        axis: of `memory_bench.axes.Axes`: rows that are alike on it stand together, the group of the best row first.
+    """
     metric = board.metric
     extras = list(dict.fromkeys(
         e.metric for row in board.rows for e in row.estimates if not e.slice and e.metric not in (metric, "memory_lift")
     ))  # fmt: skip
     columns = ("model", f"{short(metric)} [95 %]", "tie", "seed sd", "vs window [95 %]", "memory wiped", "lift [95 %]",
                "learned?", *map(short, extras), "notes")  # fmt: skip
+    columns = (*columns[:1], *([axis] if axis else []), *columns[1:])
     rows = []
-    for row in board.rows:
+    for row in _grouped(board.rows, axis):
         wiped, own = row.find(metric, "control:wiped"), row.headline
         gain = row.find("memory_lift")
         rows.append((
             row.label,
+            *([row.on_axis(axis)] if axis else []),
             NONE if own is None else interval(own.value, own.low, own.high, metric),
             board.letters.get(row.label, NONE),
             NONE if row.seed_spread is None else number(row.seed_spread, metric, spread=True),
@@ -55,6 +62,14 @@ def quality(board: Board) -> Table:
             notes(row, board) or NONE,
         ))  # fmt: skip
     return Table(columns, tuple(rows)).without_empty_columns()
+
+
+def _grouped(rows: Sequence[Row], axis: str) -> list[Row]:
+    """Rows that are alike on an axis together, in the order of their first; as they are without an axis."""
+    if not axis:
+        return list(rows)
+    order = list(dict.fromkeys(row.on_axis(axis) for row in rows))
+    return sorted(rows, key=lambda row: order.index(row.on_axis(axis)))
 
 
 def _extra(row: Row, metric: str) -> str:

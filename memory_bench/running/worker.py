@@ -229,6 +229,7 @@ def _judged(work: _Work, seen: _Seen, blank: Record) -> tuple[Record, pd.DataFra
     facts = {
         "curve": seen.trained.curve[:: max(1, len(seen.trained.curve) // 200)],
         "look_ahead": model.traits.look_ahead,
+        "axes": None if model.axes is None else asdict(model.axes),
         "segment": model.traits.segment,
         "episodes": len(work.begun.episodes),
         "expected_retention": expected_shares(model.expected_retention, samples),

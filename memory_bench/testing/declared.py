@@ -8,6 +8,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import HELPERS
@@ -117,6 +118,10 @@ def declares_itself(build: Build) -> None:
     require(
         isinstance(kind.frozen_backbone, bool),
         f"{name}.frozen_backbone must be True or False, not {describe(kind.frozen_backbone)}",
+    )
+    require(
+        kind.axes is None or isinstance(kind.axes, Axes),
+        f"{name}.axes must be an Axes(unit=…, …) of memory_bench.axes, or left out, not {describe(kind.axes)}",
     )
     unreached = getattr(kind, "unreached", ())
     require(
