@@ -71,6 +71,12 @@ BOARDS: Mapping[str, Board] = {
         "--models truncation,sliding-window,memorizing,memorizing[top_k=0],retrieval,full-context,xl-cache",
         real=True,
     ),
+    # Below what a growing cache needs for these books: who ends at the limit, where, and what the others do with it.
+    "tiny-limit": Board(
+        "run --models full-context,sliding-window,rmt --tasks pg19 --set pg19.extent=bytes:20000-60000 "
+        "--budget cpu-minutes[device_bytes=200MB] --seeds 2",
+        real=True,
+    ),
     "reproduced": Board("reproduce", real=True, parent=CLAIMS, also=True),
 }
 
