@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from memory_bench.budget import Budget
+from memory_bench.files.plain import parts
 from memory_bench.recipe import RECIPES, fixed_steps
 
 
@@ -52,7 +53,7 @@ class Training:
     @property
     def key(self) -> str:
         """16 hexadecimal digits; budget fields that only concern the evaluation do not count."""
-        plain = asdict(self)
+        plain = parts(self)
         for name in ("eval_seconds", "seeds", "tasks", "added_parameters"):
             plain["budget"].pop(name)
         return digest(_without_empty(_ruled(plain)))
@@ -86,7 +87,7 @@ class Cell:
         return digest(self._plain())
 
     def _plain(self) -> dict[str, Any]:
-        plain = asdict(self)
+        plain = parts(self)
         del plain["role"], plain["label"], plain["training"]["budget"]["seeds"], plain["training"]["budget"]["tasks"]
         if not self.scored_with:  # keys of cells from before there was such a thing stay what they are
             del plain["scored_with"]
@@ -110,7 +111,7 @@ def _without_empty(training: dict[str, Any], *more: dict[str, Any]) -> dict[str,
 
 def limits(training: Training) -> dict[str, Any]:
     """The limits that a training is under, and what else its budget says, as plain data."""
-    return _ruled(asdict(training))["budget"]  # type: ignore[no-any-return]
+    return _ruled(parts(training))["budget"]  # type: ignore[no-any-return]
 
 
 def _ruled(training: dict[str, Any]) -> dict[str, Any]:

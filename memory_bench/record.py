@@ -70,8 +70,7 @@ class Record:
 
     def _check_counts(self) -> None:
         """Raise `ValueError` for what is counted and below zero."""
-        spent = {name: value for name, value in asdict(self.usage).items() if name in COUNTED}
-        at_least("usage", spent)
+        at_least("usage", {name: getattr(self.usage, name) for name in COUNTED})
         at_least("metrics", {"n": min((m.n for m in self.metrics), default=0)})
         at_least("cell", {"seed": self.cell.training.seed})
         at_least("cell", {"limit": self.cell.limit}, 1)
@@ -126,7 +125,7 @@ class Record:
             )
         except (KeyError, TypeError, AttributeError, UserError) as error:  # a budget refuses limits below zero
             raise ValueError(f"a field is missing or unknown ({error})") from error
-        conform(cls, asdict(record))
+        conform(cls, record)
         conform(LearnedShape | None, record.learned)
         conform(HappenedShape, record.provenance)
         record._check_counts()

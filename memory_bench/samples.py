@@ -40,12 +40,14 @@ def read_parquet(path: Path, key: str) -> "pd.DataFrame":
         Damaged: the file cannot be read, or is another cell's.
     """
     import pandas as pd
+    import pyarrow.parquet as pq
 
-    _check_key(path, key)
     try:
-        samples = pd.read_parquet(path)
+        table = pq.read_table(path)
+        samples: pd.DataFrame = table.to_pandas()
     except Exception as error:  # pyarrow raises many types for broken files
         raise Damaged(f"it cannot be read ({type(error).__name__})") from error
+    _check_key(table.schema, key)
     if "choice_nll" in samples:
         lists = [None if v is None else [math.nan if x is None else float(x) for x in v] for v in samples["choice_nll"]]
         samples["choice_nll"] = pd.Series(lists, index=samples.index, dtype=object)
@@ -60,7 +62,11 @@ def check_unsummed(path: Path, record: Record) -> None:
     """
     import pyarrow.parquet as pq
 
-    _check_key(path, record.key)
+    try:
+        schema = pq.read_schema(path)
+    except Exception as error:
+        raise Damaged(f"it cannot be read ({type(error).__name__})") from error
+    _check_key(schema, record.key)
     try:
         rows: Any = pq.read_table(path, columns=["seed", "control", "tokens"]).to_pandas()
         seeds, scored = set(rows["seed"]), int(rows.loc[rows["control"] == "", "tokens"].sum())
@@ -70,11 +76,10 @@ def check_unsummed(path: Path, record: Record) -> None:
         raise Damaged("it holds the samples of another cell")
 
 
-def _check_key(path: Path, key: str) -> None:
-    import pyarrow.parquet as pq
-
+def _check_key(schema: Any, key: str) -> None:
+    """Refuse the Arrow schema of a file that is marked as another cell's."""
     try:
-        mark = (pq.read_schema(path).metadata or {}).get(MARK)
+        mark = (schema.metadata or {}).get(MARK)
         told = json.loads(mark) if mark is not None else {"cell": key}  # an older version marked nothing
     except Exception as error:
         raise Damaged(f"it cannot be read ({type(error).__name__})") from error

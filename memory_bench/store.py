@@ -13,10 +13,11 @@ lost its samples or has others' counts as not done.
 """
 
 import hashlib
+import io
 import os
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from memory_bench.files.artefacts import (
     Notice,
     explained,
     read_json,
+    settled,
     sha256,
     write_atomically,
     write_json,
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SAMPLES = "samples.parquet"
+SOUND = "finite"
+"""The entry of a record that says whether all scores in the samples it vouches for are finite: none needs to look."""
 
 
 class Store:
@@ -60,6 +64,7 @@ class Store:
         self.folder = folder
         self.warnings: list[str] = []
         self._notice = notice
+        self._known: dict[str, _Read] = {}
 
     @classmethod
     def open_or_create(cls, folder: Path) -> "Store":
@@ -152,7 +157,8 @@ class Store:
         vouched, new = None, None
         if samples is not None:
             content = to_parquet(samples, record.key)
-            vouched = {"rows": len(samples), CHECKSUM: hashlib.sha256(content).hexdigest()}
+            sound = not unsound_scores(*_scores(io.BytesIO(content)))
+            vouched = {"rows": len(samples), CHECKSUM: hashlib.sha256(content).hexdigest(), SOUND: sound}
             new = _waiting(folder, str(vouched[CHECKSUM]))
             write_atomically(new, content)
         write_json(folder / "record.json", {**record.to_json(), "samples": vouched})
@@ -169,13 +175,16 @@ class Store:
     def record(self, key: str) -> Record | None:
         """The result of a cell; None where there is none, or (with a warning) where it or its samples are broken."""
         found = self._read(key)
-        return None if found is None else self._sound(*found)
+        return None if found is None else self._sound(found)
 
-    def _sound(self, record: Record, data: dict[str, Any]) -> Record:
+    def _sound(self, read: "_Read") -> Record:
         """The record, failed where its numbers are not finite: earlier versions filed such results as ``ok``."""
+        record, vouched = read.record, read.vouched
         if record.status not in ("ok", "over_budget"):
             return record
-        fault = unsound(record.metrics) or unsound_scores(*_scores(self._samples_path(record.key, data.get("samples"))))
+        fault = unsound(record.metrics)
+        if not fault and not (isinstance(vouched, dict) and vouched.get(SOUND) is True):
+            fault = unsound_scores(*_scores(self._samples_path(record.key, vouched)))
         if not fault:
             return record
         detail = f"non-finite: {fault}, though it was filed as {record.status}; run it again with --retry failed"
@@ -185,17 +194,17 @@ class Store:
         """All results, in the order of their keys."""
         keys = sorted(p.name for p in self.cells.iterdir() if p.is_dir()) if self.cells.is_dir() else []
         found = [read for key in keys if (read := self._read(key)) is not None]
-        if older := sum(CHECKSUM not in data for _, data in found):
+        if older := sum(not read.summed for read in found):
             self.warn(f"{older} of {len(found)} results have no checksums, as an older version wrote them; they are "
                       "used as they are.")  # fmt: skip
-        return [self._sound(*read) for read in found]
+        return [self._sound(read) for read in found]
 
     def samples(self, key: str) -> "pd.DataFrame | None":
         """A cell's scored events; None where there are none, or (with a warning) where its files are broken."""
         found = self._read(key)
-        if found is None or (vouched := found[1].get("samples", {})) is None:
+        if found is None or found.vouched is None:
             return None
-        path = self._samples_path(key, vouched)
+        path = self._samples_path(key, found.vouched)
         if not path.is_file():
             return None
         try:
@@ -204,22 +213,33 @@ class Store:
             self.warn(f"cells/{key}/{SAMPLES} is not used: {error}.")
             return None
 
-    def _read(self, key: str) -> tuple[Record, dict[str, Any]] | None:
-        """A cell's record and all that its file holds, if it and the samples are those that were written together."""
+    def _read(self, key: str) -> "_Read | None":
+        """A cell's record and what it vouches for, if it and the samples are those that were written together."""
         place = f"cells/{key}/record.json"
         try:
-            data = read_json(self.folder / place)
-            record = Record.from_json(data)
-            if record.key != key:
-                raise Damaged(f"it belongs to cell {record.key}")
+            read = self._parsed(self.folder / place)
+            if read.record.key != key:
+                raise Damaged(f"it belongs to cell {read.record.key}")
             place = f"cells/{key}/{SAMPLES}"
-            self._check_samples(record, data)
+            self._check_samples(read)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             self.warn(f"{place} is not used and the cell counts as not done: {error}.")
             return None
-        return record, data
+        return read
+
+    def _parsed(self, path: Path) -> "_Read":
+        """What a record's file holds; parsed once as long as the file stays the same."""
+        status = path.stat()
+        known = self._known.get(path.parent.name)
+        if known is not None and settled(status) and known.status == _identity(status):
+            return known
+        data = read_json(path)
+        # {}: an older version wrote it
+        read = _Read(Record.from_json(data), data.get("samples", {}), CHECKSUM in data, _identity(status))
+        self._known[path.parent.name] = read
+        return read
 
     def _samples_path(self, key: str, vouched: Any) -> Path:
         """Where a record's samples are: at their place, or still on the way there."""
@@ -229,8 +249,8 @@ class Store:
             return waiting
         return folder / SAMPLES
 
-    def _check_samples(self, record: Record, data: dict[str, Any]) -> None:
-        vouched = data.get("samples", {})  # {}: an older version wrote it
+    def _check_samples(self, read: "_Read") -> None:
+        record, vouched = read.record, read.vouched
         path = self._samples_path(record.key, vouched)
         if vouched is None:
             return
@@ -257,15 +277,36 @@ class Store:
             self._notice(sentence)
 
 
-def _scores(path: Path) -> tuple[list[float | None], list[float | None]]:
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a record's file holds: the record, what it says of its samples (None: it has none), and which file it was.
+
+    Attributes:
+        record: as it was filed.
+        vouched: rows and checksum of the samples; empty: an older version wrote it.
+        summed: the file has a checksum of itself.
+        status: of the file when it was read.
+    """
+
+    record: Record
+    vouched: Any
+    summed: bool
+    status: tuple[int, ...]
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _scores(file: Path | io.BytesIO) -> tuple[list[float | None], list[float | None]]:
     """Every score in a file of samples and every choice's; of files that cannot be read `Store.samples` warns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.is_file():
+    if isinstance(file, Path) and not file.is_file():
         return [], []
     try:
-        table = pq.read_table(path, columns=["nll", "choice_nll"])
+        table = pq.read_table(file, columns=["nll", "choice_nll"])
         nll, choices = (table.column(name).combine_chunks() for name in ("nll", "choice_nll"))
         lists = [] if pa.types.is_null(choices.type) else choices.flatten().to_pylist()
     except Exception:  # pyarrow raises many types for broken files

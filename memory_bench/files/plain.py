@@ -9,6 +9,8 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from typing import Any
 
 DEEPEST = 64  # levels of nesting; our own files have a dozen
@@ -31,30 +33,53 @@ def oversized(value: Any) -> str:
 def _odd(value: Any, *, finite: bool) -> str:
     level, depth = [value], 0
     while level:
+        inside: list[Any] = []  # of this level; one loop without calls, as every record of a run goes through it
         for item in level:
-            if fault := _odd_leaf(item, finite=finite):
-                return fault
-        level, depth = [inner for item in level for inner in _inside(item)], depth + 1
+            kind = type(item)
+            if kind is dict:
+                inside += item
+                inside += item.values()
+            elif kind is list:
+                inside += item
+            elif isinstance(item, str):
+                if not item.isascii() and any("\ud800" <= c <= "\udfff" for c in item):
+                    return "holds half of a character"
+            elif isinstance(item, float):
+                if finite and not math.isfinite(item):
+                    return "holds a number that is not finite"
+            elif isinstance(item, int):
+                if not -LARGEST <= item <= LARGEST:
+                    return "holds a whole number of more than 64 bits"
+            elif item is not None and isinstance(item, Mapping):
+                inside += item.keys()
+                inside += item.values()
+            elif isinstance(item, list | tuple):
+                inside += item
+        level, depth = inside, depth + 1
         if depth > DEEPEST:
             return f"is nested more than {DEEPEST} levels deep"
     return ""
 
 
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, Mapping):
-        return [*value.keys(), *value.values()]
-    return list(value) if isinstance(value, list | tuple) else []
+def parts(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, those of dataclasses that are fields of it as well; nothing else is copied.
+
+    Raises:
+        TypeError: it is no dataclass.
+    """
+    if not (names := _names(type(value))):
+        raise TypeError(f"{type(value).__name__} is no plain data")
+    found = {}
+    for name in names:
+        own = getattr(value, name)
+        found[name] = parts(own) if _names(type(own)) else own
+    return found
 
 
-def _odd_leaf(value: Any, *, finite: bool) -> str:
-    if isinstance(value, str):
-        half = not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)
-        return "holds half of a character" if half else ""
-    if isinstance(value, float):
-        return "holds a number that is not finite" if finite and not math.isfinite(value) else ""
-    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
-        return "holds a whole number of more than 64 bits"
-    return ""
+@lru_cache(maxsize=256)
+def _names(kind: type) -> tuple[str, ...]:
+    """The fields of a dataclass; none of any other type."""
+    return tuple(f.name for f in fields(kind)) if is_dataclass(kind) else ()
 
 
 def json_value(text: str) -> Any:

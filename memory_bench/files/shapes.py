@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from memory_bench.files.artefacts import Damaged
+from memory_bench.files.plain import parts
 
 YEARS = (1970, 9998)  # that a clock can show, in every zone
 
@@ -165,7 +166,7 @@ class CertificatesShape:
 
 
 def conform(kind: Any, plain: Any) -> None:
-    """Refuse JSON data that are not of a type; entries that the type does not name are free.
+    """Refuse JSON data, or a dataclass of them, that are not of a type; entries that the type does not name are free.
 
     Raises:
         Damaged: naming the first entry that is wrong.
@@ -173,7 +174,7 @@ def conform(kind: Any, plain: Any) -> None:
     from pydantic import ValidationError
 
     try:
-        _adapter(kind).validate_json(json.dumps(plain), strict=True)
+        _adapter(kind).validate_json(json.dumps(plain, default=parts), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise Damaged(f"{'.'.join(map(str, first['loc'])) or 'it'} is wrong ({first['msg']})") from error

@@ -7,7 +7,7 @@ second variance, which enters as the smallest difference that counts (`stats.see
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALPHA = 0.05
+TOGETHER = 500  # pairs whose intervals are found at once: 8 MB of bootstrap samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +86,30 @@ def _pairs(rows: Sequence[tuple[str, "pd.DataFrame"]], metric: str, seed: int) -
     """The differences of all pairs of (label, samples) that have one, in their order."""
     for _, samples in rows:
         check_samples(samples)
-    draws = stats.Draws(seed)
-    found: shared.Found | None
+    paired = _paired(rows, metric, stats.Draws(seed))
+    while some := list(islice(paired, TOGETHER)):
+        for (a, b, _), found in zip(some, shared.judge([pair for _, _, pair in some]), strict=True):
+            yield Difference(a, b, *found)
+
+
+def _paired(
+    rows: Sequence[tuple[str, "pd.DataFrame"]], metric: str, draws: stats.Draws
+) -> Iterator[tuple[str, str, shared.Paired]]:
+    """The labels and the resampled difference of every pair that has one."""
+    pair: shared.Paired | None
     if metric in RATIOS:
         texts = [(label, shared.TextRow(samples, metric, draws)) for label, samples in rows]
         for (a, first), (b, second) in combinations(texts, 2):
-            if (found := shared.text_pair(first, second)) is not None:
-                yield Difference(a, b, *found)
+            if (pair := shared.text_pair(first, second)) is not None:
+                yield a, b, pair
     elif metric == "accuracy":
-        answers = [(label, _answers(samples)) for label, samples in rows]
-        for (a, own), (b, other) in combinations(answers, 2):
-            if (found := shared.question_pair(own, other, draws)) is not None:
-                yield Difference(a, b, *found)
-
-
-def _answers(samples: "pd.DataFrame") -> shared.QuestionRow:
-    asked = samples[(samples["control"] == "") & (samples["kind"] == "ask")]
-    return shared.QuestionRow(asked, correct(asked))
+        answers: list[shared.QuestionRow] = []
+        for _, samples in rows:
+            asked = samples[(samples["control"] == "") & (samples["kind"] == "ask")]
+            answers.append(shared.QuestionRow(asked, correct(asked), draws, answers))
+        for (a, own), (b, other) in combinations(zip((label for label, _ in rows), answers, strict=True), 2):
+            if (pair := shared.question_pair(own, other, draws)) is not None:
+                yield a, b, pair
 
 
 def corrected(

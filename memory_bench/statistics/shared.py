@@ -1,12 +1,13 @@
 """What the pairs of a table share: the sums of every row and every resampling are worked out once, not for each pair.
 
 The numbers are those of a pair alone, to the bit: the same seed, the same draws, the same sums. A table of n rows has
-n (n - 1) / 2 pairs, so what is done for each of them is a subtraction and a pair of percentiles.
+n (n - 1) / 2 pairs, so what is done for each of them is a subtraction; percentiles are found for many of them at once.
 """
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,24 @@ if TYPE_CHECKING:
 RATIOS = {"bits_per_byte": ("nbytes", math.log(2)), "nll": ("tokens", 1.0)}
 """Metrics that are sums of nats over sums of a column (times a constant)."""
 DRAWS = 2000
+WHOLE = 2.0**16
+"""Sums of multiples of its inverse (of answers averaged over 1, 2 or 4 seeds) are exact in whatever order."""
+Paired = tuple[float, stats.Floats, int]
+"""A difference, that of every bootstrap sample, number of units."""
 Found = tuple[float, float | None, float | None, float, int]
 """Value, low, high, p-value, number of units."""
+
+
+def judge(pairs: Sequence[Paired]) -> list[Found]:
+    """The intervals and p-values of differences."""
+    places: dict[int, list[int]] = {}
+    for place, (_, _, units) in enumerate(pairs):
+        places.setdefault(units, []).append(place)
+    found: dict[int, Found] = {}
+    for units, same in places.items():
+        judged = stats.judged_differences([pairs[p][0] for p in same], np.stack([pairs[p][1] for p in same]), units)
+        found |= {place: (*numbers, units) for place, numbers in zip(same, judged, strict=True)}
+    return [found[place] for place in range(len(pairs))]
 
 
 class TextRow:
@@ -53,7 +70,7 @@ class TextRow:
         return self._rates[shared]
 
 
-def text_pair(a: TextRow, b: TextRow) -> Found | None:
+def text_pair(a: TextRow, b: TextRow) -> Paired | None:
     """Of a - b, over the documents that both have finished; None without any."""
     shared = tuple(episode for episode, size in a.sizes.items() if b.sizes.get(episode) == size)
     if not shared:
@@ -61,7 +78,36 @@ def text_pair(a: TextRow, b: TextRow) -> Found | None:
     (first, drawn_a, units), (second, drawn_b, others) = a.rate(shared), b.rate(shared)
     if units != others:  # a block in which a model with long segments has none
         return None
-    return *stats.judged_difference(first - second, drawn_a - drawn_b, units), units
+    return first - second, drawn_a - drawn_b, units
+
+
+class Questions:
+    """What rows that were asked the same share.
+
+    Args:
+        index: of the questions, their clusters first.
+        draws: that the rows of a table share.
+    """
+
+    def __init__(self, index: "pd.Index[Any]", draws: stats.Draws) -> None:
+        self.index, self._draws = index, draws
+        clusters = index.get_level_values(0).to_numpy()
+        self._codes = np.unique(clusters, return_inverse=True)[1].ravel()
+        self.units = int(self._codes.max()) + 1 if len(self._codes) else 0
+
+    @cached_property
+    def counts(self) -> tuple[float, stats.Floats]:
+        """How many there are, whole and resampled."""
+        return self._draws.sums(np.bincount(self._codes, minlength=self.units))
+
+    def by_cluster(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums of the scores of every cluster, `[units]`."""
+        return np.bincount(self._codes, weights=scores, minlength=self.units)
+
+    def rate(self, top: tuple[float, stats.Floats]) -> Paired:
+        """A sum of scores, whole and resampled, as a rate."""
+        value, drawn = stats.ratio(top[0], self.counts[0]), stats.ratio(top[1], self.counts[1])
+        return float(value), drawn, self.units
 
 
 class QuestionRow:
@@ -70,36 +116,31 @@ class QuestionRow:
     Args:
         asked: its questions.
         right: 1.0 for each of them that was answered rightly.
+        draws: that the rows of a table share.
+        others: of the same table; with those that were asked the same it shares what depends on the questions alone.
     """
 
-    def __init__(self, asked: "pd.DataFrame", right: "pd.Series[float]") -> None:
+    def __init__(
+        self, asked: "pd.DataFrame", right: "pd.Series[float]", draws: stats.Draws, others: "Sequence[QuestionRow]" = ()
+    ) -> None:
         self.scores = right.groupby([asked["cluster"], asked["episode"], asked["event"]]).mean()
-        self._codes: NDArray[np.intp] | None = None
+        same = (row.questions for row in others if row.scores.index.equals(self.scores.index))
+        self._draws, self.questions = draws, next(same, None) or Questions(self.scores.index, draws)
 
-    @property
-    def codes(self) -> NDArray[np.intp]:
-        """The number of the cluster of each of its questions."""
-        if self._codes is None:
-            self._codes = _numbered(self.scores)
-        return self._codes
+    @cached_property
+    def exact(self) -> tuple[float, stats.Floats] | None:
+        """The sum of its scores, whole and resampled, where no order of summing could round them; else None."""
+        sums = self.questions.by_cluster(self.scores.to_numpy())
+        return self._draws.sums(sums) if (sums * WHOLE % 1 == 0).all() and (abs(sums) < WHOLE).all() else None
 
 
-def question_pair(a: QuestionRow, b: QuestionRow, draws: stats.Draws) -> Found | None:
+def question_pair(a: QuestionRow, b: QuestionRow, draws: stats.Draws) -> Paired | None:
     """Of a - b, over the questions that both were asked; None without any."""
-    if a.scores.index.equals(b.scores.index):
-        first, second, clusters = a.scores, b.scores, a.codes
-    else:
-        shared = a.scores.index.intersection(b.scores.index)
-        first, second = a.scores.loc[shared], b.scores.loc[shared]
-        clusters = _numbered(first)
-    if not len(clusters):
+    same = a.questions is b.questions
+    if same and (own := a.exact) is not None and (other := b.exact) is not None:
+        return a.questions.rate((own[0] - other[0], own[1] - other[1])) if a.questions.units else None
+    shared = a.questions if same else Questions(a.scores.index.intersection(b.scores.index), draws)
+    if not shared.units:
         return None
-    units = int(clusters.max()) + 1
-    sums = np.bincount(clusters, weights=first.to_numpy() - second.to_numpy(), minlength=units)
-    value, drawn = draws.rates(sums, np.bincount(clusters, minlength=units))
-    return *stats.judged_difference(value, drawn, units), units
-
-
-def _numbered(scores: "pd.Series[float]") -> NDArray[np.intp]:
-    clusters = scores.index.get_level_values(0).to_numpy()
-    return np.unique(clusters, return_inverse=True)[1].ravel()
+    first, second = (row.scores if same else row.scores.loc[shared.index] for row in (a, b))
+    return shared.rate(draws.sums(shared.by_cluster(first.to_numpy() - second.to_numpy())))

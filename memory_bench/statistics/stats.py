@@ -46,8 +46,8 @@ def ratio_interval(numerator: ArrayLike, denominator: ArrayLike, *, seed: int, d
         draws: bootstrap samples.
     """
     top, bottom = _floats(numerator), _floats(denominator)
-    value = float(_ratio(top.sum(), bottom.sum()))
-    drawn = bootstrap(len(top), seed, draws, lambda w: _ratio(w @ top, w @ bottom))
+    value = float(ratio(top.sum(), bottom.sum()))
+    drawn = bootstrap(len(top), seed, draws, lambda w: ratio(w @ top, w @ bottom))
     return value, *percentiles(drawn, len(top))
 
 
@@ -149,7 +149,7 @@ def paired_difference(
         draws: bootstrap samples.
     """
     sums, counts = _by_cluster(_floats(a) - _floats(b), clusters)
-    return weighted_difference(len(sums), seed, draws, lambda w: _ratio(w @ sums, w @ counts))
+    return weighted_difference(len(sums), seed, draws, lambda w: ratio(w @ sums, w @ counts))
 
 
 def paired_ratio_difference(
@@ -168,7 +168,7 @@ def paired_ratio_difference(
     top_a, top_b, bottom_a = _floats(num_a), _floats(num_b), _floats(den)
     bottom_b = bottom_a if den_b is None else _floats(den_b)
     return weighted_difference(
-        len(top_a), seed, draws, lambda w: _ratio(w @ top_a, w @ bottom_a) - _ratio(w @ top_b, w @ bottom_b)
+        len(top_a), seed, draws, lambda w: ratio(w @ top_a, w @ bottom_a) - ratio(w @ top_b, w @ bottom_b)
     )
 
 
@@ -247,14 +247,34 @@ def weighted_difference(
 
 def judged_difference(value: float, drawn: Floats, units: int) -> tuple[float, float | None, float | None, float]:
     """A difference with its interval and p-value, from that of bootstrap samples over `units` units."""
+    return judged_differences([value], drawn[None], units)[0]
+
+
+def judged_differences(
+    values: Sequence[float], drawn: Floats, units: int
+) -> list[tuple[float, float | None, float | None, float]]:
+    """Differences with their intervals and p-values, from those of bootstrap samples over the same number of units.
+
+    Args:
+        values: `[pairs]`.
+        drawn: `[pairs, draws]`.
+        units: that were resampled.
+    """
     if units < 2:
-        return value, None, None, 1.0
-    if not np.isfinite(drawn).all():  # not defined in every sample: no evidence of a difference
-        return value, *percentiles(drawn, units), 1.0
-    error = float(np.std(drawn))
-    tiny = 1e-12 * max(1.0, abs(value))
-    p = 2 * float(stdtr(units - 1, -abs(value) / error)) if error > tiny else float(abs(value) <= tiny)
-    return value, *percentiles(drawn, units), min(1.0, max(p, 2.0 ** (1 - units)))
+        return [(value, None, None, 1.0) for value in values]
+    found = np.isfinite(drawn).all(axis=1)
+    # Not defined in every sample: no evidence of a difference.
+    judged = [(value, *percentiles(d, units), 1.0) if not f else None for value, d, f in zip(values, drawn, found)]
+    if found.any():
+        known, size = drawn[found], np.abs(np.asarray(values, dtype=np.float64)[found])
+        low, high = np.quantile(known, [tail(units), 1 - tail(units)], axis=1)
+        error, tiny = np.std(known, axis=1), 1e-12 * np.maximum(1.0, size)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            p = np.where(error > tiny, 2 * stdtr(units - 1, -size / error), np.where(size <= tiny, 1.0, 0.0))
+        p = np.minimum(1.0, np.maximum(p, 2.0 ** (1 - units)))
+        for place, *numbers in zip(np.flatnonzero(found), low.tolist(), high.tolist(), p.tolist()):
+            judged[place] = (values[place], *numbers)
+    return judged
 
 
 def bootstrap(units: int, seed: int, draws: int, statistic: Callable[[Floats], Any]) -> Floats:
@@ -282,13 +302,20 @@ class Draws:
         Raises:
             NotFinite: there is such a number among them.
         """
-        top, bottom = _floats(numerator), _floats(denominator)
-        units = len(top)
-        ones = np.ones((1, units))
-        value = float(np.ravel(_ratio(ones @ top, ones @ bottom))[0])
-        if units < 2:
+        top, bottom = self.sums(numerator), self.sums(denominator)
+        return float(ratio(top[0], bottom[0])), ratio(top[1], bottom[1])
+
+    def sums(self, values: ArrayLike) -> tuple[float, Floats]:
+        """Sum of `[units]`, and that of every sample, `[draws]` (none below 2 units).
+
+        Raises:
+            NotFinite: there is such a number among them.
+        """
+        own = _floats(values)
+        value = float((np.ones((1, len(own))) @ own)[0])
+        if len(own) < 2:
             return value, np.empty(0)
-        return value, np.concatenate([np.ravel(_ratio(w @ top, w @ bottom)) for w in self._weights(units)])
+        return value, np.concatenate([w @ own for w in self._weights(len(own))])
 
     def _weights(self, units: int) -> Iterable[Floats]:
         """As `_weights`; kept for the number of units that was asked for last, if there is room."""
@@ -345,7 +372,7 @@ def _codes(clusters: ArrayLike) -> tuple[NDArray[np.intp], int]:
     return codes.ravel(), len(unique)
 
 
-def _ratio(top: Any, bottom: Any) -> Any:
+def ratio(top: Any, bottom: Any) -> Any:
     """Division that gives NaN for 0/0 without a warning."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.float64(1) * top / bottom
