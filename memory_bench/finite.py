@@ -8,6 +8,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,9 +81,17 @@ def _bad(samples: "pd.DataFrame", name: str) -> Any:
     if column.isna().all():
         return np.array([isinstance(value, float) for value in column], dtype=bool) & _asked(samples)
     lost = _asked(samples) & np.array([isinstance(value, float) for value in column], dtype=bool)
-    if name == "accepted":
+    if name == "accepted" or _all_finite(column):
         return lost
     return lost | np.array([not _blank(v) and not all(_finite(x) for x in v) for v in column], dtype=bool)
+
+
+def _all_finite(column: "pd.Series[Any]") -> bool:
+    """Whether every number in lists is finite, as far as can be told of all at once."""
+    try:
+        return bool(np.isfinite(np.fromiter(chain.from_iterable(v for v in column if not _blank(v)), float)).all())
+    except (TypeError, ValueError):
+        return False
 
 
 def _no_text(column: "pd.Series[Any]") -> Any:

@@ -1,10 +1,11 @@
 """Which records make a board and which a row: by what was asked, never by a name alone."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 
 from memory_bench.budget import Budget, Usage, amount
 from memory_bench.cell import Cell, Choice, digest, limits
+from memory_bench.files.plain import parts
 from memory_bench.record import Record
 from memory_bench.store import Store
 
@@ -36,9 +37,9 @@ def grouped(store: Store, keys: Collection[str] | None = None) -> list[list[list
 def _identity(cell: Cell) -> tuple[str, str]:
     """What the cells of a board share, and what those of a row share beyond it."""
     training = cell.training
-    board = {"task": asdict(cell.task), "limit": cell.limit, "backbone": asdict(training.backbone),
+    board = {"task": parts(cell.task), "limit": cell.limit, "backbone": parts(training.backbone),
              "budget": {k: v for k, v in limits(training).items() if k not in UNSHARED}}  # fmt: skip
-    model = {"model": asdict(training.model), "recipe": asdict(training.recipe), "corpus": asdict(training.corpus),
+    model = {"model": parts(training.model), "recipe": parts(training.recipe), "corpus": parts(training.corpus),
              "controls": cell.controls, "scored_with": cell.scored_with}  # fmt: skip
     return digest(board), digest(model)
 
