@@ -43,6 +43,9 @@ Limit = Annotated[
 Settings = Annotated[list[str] | None, typer.Option("--set", help="An option of a model or task: hmt.segment=64.")]
 NoControls = Annotated[bool, typer.Option("--no-controls", help="Leave out control models and control readings.")]
 ExecutorName = Annotated[str, typer.Option("--executor", help="local (a process per cell) or inline.")]
+Every = Annotated[
+    str, typer.Option(help="Keep trainings on their way, every 500 optimiser steps or every 10m; default: never.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Mlflow = Annotated[
@@ -75,6 +78,7 @@ def run(
     settings: Settings = None,
     no_controls: NoControls = False,
     executor: ExecutorName = "local",
+    checkpoint_every: Every = "",
     retry: Annotated[str, typer.Option(help="`failed`: run failed cells again.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Run every cell again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `plan`.")] = False,
@@ -92,6 +96,7 @@ def run(
     options = Options(
         models, tasks, backbone, budget, seeds, suite, _data_folder(data), not no_stand_ins, out, limit,
         tuple(settings or ()), not no_controls, executor, retry, force, quiet, as_json, _cache(), _hub(), mlflow,
+        checkpoint_every,
     )  # fmt: skip
     try:
         code = commands.plan(options) if dry_run else commands.run(options)

@@ -5,6 +5,7 @@
     run.json                     the grid as asked; package versions
     cells/<key>/record.json      one result        samples.parquet   one row per scored event        log.txt
     checkpoints/<training key>/  trained memory, shared by all tasks of that training
+    unfinished/<training key>/   a training on its way, if it is kept (docs/long-trainings.md); gone when it has ended
 
 Every file is written to a temporary name in its own folder and renamed, samples before the record; no file is appended
 to by two processes. An interrupted run therefore leaves cells that are done and cells that are not, nothing between.
@@ -118,6 +119,16 @@ class Store:
     def checkpoint_folder(self, training_key: str) -> Path:
         """The folder of a training's checkpoint, which may not exist yet."""
         return self.folder / "checkpoints" / training_key
+
+    def unfinished_folder(self, training_key: str) -> Path:
+        """Where a training is kept on its way; a folder for each time, named by its optimiser steps."""
+        return self.folder / "unfinished" / training_key
+
+    def unfinished_stamp(self, training_key: str) -> str:
+        """As `stamp`, of the newest."""
+        folder = self.unfinished_folder(training_key)
+        names = sorted(p.name for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+        return _stamp(folder / names[-1]) if names else ""
 
     def lock(self, key: str) -> FileLock:
         """A lock between processes and machines that share the folder; `key` is a cell's or a training's."""

@@ -16,6 +16,7 @@ from memory_bench.cell import Cell, Choice, digest, to_json
 from memory_bench.command.foretelling import foretold, learn, show_plan
 from memory_bench.command.jobs import cuda_here, make_job, threads_for, workers_for
 from memory_bench.data.library import LABELS, Library
+from memory_bench.driver.every import parse_every
 from memory_bench.errors import MachineError, UserError, unknown
 from memory_bench.files.artefacts import write_json
 from memory_bench.record import Record
@@ -67,6 +68,7 @@ def prepare(options: Options) -> Prepared:
     if options.retry not in ("", "failed"):
         raise unknown("value of --retry", options.retry, ["failed"])
     _executor(options.executor, 1)
+    parse_every(options.checkpoint_every)
     if not options.models or not options.tasks:
         raise UserError(
             "Give --models and --tasks (or --suite); `memory-bench list models` and `list tasks` show them. To begin: "
@@ -231,7 +233,9 @@ def _superseded(cell: Cell, todo: Sequence[Cell], store: Store) -> dict[str, str
     keys = {cell.training.key} | {
         c.training.key for c in todo if backbone.name in CLOSED and c.training.backbone == backbone
     }
-    return {key: found for key in keys if (found := store.checkpoint_stamp(key))}
+    places = {key: store.checkpoint_stamp(key) for key in keys}
+    places |= {f"unfinished/{key}": store.unfinished_stamp(key) for key in keys}
+    return {place: found for place, found in places.items() if found}
 
 
 def _todo(cells: tuple[Cell, ...], store: Store, options: Options) -> list[Cell]:

@@ -52,4 +52,7 @@ def cores() -> int:
 def make_job(cell: Cell, out: Path, options: Options, threads: int) -> Job:
     """The cell with everything its worker needs."""
     device = "cuda" if cuda_here() else "cpu"
-    return Job(cell, out, options.data, options.cache, options.stand_ins, options.hub, device, threads)
+    every = options.checkpoint_every
+    return Job(
+        cell, out, options.data, options.cache, options.stand_ins, options.hub, device, threads, checkpoint_every=every
+    )

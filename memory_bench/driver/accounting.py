@@ -45,6 +45,7 @@ class Accounting:
         self._model: weakref.ref[MemoryModel[Any]] | None = None
         self._phase = ""
         self._began: float | None = None  # joules from which the phase's count
+        self._unmeasured = False  # a part of the training's joules is not known, so their sum is not
         self._optimised = 0  # parameters that the optimiser keeps something of
         self._open: Alive | None = None  # of an evaluation step whose state after it is not known yet
         self._rows, self._held, self._measured = 0, 0, 0  # largest of a measured step; bytes of state now and then
@@ -62,10 +63,16 @@ class Accounting:
     def entered(self, phase: str) -> None:
         """From here on it is `phase`: ``train`` or ``eval``; in any other, steps and joules are nobody's."""
         now = self.energy.now()
-        if now is not None and self._began is not None and self._phase in ("train", "eval"):
+        known = self._phase == "eval" or (self._phase == "train" and not self._unmeasured)
+        if now is not None and self._began is not None and known:
             field = f"{self._phase}_joules"
             setattr(self.usage, field, (getattr(self.usage, field) or 0.0) + now - self._began)
         self._phase, self._began = phase, now
+
+    def take_up(self, spent: Usage) -> None:
+        """The joules of the training are `spent` and those to come, if both are measured."""
+        self._unmeasured = spent.train_joules is None or self.energy.now() is None
+        self.usage.train_joules = None if self._unmeasured else spent.train_joules
 
     @contextmanager
     def training(self, optimizer: Optimizer, *, first: bool) -> Iterator[None]:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from memory_bench.budget import Usage
 from memory_bench.cell import Training, training_from_json
+from memory_bench.driver.tensor_file import write_tensors
 from memory_bench.driver.train import Build, Trained
 from memory_bench.errors import UserError
 from memory_bench.files.artefacts import SUMS, Damaged, Notice, damage, read_json, replacing, write_json
@@ -80,7 +81,7 @@ def save_checkpoint(
     facts = Facts(asdict(training), asdict(recipe), curve, trained.ended_by, spent)
     with replacing(folder, training.key) as part:
         part.mkdir()
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, part / WEIGHTS)
+        write_tensors(part / WEIGHTS, state)
         write_json(part / FACTS, {"schema": SCHEMA, **asdict(facts)})
 
 

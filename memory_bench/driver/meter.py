@@ -25,6 +25,9 @@ Phase = Literal["train", "eval"]
 BACKWARD_PASSES = 2  # what a backward pass costs, in forward passes
 TRAIN_PASSES = 1 + BACKWARD_PASSES
 BYTES = ("device_bytes", "host_bytes")
+PEAKS = ("peak_device_bytes", "peak_reserved_bytes", "peak_host_bytes")
+TRAINED = ("train_tokens", "train_steps", "train_flops", "train_seconds")
+SPENT = (*TRAINED, "gradient_bytes", "optimizer_bytes", "activation_bytes")
 
 
 def training_flops(
@@ -59,14 +62,18 @@ class Meter(Watcher):
 
     def begin(self) -> None:
         """Charge the cell from here on: not with what the process holds now, nor with what it held before."""
-        forget_peak()
+        self._forget_peak()
         self.held = resident().now
+        if self.device.type == "cuda" and self.budget.device_bytes is not None:
+            # The allocator itself refuses what the budget does not allow.
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, self.budget.device_bytes / total), self.device)
+        self._tell()
+
+    def _forget_peak(self) -> None:
+        forget_peak()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-            if self.budget.device_bytes is not None:  # the allocator itself refuses what the budget does not allow
-                total = torch.cuda.get_device_properties(self.device).total_memory
-                torch.cuda.set_per_process_memory_fraction(min(1.0, self.budget.device_bytes / total), self.device)
-        self._tell()
 
     def another(self) -> "Meter":
         """A meter for a training of its own under the same budget, charged from the same start."""
@@ -146,6 +153,29 @@ class Meter(Watcher):
             self._synchronise()
             self._enter(outer)
             self._tell()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What happens inside is the harness's own and charged to nobody: no seconds, no joules, no peak of memory."""
+        self._synchronise()
+        outer = self._enter("start")
+        self.read_memory()
+        self._tell()
+        try:
+            yield
+        finally:
+            self._synchronise()
+            self._forget_peak()
+            self._enter(outer)
+            self._tell()
+
+    def take_up(self, spent: Usage) -> None:
+        """Go on from what an earlier attempt at this training had `spent`; inside of `aside`."""
+        for name in SPENT:
+            setattr(self.usage, name, getattr(spent, name))
+        for name in PEAKS:
+            setattr(self.usage, name, max(getattr(self.usage, name), getattr(spent, name)))
+        self.accounting.take_up(spent)
 
     def _enter(self, phase: str) -> str:
         """Go over into another phase; the one before is returned."""

@@ -26,9 +26,13 @@ from torch import nn
 
 from memory_bench.budget import Budget, BudgetExceeded
 from memory_bench.corpus import Corpus, Line
+from memory_bench.driver import randomness
 from memory_bench.driver.meter import TRAIN_PASSES, Meter
+from memory_bench.driver.standing import Standing
 from memory_bench.driver.stream import Progress, segment_length, walk
+from memory_bench.driver.unfinished import CannotGoOn, Facts, Keeper, Kept, digest
 from memory_bench.errors import NotFinite
+from memory_bench.files.artefacts import Damaged
 from memory_bench.protocol import MemoryModel
 from memory_bench.recipe import Recipe, Stage, fixed_steps
 
@@ -91,6 +95,7 @@ def train(
     *,
     seed: int,
     progress: Progress | None = None,
+    keeper: Keeper | None = None,
 ) -> Trained:
     """Train the model of `config` on `corpus` until the recipe or the budget ends it.
 
@@ -98,26 +103,32 @@ def train(
         build: makes the model of a config; called once for every stage whose config differs from the one before.
         config: of the evaluated model.
         recipe: stages, optimiser, schedule.
-        corpus: of training lines.
+        corpus: of training lines, of which nothing was drawn yet.
         meter: counts and limits; called inside its phase ``train``.
         seed: of the data order.
         progress: told (thousandths done, 1000).
+        keeper: of this training on its way; what it finds is gone on from, to the same end.
 
     Raises:
+        CannotGoOn: what the keeper has found does not lead on; nothing was changed but what the corpus has drawn.
         BudgetExceeded: memory; time, where it is no limit of training but a guard; or whatever leaves no room for the
             first step.
         NotFinite: the loss or its gradient is not finite, with the optimiser step (from 0).
     """
     loop = _Loop(recipe, corpus, meter, torch.Generator().manual_seed(seed), progress or (lambda done, total: None))
+    if keeper is not None:
+        loop.find(keeper)
     model, current = None, None
-    for stage in recipe.stages:
+    for number, stage in enumerate(recipe.stages):
         wanted = stage_config(config, stage)
         if model is None or wanted != current:
             model, current = _next_model(build(wanted), model), wanted
             loop.optimise(model)
         if loop.idle:
             continue
-        loop.run(model, stage)
+        if loop.behind(model, number):
+            continue
+        loop.run(model, number)
         if loop.ended_by not in ("", "steps"):
             break
     assert model is not None, "a recipe has at least one stage"
@@ -154,6 +165,10 @@ class _Loop:
         self._optimizer: torch.optim.AdamW | None = None
         self._took: deque[float] = deque(maxlen=LAST)  # seconds of the last steps
         self._seen: Stage | None = None  # the stage whose activations are counted
+        self._made = [0] * len(recipe.stages)  # optimiser steps of each stage
+        self._lines: list[Line] = []  # of the last batch
+        self._keeper: Keeper | None = None
+        self._kept: Kept | None = None  # what is gone on from, until it has been
 
     def optimise(self, model: MemoryModel[Any]) -> None:
         """Make ready to train `model`."""
@@ -168,12 +183,82 @@ class _Loop:
         """The budget leaves no room for training, or the model has nothing that the recipe trains."""
         return self.none or self._optimizer is None
 
-    def run(self, model: MemoryModel[Any], stage: Stage) -> None:
-        """Train until the stage's share or steps, or a limit of the budget, is used up."""
+    def find(self, keeper: Keeper) -> None:
+        """Keep this training with `keeper`, and go on from what it finds.
+
+        Raises:
+            CannotGoOn: it is not of such a recipe.
+        """
+        with self.meter.aside():
+            self._keeper, self._kept = keeper, keeper.found()
+        if self._kept is None:
+            return
+        facts, made = self._kept.facts, self._kept.facts.stages
+        fits = len(made) == len(self._made) and 0 <= facts.stage < len(made) and min(made) >= 0
+        if not fits or not 0 < sum(made) == sum(made[: facts.stage + 1]) == len(facts.curve):
+            raise CannotGoOn("it is of other stages")
+
+    def behind(self, model: MemoryModel[Any], number: int) -> bool:
+        """Whether stage `number` was over in what is gone on from; the one that was not is taken up.
+
+        Raises:
+            CannotGoOn: it does not fit the model, or the corpus draws something else.
+        """
+        if self._kept is None:
+            return False
+        facts, stage = self._kept.facts, self.recipe.stages[number]
+        with self.meter.aside():
+            for _ in range(facts.stages[number]):
+                self._lines = self.corpus.batch(stage.rows, stage.segments, segment_length(model), self.rng)
+            if number == facts.stage:
+                self._take_up(model, self._kept)
+                return False
+        self._stage_end += stage.share / sum(s.share for s in self.recipe.stages)
+        return True
+
+    def _take_up(self, model: MemoryModel[Any], kept: Kept) -> None:
+        """Be where an earlier attempt was."""
+        facts = kept.facts
+        if digest(self._lines) != facts.drawn:
+            raise CannotGoOn("the corpus does not draw again what it drew before")
+        try:
+            self._standing(model).put_back(kept.tensors)
+            randomness.put_back_plain(facts.chance, model)
+        except Damaged as error:
+            raise CannotGoOn(str(error)) from error
+        self._made, self.steps, self._kept = list(facts.stages), sum(facts.stages), None
+        self.curve = [(tokens, loss) for tokens, loss in facts.curve]
+        self._took.extend(facts.took)
+        self._seen = self.recipe.stages[facts.stage] if facts.stages[facts.stage] else None
+        self.meter.take_up(facts.usage)
+        self.meter.ledger.hold(model)
+        self.meter.ledger.saved = facts.saved
+        self.meter.ledger.train(self._parameters)
+        if self._keeper is not None:
+            self._keeper.taken_up(facts)
+
+    def _standing(self, model: MemoryModel[Any]) -> Standing:
+        assert self._optimizer is not None
+        return Standing(model, trained_parameters(model, self.recipe), self._optimizer, self.rng)
+
+    def _keep(self, model: MemoryModel[Any], number: int) -> None:
+        """Write down where the training stands, if that is due."""
+        if self._keeper is None or not self._keeper.due(self.steps):
+            return
+        with self.meter.aside():
+            facts = Facts(
+                self._keeper.surroundings, self._made, number, self.curve, list(self._took), self.meter.ledger.saved,
+                self.meter.usage, digest(self._lines), randomness.plain(model),
+            )  # fmt: skip
+            self._keeper.keep(facts, self._standing(model).tensors())
+
+    def run(self, model: MemoryModel[Any], number: int) -> None:
+        """Train stage `number` until its share or steps, or a limit of the budget, is used up."""
+        stage = self.recipe.stages[number]
         model.train()
         self._stage_end += stage.share / sum(s.share for s in self.recipe.stages)
-        final = stage is self.recipe.stages[-1]  # ends with the limit, not with a sum of rounded shares
-        last = self.steps + stage.steps if self.fixed and stage.steps is not None else None
+        final = number == len(self.recipe.stages) - 1  # ends with the limit, not with a sum of rounded shares
+        last = sum(self._made[:number]) + stage.steps if self.fixed and stage.steps is not None else None
         while True:
             share, limit = self.meter.spent_share(tokens=self.counted)
             if self.steps == last:
@@ -187,6 +272,8 @@ class _Loop:
                 return
             if not self._begun(model, stage, max(share, self.steps / self.fixed if self.fixed else 0.0)):
                 return
+            self._made[number] += 1
+            self._keep(model, number)
 
     def _spent(self, limit: str) -> str:
         """`limit`, at which training ends.
@@ -207,7 +294,7 @@ class _Loop:
             return False
         try:
             with self.meter.within(place):
-                lines = self.corpus.batch(stage.rows, stage.segments, segment_length(model), self.rng)
+                lines = self._lines = self.corpus.batch(stage.rows, stage.segments, segment_length(model), self.rng)
                 self._check_room(lines, place)
                 assert self._optimizer is not None
                 with self.meter.accounting.training(self._optimizer, first=stage is not self._seen):

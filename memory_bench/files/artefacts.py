@@ -19,7 +19,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -210,7 +210,10 @@ def vouch(sums: Path, of: str, files: Mapping[str, Path]) -> None:
     lines = [f"# {of}\n", *(f"{digits}  {name}\n" for name, digits in sorted(found.items()))]
     if sums.is_dir():
         remove(sums)
-    sums.write_text("".join(lines), encoding="utf-8")
+    with sums.open("w", encoding="utf-8") as file:
+        file.write("".join(lines))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -232,6 +235,7 @@ def replacing(path: Path, of: str) -> Iterator[Path]:
         if part.is_dir() or path.is_dir():
             remove(path)
         os.replace(part, path)
+        _sync_folder(path.parent)
     except BaseException:
         remove(part)
         raise
@@ -317,6 +321,16 @@ def _synced_sum(path: Path) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return sha256(path)
+
+
+def _sync_folder(path: Path) -> None:
+    """A new name is on the disk too, where the system can say so."""
+    with suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def remove(path: Path) -> None:

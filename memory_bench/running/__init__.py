@@ -15,6 +15,7 @@
 - `faults.py`: which errors are the machine's, and no result
 - `fence.py`: what the operating system refuses a worker: a cgroup, a limit on data
 - `firststep.py`: limits below one optimiser step are refused
+- `going_on.py`: trains from where an earlier attempt was kept
 - `grid.py`: from names to cells
 - `guard.py`: watches a worker from outside and ends it at a limit
 - `held.py`: main memory of a worker and its children, from outside

@@ -17,7 +17,9 @@ from memory_bench.running.starting import settle
 
 
 @contextmanager
-def metered(budget: Budget, device: str, beacon: Beacon | None) -> Iterator[tuple[Meter, Bound | None]]:
+def metered(
+    budget: Budget, device: str, beacon: Beacon | None
+) -> Iterator[tuple[Meter, Bound | None, FileLimit | None]]:
     """Charges what happens inside; in a process of its own, the system refuses what is not allowed.
 
     Raises:
@@ -32,7 +34,7 @@ def metered(budget: Budget, device: str, beacon: Beacon | None) -> Iterator[tupl
     files = None if bound is None or budget.host_bytes is None else FileLimit(budget.host_bytes - meter.held)
     try:
         with refusals(meter, bound):
-            yield meter, bound
+            yield meter, bound, files
     finally:
         for fence in (limit, files):
             if fence is not None:

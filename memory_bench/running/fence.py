@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -232,6 +232,18 @@ class FileLimit:
         if self._before is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, self._before)
             self._before = None
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Inside, files are the harness's, which what main memory may hold does not bound."""
+        before, now = self._before, resource.getrlimit(resource.RLIMIT_FSIZE) if self._before is not None else None
+        self.lift()
+        try:
+            yield
+        finally:
+            if now is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, now)
+                self._before = before
 
 
 def slack(allowed: int) -> int:

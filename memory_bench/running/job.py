@@ -22,7 +22,9 @@ class Job:
         deadline: seconds of the cell's clock, start-up included, after which it is ended; None: far beyond its limits.
         plan: what was predicted of it (``peak_bytes``, ``seconds``, ``how``), for its record; empty: nothing.
         before: stamp of the record that was there when the run was planned (`Store.stamp`); None: not looked at yet.
-        superseded: stamps of checkpoints that do not count any more (``--force``), by training key.
+        superseded: stamps of checkpoints that do not count any more (``--force``), by training key, and of trainings
+            on their way by ``unfinished/`` and it.
+        checkpoint_every: how often a training is kept on its way (`memory_bench.driver.every`); empty: never.
     """
 
     cell: Cell
@@ -37,6 +39,7 @@ class Job:
     plan: dict[str, Any] = field(default_factory=dict)
     before: str | None = None
     superseded: dict[str, str] = field(default_factory=dict)
+    checkpoint_every: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the job file."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from memory_bench.budget import Usage
 from memory_bench.errors import MachineError
+from memory_bench.files.artefacts import remove
 from memory_bench.record import Record, provenance
 from memory_bench.running.faults import said_in
 from memory_bench.running.guard import Guard
@@ -51,6 +52,7 @@ def settled(
         guard.condemn_memory()
         verdict = guard.verdict
     if verdict is not None:
+        remove(store.unfinished_folder(job.cell.training.key))  # it would end there again
         return _file(
             store, obituary(job, started, "over_budget", str(verdict), _most(own, guard.usage, guard.children))
         )

@@ -38,6 +38,7 @@ class Options:
     cache: Path
     hub: bool
     mlflow: str | None = None
+    checkpoint_every: str = ""
 
 
 def with_suite(options: Options) -> Options:

@@ -7,8 +7,9 @@ progress as JSON lines. Whatever a cell does is a record: a limit that was passe
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,10 +24,9 @@ from memory_bench.corpus import Corpus
 from memory_bench.data.library import Library
 from memory_bench.driver.asking import Row
 from memory_bench.driver.beacon import Beacon
-from memory_bench.driver.checkpoints import save_checkpoint
 from memory_bench.driver.meter import Meter
 from memory_bench.driver.observe import observe
-from memory_bench.driver.train import Trained, train, trained_parameters, untrained
+from memory_bench.driver.train import Trained, trained_parameters, untrained
 from memory_bench.episode import Episode, Estimate, Task
 from memory_bench.errors import MachineError, NotFinite, UserError
 from memory_bench.files.artefacts import Notice
@@ -39,7 +39,8 @@ from memory_bench.running import blame
 from memory_bench.running.building import Parts, gather, over, window_training
 from memory_bench.running.charging import metered, refusals
 from memory_bench.running.faults import told_apart
-from memory_bench.running.fence import Bound
+from memory_bench.running.fence import Bound, FileLimit
+from memory_bench.running.going_on import Keeping, train_on
 from memory_bench.running.grid import make_task, refuse_changed
 from memory_bench.running.job import Job
 from memory_bench.running.measuring import Measured, measure
@@ -84,9 +85,9 @@ def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None, beacon:
     try:
         with told_apart(job.out, job.cache):
             begun = _begin(job, store, say)
-            with metered(cell.training.budget, job.device, beacon) as (meter, bound):
+            with metered(cell.training.budget, job.device, beacon) as (meter, bound, files):
                 counted, usage = meter, meter.usage
-                work = _gathered(job, begun, meter, bound)
+                work = _gathered(job, begun, meter, bound, files)
                 seen = _observed(work, cell)
             result, samples = _judged(work, seen, result)
     except MachineError:
@@ -126,20 +127,26 @@ class _Begun:
     pretrained: bool
     store: Store
     say: Say
-    superseded: Mapping[str, str]
+    keeping: Keeping
     _corpus: Corpus | None = None
 
     def has_checkpoint(self, key: str) -> bool:
         """Whether something stands where a training's checkpoint is kept, and counts."""
-        return self.store.checkpoint_stamp(key) not in ("", self.superseded.get(key))
+        return self.store.checkpoint_stamp(key) not in ("", self.keeping.superseded.get(key))
+
+    def read_corpus(self) -> None:
+        """Load what is trained on, encoded."""
+        self.say("data", 0, 1)
+        plan = self.task.plan(self.library, pretrained=self.pretrained)
+        self._corpus = self.task.corpus(self.library, plan, self.encode)
 
     def corpus(self) -> Corpus:
-        """What is trained on, encoded once."""
+        """What is trained on; each training has one of its own, of which nothing was drawn yet."""
         if self._corpus is None:
-            self.say("data", 0, 1)
-            plan = self.task.plan(self.library, pretrained=self.pretrained)
-            self._corpus = self.task.corpus(self.library, plan, self.encode)
-        return self._corpus
+            self.read_corpus()
+        given, self._corpus = self._corpus, None
+        assert given is not None
+        return given
 
 
 def _begin(job: Job, store: Store, say: Say) -> _Begun:
@@ -152,24 +159,27 @@ def _begin(job: Job, store: Store, say: Say) -> _Begun:
     refuse_changed(cell, task, card, library)
     encode = backbones.tokens(training.backbone.name)
     episodes = list(task.episodes(library, cell.limit))
-    begun = _Begun(task, library, backbones, encode, episodes, card.pretrained, store, say, job.superseded)
+    begun = _Begun(task, library, backbones, encode, episodes, card.pretrained, store, say,
+                   Keeping.of(job, store, _device_name(job.device)))  # fmt: skip
     if trains(training) and not begun.has_checkpoint(training.key):
-        begun.corpus()
+        begun.read_corpus()
+        begun.keeping.ready(training.key)
     return begun
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """A cell at work: what its model is made of, what it is asked, who counts, which limit on memory is next."""
+    """A cell at work: what its model is made of, what it is asked, who counts, which limits are next."""
 
     parts: Parts
     begun: _Begun
     meter: Meter
     bound: Bound | None = None
+    files: FileLimit | None = None
 
 
-def _gathered(job: Job, begun: _Begun, meter: Meter, bound: Bound | None = None) -> _Work:
-    return _Work(gather(job.cell.training, begun.backbones, job.device, begun.encode), begun, meter, bound)
+def _gathered(job: Job, begun: _Begun, meter: Meter, *limits: Any) -> _Work:
+    return _Work(gather(job.cell.training, begun.backbones, job.device, begun.encode), begun, meter, *limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,12 +262,13 @@ def _locked(work: _Work) -> Trained:
 def _trained(work: _Work) -> Trained:
     """The model as released, from its checkpoint if another task has trained it, else trained now."""
     parts, meter, store = work.parts, work.meter, work.begun.store
-    folder = store.checkpoint_folder(parts.training.key)
+    keeper = work.begun.keeping.keeper(parts.training.key, work.files)
     found = parts.released()
     if found is None and work.begun.has_checkpoint(parts.training.key):
-        found = parts.kept(folder, meter.usage, store.warn)
+        found = parts.kept(store.checkpoint_folder(parts.training.key), meter.usage, store.warn)
     if found is not None:
         meter.count_added(found.model)
+        keeper.forget()
         return found
     if untrained(parts.training.budget, parts.recipe):
         begun = parts.begun()
@@ -266,20 +277,8 @@ def _trained(work: _Work) -> Trained:
     meter.count_added(parts.build(parts.config))
     if (first := window_training(parts.training, work.begun.backbones)) is not None:
         _train_backbone(work, first)
-    corpus = work.begun.corpus()
-    with meter.phase("train"):
-        trained = train(
-            parts.build,
-            parts.config,
-            parts.recipe,
-            corpus,
-            meter,
-            seed=parts.training.seed,
-            progress=lambda done, total: work.begun.say("train", done, total),
-        )
-    if trained.curve:
-        save_checkpoint(folder, trained, parts.recipe, parts.training, meter.usage, whole=parts.whole)
-    return trained
+    progress = partial(work.begun.say, "train")
+    return train_on(parts, store, keeper, work.begun.corpus, meter, progress)
 
 
 def load_trained(job: Job, notice: Notice) -> tuple[MemoryModel[Any], Loaded]:
