@@ -1,7 +1,9 @@
 """Baselines and memory models, installed as `memory_bench.baselines`: one file is one method.
 
 - `armt.py`: ARMT
+- `autocompressor.py`: AutoCompressors
 - `full_context.py`: everything
+- `infini_attention.py`: Infini-attention
 - `longmem.py`: LongMem
 - `memorizing.py`: Memorizing Transformer
 - `memoryllm.py`: MemoryLLM

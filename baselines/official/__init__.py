@@ -4,6 +4,8 @@
 - `decoder_lucidrains.py`: another's, with the product's memory
 - `decoder_meliad.py`: the authors' decoder, with the product's memory
 - `replay_armt.py`: its reference cases
+- `replay_autocompressor.py`: reference cases of AutoCompressors
+- `replay_infini_attention.py`: of Infini-attention, by third parties
 - `replay_longmem.py`: LongMem's reference cases
 - `replay_memorizing.py`: its reference cases
 - `replay_pool.py`: reference cases of both

@@ -190,17 +190,22 @@ class Backbone(Layers):
     def begin(self, embeds: Tensor, positions: Tensor) -> Tensor:
         """Input of the first layer ``[rows, tokens, hidden_width]``.
 
-        Learned positions are added, OPT is projected in, and Granite's embeddings are multiplied: memory in their
-        place, too, as by its own ``forward(inputs_embeds=…)``.
+        Learned positions are added (none where a position is negative), OPT is projected in, and Granite's embeddings
+        are multiplied: memory in their place, too, as by its own ``forward(inputs_embeds=…)``.
         """
         if self.family == "gpt2":
-            return embeds + cast(Tensor, self._decoder.wpe(positions))
+            return embeds + self._placed(self._decoder.wpe.weight, positions, 0)
         if self.family == "opt":
             table = self._decoder.embed_positions
             inside = embeds if self._decoder.project_in is None else self._decoder.project_in(embeds)
-            return cast(Tensor, inside + F.embedding(positions + table.offset, table.weight))
+            return cast(Tensor, inside + self._placed(table.weight, positions, table.offset))
         factor = float(getattr(self._decoder, "embedding_multiplier", 1.0))
         return embeds if factor == 1 else embeds * factor
+
+    @staticmethod
+    def _placed(table: Tensor, positions: Tensor, offset: int) -> Tensor:
+        found = F.embedding(positions.clamp(min=0) + offset, table)
+        return found.masked_fill((positions < 0)[..., None], 0.0)
 
     def end(self, hidden: Tensor) -> Tensor:
         """Final hidden states ``[rows, tokens, width]``: final norm, OPT projected out."""

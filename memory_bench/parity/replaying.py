@@ -4,6 +4,7 @@ Knows no model. Everything that is compared comes out of `MemoryModel.step` and 
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
@@ -17,6 +18,13 @@ from memory_bench.parity.cases import Case, load_strictly
 from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, State
 
 S = TypeVar("S", bound=State)
+
+PLAIN_NAMES = {
+    r"layers\.(\d+)\.self_attn\.([qkv]_proj)\.weight$": r"layer.\1.\2",
+    r"^model\.(decoder\.final_layer_)?norm\.weight$": "final_norm",
+    r"(embed_positions|wpe)\.weight$": "position_embedding",
+}
+"""Names of parameters that are the same whatever the family, by what they are in Hugging Face's models."""
 
 
 class Weights:
@@ -77,13 +85,15 @@ def attention_mask(inputs: Mapping[str, Tensor]) -> Tensor:
     return inputs.get("attention_mask", torch.ones_like(ids)).bool()
 
 
-def stream(model: MemoryModel[S], segments: Sequence[Segment]) -> Iterator[tuple[int, Segment, S, Readout, S]]:
+def stream(
+    model: MemoryModel[S], segments: Sequence[Segment], detach_every: int | None = None
+) -> Iterator[tuple[int, Segment, S, Readout, S]]:
     """Read segments into a fresh state: (index, segment, state before, readout, state after) of each."""
     state = model.open(segments[0].ids.shape[0])
     for index, segment in enumerate(segments):
         readout, after = model.step(state, segment)
         yield index, segment, state, readout, after
-        state = after
+        state = after.detach() if detach_every and (index + 1) % detach_every == 0 else after
 
 
 Look = Callable[[int, Segment, S, S], Mapping[str, Tensor]]
@@ -101,6 +111,7 @@ def replay_segments(
     loss: Loss,
     new_tokens: int | None,
     prompt_lengths: Sequence[int] | None = None,
+    detach_every: int | None = None,
 ) -> dict[str, Tensor]:
     """Every tensor of the case of a model that is read segment by segment, by the names of ``expected.safetensors``.
 
@@ -115,6 +126,7 @@ def replay_segments(
         loss: of the logits.
         new_tokens: to generate; None or 0: none.
         prompt_lengths: of the segments of a text that is continued, where they are others.
+        detach_every: no gradient goes through the state after so many segments; None: through all.
 
     Raises:
         UserError: the weights do not fit.
@@ -124,7 +136,7 @@ def replay_segments(
     ids, mask = inputs["input_ids"], attention_mask(inputs)
     got: dict[str, Tensor] = {}
     logits = []
-    for s, segment, before, readout, after in stream(model, cut(ids, mask, lengths)):
+    for s, segment, before, readout, after in stream(model, cut(ids, mask, lengths), detach_every):
         got |= {f"segment.{s}.{name}": tensor for name, tensor in look(s, segment, before, after).items()}
         logits.append(readout.logits())
     got["logits"] = torch.cat(logits, dim=1)
@@ -209,12 +221,19 @@ def greedy(model: MemoryModel[Any], prompt: Sequence[Segment], new_tokens: int) 
 def gradients(loss: Tensor, model: MemoryModel[Any]) -> dict[str, Tensor]:
     """Derivatives of the loss: ``grad.memory.<name>``, ``grad.backbone.<name>``, ``grad.backbone.input_embedding``.
 
+    Some of the backbone's have a name of no family, too: ``layer.0.q_proj``, ``final_norm``, ``position_embedding``.
     Parameters the loss does not depend on are left out.
     """
     inner: Any = model.backbone.model
     named: dict[str, nn.Parameter] = {f"memory.{name}": p for name, p in model.memory_parameters().items()}
     named |= {f"backbone.{name}": p for name, p in inner.named_parameters()}
     named["backbone.input_embedding"] = inner.get_input_embeddings().weight
+    for pattern, short in PLAIN_NAMES.items():
+        named |= {
+            f"backbone.{found.expand(short)}": p
+            for name, p in inner.named_parameters()
+            if (found := re.search(pattern, name))
+        }
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, retain_graph=True)
     return {f"grad.{name}": g for name, g in zip(named, found, strict=True) if g is not None}
 
