@@ -3,8 +3,8 @@
 Unusual here:
 
 - The summaries of all segments stay: what is read before a segment grows with the text, and the cost with its square.
-- Summary vectors are final hidden states, used as input embeddings as they are. Learned positions (OPT, GPT-2) count the
-  text of a segment alone, and summaries have none; rotary ones count summaries and text.
+- Summary vectors are final hidden states, used as input embeddings as they are. Learned positions (OPT, GPT-2) count
+  the text of a segment alone, and summaries have none; rotary ones count summaries and text.
 - A look (``write=False``) leaves the summary tokens out: nothing before them can see them.
 """
 

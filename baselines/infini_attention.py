@@ -1,10 +1,10 @@
-"""Infini-attention: every layer also reads a matrix into which all earlier segments were added, through a gate per head.
+"""Infini-attention: every layer also reads a matrix that all earlier segments were added to, through a gate per head.
 
 Unusual here:
 
 - The authors released no code, so there is no official way; options name what other people's implementations do.
-- The memory's keys and queries carry no position: they are the projections before rotary. Learned positions (GPT-2, OPT)
-  are in what is projected, so only the Llama family will do.
+- The memory's keys and queries carry no position: they are the projections before rotary. Learned positions (GPT-2,
+  OPT) are in what is projected, so only the Llama family will do.
 - Memories are float32 at least, whatever the backbone's type: the normaliser grows with the text, and in bfloat16
   single additions would vanish.
 """
@@ -126,7 +126,7 @@ class CompressiveMemory(nn.Module):
 
 
 class InfiniAttention(MemoryModel[InfiniState]):
-    """Munkhdalai et al., *Leave No Context Behind: Efficient Infinite Context Transformers with Infini-attention* (2024).
+    """Munkhdalai et al., *Leave No Context Behind: Efficient Infinite Context Transformers with Infini-attention*.
 
     Attributes: ``layers``, a `CompressiveMemory` each.
     """

@@ -1,7 +1,9 @@
 """Training recipes as data: stages, optimiser, schedule. Lengths are shares of the budget or fixed numbers of steps."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 from memory_bench.card import ADAPTED
@@ -50,6 +52,8 @@ class Recipe:
         lora_lr: learning rate of the adapters, as a multiple of `lr`.
         checkpoint: recompute each segment in the backward pass instead of keeping its activations.
         aux_from: share of the training after which a model's own auxiliary loss is added.
+        shortest: the shortest segment of an example as a share of the model's: below 1 their lengths are drawn, anew
+            for every optimiser step and alike for all models, uniformly from there to the model's (0: from 2 tokens).
         version: raised when numbers may change.
     """
 
@@ -72,6 +76,7 @@ class Recipe:
     lora_targets: tuple[str, ...] = ADAPTED
     lora_lr: float = 1.0
     version: int = 1
+    shortest: float = 1.0
 
     def __post_init__(self) -> None:
         if self.lora_rank < 0 or self.lora_alpha <= 0 or self.lora_lr < 0:
@@ -81,9 +86,21 @@ class Recipe:
         if self.lora_rank and (self.trains == "all" or not self.lora_targets):
             why = "all weights train anyway (trains = all)" if self.trains == "all" else "lora_targets names nothing"
             raise UserError(f"Recipe {self.name}: adapters of rank {self.lora_rank} have no use, since {why}.")
+        if not 0 <= self.shortest <= 1:
+            raise UserError(f"Recipe {self.name}: shortest must be a share from 0 to 1, not {self.shortest}.")
         for target in self.lora_targets:
             if target not in ADAPTED:
                 raise unknown("target in lora_targets", target, ADAPTED)
+
+    def lengths(self, segment: int, seed: int, step: int) -> Iterator[int] | None:
+        """Lengths of the segments of optimiser step `step` without end; None: all are `segment` tokens long.
+
+        They depend on nothing but what is given, so a training that is continued goes on as if it had not stopped.
+        """
+        if self.shortest >= 1:
+            return None
+        low, rng = min(segment, max(2, math.ceil(self.shortest * segment))), Random(f"lengths {seed} {step}")
+        return iter(lambda: rng.randint(low, segment), None)
 
     def rate(self, done: float, step: int) -> float:
         """Learning rate when the share `done` (0 to 1) of the training is over, at optimiser step `step` (from 0)."""
@@ -144,6 +161,35 @@ RECIPES: dict[str, Recipe] = {
                 Stage(segments=8, rows=8, share=0.7),
             ),
             lr=1.5e-3,
+        ),
+        # No gradients through every second border; uneven segments, none shorter than half (official: from 2 tokens,
+        # `shortest` = 0). Officially what lies between two such borders has a loss of its own without its first token.
+        Recipe("autocompressor", (Stage(segments=4, rows=8),), lr=1.5e-3, bptt=2, shortest=0.5),
+        # The same with the rates of the official OPT-2.7B training: slow, long warm-up, straight down, no decay.
+        Recipe(
+            "autocompressor-finetune",
+            (Stage(segments=4, rows=16),),
+            lr=2e-5,
+            betas=(0.9, 0.999),
+            weight_decay=0.0,
+            warmup=1000,
+            decay_from=0.0,
+            floor=0.0,
+            bptt=2,
+            shortest=0.5,
+            checkpoint=True,
+        ),
+        # Adam moves a gate by its rate a step: with the weights' own it stays where it began. The paper's rate is 0.01.
+        # Many segments: an example of a few hardly needs its memory.
+        Recipe("infini-attention", (Stage(segments=16, rows=4),), lr=1.5e-3, memory_lr=7.0),
+        Recipe(
+            "infini-attention-adapt",
+            (Stage(segments=16, rows=2),),
+            lr=1e-4,
+            trains="memory",
+            memory_lr=100.0,
+            checkpoint=True,
+            lora_rank=16,
         ),
     )
 }

@@ -7,6 +7,9 @@ from memory_bench.errors import DataError
 from memory_bench.files.artefacts import read_json
 from memory_bench.files.shapes import CertificatesShape, conform
 
+THIRD_PARTY = "third party"
+"""Marks certificates on code that is not the authors', who released none."""
+
 
 def results_folder() -> Path:
     """The folder of shipped data, in a checkout (editable install) or an installed wheel."""
@@ -50,8 +53,9 @@ def _certificates_file() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def parity_text(certificate: dict[str, Any] | None) -> str:
-    """For the leaderboard's column: ``exact``, ``max|Δ|=…``, or ``none``."""
+    """For the leaderboard's column: ``exact``, ``max|Δ|=…``, or ``none``; marked where no case is of official code."""
     if not certificate or certificate.get("agree") != certificate.get("cases"):
         return "none"
-    worst = float(certificate["max_abs"])
-    return "exact" if worst == 0 else f"max|Δ|={worst:.0e}"
+    worst, sources = float(certificate["max_abs"]), certificate.get("sources") or [""]
+    mark = f" ({THIRD_PARTY})" if all(str(source).endswith(f"({THIRD_PARTY})") for source in sources) else ""
+    return ("exact" if worst == 0 else f"max|Δ|={worst:.0e}") + mark

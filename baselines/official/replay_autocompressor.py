@@ -1,4 +1,4 @@
-"""Replays reference cases of the official AutoCompressors (their mixin, trainer and ``generate``) with `AutoCompressor`."""
+"""Replays reference cases of the official AutoCompressors (mixin, trainer, ``generate``) with `AutoCompressor`."""
 
 from dataclasses import replace
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Replays reference cases of Infini-attention with `InfiniAttention`: third parties' code, for there is no official one."""
+"""Replays reference cases of Infini-attention with `InfiniAttention`: third parties' code, for there is no official."""
 
 import torch
 from torch import Tensor

@@ -31,7 +31,7 @@ from memory_bench.running.options import Options, parse_limits, parse_seeds, par
 from memory_bench.running.preflight import check_episodes
 from memory_bench.running.superseded import FOLDER as ASIDE
 from memory_bench.running.superseded import set_aside
-from memory_bench.shipped import parity_folder, parity_text, read_certificates
+from memory_bench.shipped import THIRD_PARTY, parity_folder, parity_text, read_certificates
 from memory_bench.store import Store, link_latest
 from memory_bench.zoo.compared import check_agreement
 from memory_bench.zoo.named import Backbones
@@ -320,17 +320,19 @@ def verify(places: list[Path], *, write: bool, as_json: bool) -> int:
         if case.model not in replays:
             expected = tuple(sorted(case.tensors("expected")))
             verdict = parity.Verdict(
-                case.name, case.model, False, None, (), expected, f"no replay for '{case.model}' is installed"
-            )
+                case.name, case.model, False, None, (), expected, f"no replay for '{case.model}' is installed",
+                case.third_party,
+            )  # fmt: skip
         else:
             verdict = parity.verify(case, replays[case.model])
         verdicts.append(verdict)
         if not as_json:
-            show(f"{'ok  ' if verdict.ok else 'FAIL'} {verdict.case} ({verdict.model}): {verdict.detail}")
+            model = f"{verdict.model}, {THIRD_PARTY}" if verdict.third_party else verdict.model
+            show(f"{'ok  ' if verdict.ok else 'FAIL'} {verdict.case} ({model}): {verdict.detail}")
     if as_json:
         show(json.dumps([parity.to_json(v) for v in verdicts], indent=1))
     if write:
-        sources = {c.name: f"{c.info['source']['repository']}@{c.info['source']['commit'][:7]}" for c in cases}
+        sources = {case.name: case.source for case in cases}
         from memory_bench.parity.measured import measure_models
 
         found = parity.certificates(verdicts, sources)

@@ -188,12 +188,13 @@ def text(entries: list[dict[str, Any]]) -> str:
     if "confidence" in entries[0]:
         return reported.text(entries)
     lines = []
+    width = max((len(_cases(e)) for e in entries if "parity" in e), default=0)
     for e in entries:
         parts = [f"{e['name']:<18}"]
         if "parity" in e:
             look = e["look_ahead"]
             added = e["added_parameters"] or {}
-            parts.append(f"parity {_cases(e):<21} look-ahead {'?' if look is None else look!s:<3}")
+            parts.append(f"parity {_cases(e):<{max(width, 21)}} look-ahead {'?' if look is None else look!s:<3}")
             parts.append(f"adds {added.get('tiny', 0):>7,} (tiny)" if added else f"{'':>19}")
         status = "" if e["status"] == "installed" else f"[{e['status']}] "
         if "axes" in e:

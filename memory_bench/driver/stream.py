@@ -234,6 +234,7 @@ def walk(  # noqa: PLR0913, C901
     state: State | None = None,
     memory: Memory = "own",
     length: int | None = None,
+    lengths: Iterator[int] | None = None,
     detach_every: int | None = None,
     recompute: bool = False,
     watcher: Watcher | None = None,
@@ -247,6 +248,7 @@ def walk(  # noqa: PLR0913, C901
         state: where to start; default fresh.
         memory: what the predictions are read from (controls); ``foreign`` scores nothing while one row is left.
         length: tokens per step; default the model's segment.
+        lengths: of one step after another, where they differ; none above `length`.
         detach_every: cut gradients through the state after so many segments; None: never.
         recompute: gradient checkpointing, one segment at a time.
         watcher: told of every step.
@@ -261,11 +263,13 @@ def walk(  # noqa: PLR0913, C901
     chosen = [lines[i] for i in alive]
     state = open_lines(model, chosen) if state is None else state.rows(torch.tensor(alive))
     carry: Tensor | None = None
-    start = 0
+    start = number = 0
     steps = max((-(-len(line) // length) for line in lines), default=0)
     while alive:
+        number += 1
+        length = length if lengths is None else next(lengths)
         if watcher is not None:
-            watcher.at(start // length + 1, steps, names[alive[0]] if names is not None and len(alive) == 1 else "")
+            watcher.at(number, max(number, steps), names[alive[0]] if names is not None and len(alive) == 1 else "")
         segment, scored = cut(chosen, start, length, device)
         left = sum(len(line) > start + length for line in chosen)  # lines are sorted: the first `left` go on
         if memory == "foreign" and len(alive) == 1:
@@ -297,7 +301,7 @@ def walk(  # noqa: PLR0913, C901
         if left < len(alive):
             alive, chosen = alive[:left], chosen[:left]
             state, carry = state.rows(torch.arange(left)), carry[:left]
-        if detach_every and (start // length) % detach_every == 0:
+        if detach_every and number % detach_every == 0:
             state, carry = state.detach(), carry.detach()
 
 

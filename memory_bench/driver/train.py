@@ -346,7 +346,9 @@ class _Loop:
         ledger = self.meter.ledger
         ledger.hold(model)
         with nullcontext() if stage is self._seen else ledger.saving():
-            pieces = list(walk(model, lines, detach_every=recipe.bptt, recompute=recipe.checkpoint, watcher=self.meter))
+            lengths = recipe.lengths(segment_length(model), self.rng.initial_seed(), self.steps)
+            options: dict[str, Any] = {"detach_every": recipe.bptt, "recompute": recipe.checkpoint}
+            pieces = list(walk(model, lines, lengths=lengths, watcher=self.meter, **options))
         self._seen = stage
         loss = torch.stack([p.nll.sum() for p in pieces]).sum() / max(1, sum(int(p.scored.sum()) for p in pieces))
         aux = [p.aux for p in pieces if p.aux is not None] if done >= recipe.aux_from else []

@@ -22,6 +22,7 @@ from memory_bench.errors import DataError, UserError
 from memory_bench.files.inputs import json_table
 from memory_bench.files.plain import odd
 from memory_bench.plugins import replayed_model
+from memory_bench.shipped import THIRD_PARTY
 
 MOST = 2**17  # of any number in case.json: cases are small, and what they ask for is built
 NEEDED = ("model", "source", "backbone", "memory", "tolerance")  # entries of every case.json
@@ -85,6 +86,19 @@ class Case:
     def model(self) -> str:
         """Name of the model, as installed here."""
         return replayed_model(str(self.info["model"]))
+
+    @property
+    def third_party(self) -> bool:
+        """It was recorded on code that is not the authors': ``source`` says so in ``what`` or beside the repository."""
+        said = (str(self.info["source"].get(name, "")).replace("-", " ") for name in ("what", "repository"))
+        return any(THIRD_PARTY in text.lower() for text in said)
+
+    @property
+    def source(self) -> str:
+        """``repository@commit``, and whether that is a third party's."""
+        own = self.info["source"]
+        marked = f" ({THIRD_PARTY})" if self.third_party else ""
+        return f"{str(own['repository']).split(' (')[0]}@{own['commit'][:7]}{marked}"
 
     def settings(self) -> Settings:
         """The memory settings, to be read completely."""
@@ -184,7 +198,7 @@ def load_strictly(target: torch.nn.Module, weights: Mapping[str, Tensor], case: 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of one case; `detail` is a sentence for a person."""
+    """What came of one case; `detail` is a sentence for a person, `third_party` as in `Case`."""
 
     case: str
     model: str
@@ -193,6 +207,7 @@ class Verdict:
     compared: tuple[str, ...]
     skipped: tuple[str, ...]
     detail: str
+    third_party: bool = False
 
 
 def compare(case: Case, got: Mapping[str, Tensor]) -> Verdict:
@@ -226,7 +241,8 @@ def compare(case: Case, got: Mapping[str, Tensor]) -> Verdict:
             first = f"{name}{list(at)}: {float(ours[at]):.6g} instead of {float(theirs[at]):.6g}"
     needed = [name for name in skipped if not name.startswith("grad.")]
     detail = first or (f"not compared: {', '.join(needed[:3])}" if needed else f"largest deviation {worst:.1e}")
-    return Verdict(case.name, case.model, not first and not needed, worst, tuple(compared), tuple(skipped), detail)
+    agrees = not first and not needed
+    return Verdict(case.name, case.model, agrees, worst, tuple(compared), tuple(skipped), detail, case.third_party)
 
 
 def find_cases(places: Iterable[Path]) -> Iterator[Case]:
@@ -253,7 +269,8 @@ def verify(case: Case, replay: Callable[[Case], Mapping[str, Tensor]]) -> Verdic
         raise
     except Exception as error:
         expected = tuple(sorted(case.tensors("expected")))
-        return Verdict(case.name, case.model, False, None, (), expected, f"{type(error).__name__}: {error}")
+        said = f"{type(error).__name__}: {error}"
+        return Verdict(case.name, case.model, False, None, (), expected, said, case.third_party)
 
 
 def certificates(verdicts: Iterable[Verdict], sources: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -261,7 +278,7 @@ def certificates(verdicts: Iterable[Verdict], sources: Mapping[str, str]) -> dic
 
     Args:
         verdicts: of all cases.
-        sources: case name to ``repository@commit``.
+        sources: case name to `Case.source`.
     """
     found: dict[str, dict[str, Any]] = {}
     for v in verdicts:

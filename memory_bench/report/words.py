@@ -45,7 +45,7 @@ LEGEND = (
     ("pretrained", "the authors' released weights, trained with other data and another effort than any row above"),
     ("control", "not asked for; run because the comparison needs it"),
     ("parity", "`exact` or the largest deviation from the official implementation on its reference vectors; `none`: no "
-     "certificate"),
+     "certificate; `third party`: the authors released no code, the vectors are of other people's implementations"),
 )  # fmt: skip
 
 
