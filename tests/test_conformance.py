@@ -59,9 +59,14 @@ def test_installed_models_keep_their_promises(entry: EntryPoint, backbone: str, 
 
 
 @pytest.mark.parametrize(
-    ("name", "option"), [("hmt", {"recall_query": "current-half"}), ("mplus", {"retrieval_query": "all"})]
+    ("name", "option"),
+    [
+        ("hmt", {"recall_query": "current-half"}),
+        ("mplus", {"retrieval_query": "all"}),
+        ("infini-attention", {"handed_on": True}),
+    ],
 )
-def test_official_look_ahead_is_measured(name: str, option: dict[str, str]) -> None:
+def test_official_look_ahead_is_measured(name: str, option: dict[str, Any]) -> None:
     kind = load(MODELS[name])
     assert not isinstance(kind, Exception), kind
     model = build(kind, "llama", **option).eval()
@@ -91,7 +96,9 @@ ODD = (
 )  # layers that differ, scales, multipliers
 PLAIN = (
     "armt",
+    "autocompressor",
     "full-context",
+    "infini-attention",
     "memorizing",
     "memoryllm",
     "mplus",

@@ -122,9 +122,25 @@ def spoil_pool(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "merge_pool", wrong)
 
 
+def spoil_autocompressor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written is forgotten."""
+    cls = plugins.load("models", "autocompressor")
+    monkeypatch.setattr(cls, "_remember", lambda self, state, written, real: state)
+
+
+def spoil_infini_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found is a little too large."""
+    from memory_bench.baselines.infini_attention import CompressiveMemory
+
+    find = CompressiveMemory.find
+    monkeypatch.setattr(CompressiveMemory, "find", lambda self, *given: 1.05 * find(self, *given))
+
+
 @pytest.mark.parametrize(
     ("model", "spoil"),
     [
+        ("autocompressor", spoil_autocompressor),
+        ("infini-attention", spoil_infini_attention),
         ("hmt", spoil_hmt),
         ("rmt", spoil_rmt),
         ("armt", spoil_armt),
@@ -145,14 +161,14 @@ def test_breaking_the_class_breaks_verify_and_run(
     assert surprisal(model) != pytest.approx(before, abs=1e-3)
 
 
-@pytest.mark.parametrize("model", ["hmt", "rmt", "armt", "memoryllm", "mplus"])
+@pytest.mark.parametrize("model", ["hmt", "rmt", "armt", "autocompressor", "infini-attention", "memoryllm", "mplus"])
 def test_an_unknown_setting_is_an_error(model: str, copy: Callable[..., Case]) -> None:
     case = copy(model, lambda info: info["memory"].update(fancy_setting=3))
     with pytest.raises(UserError, match=r"unknown memory setting.*fancy_setting"):
         replay(case)
 
 
-@pytest.mark.parametrize("model", ["hmt", "rmt", "armt", "memoryllm"])
+@pytest.mark.parametrize("model", ["hmt", "rmt", "armt", "autocompressor", "infini-attention", "memoryllm"])
 def test_a_tensor_that_cannot_be_compared_fails_the_case(model: str, copy: Callable[..., Case]) -> None:
     case = copy(model, expected=lambda tensors: tensors.update({"new.kind.of.output": torch.ones(2)}))
     verdict = replay(case)
@@ -161,7 +177,7 @@ def test_a_tensor_that_cannot_be_compared_fails_the_case(model: str, copy: Calla
     assert "new.kind.of.output" in verdict.detail
 
 
-@pytest.mark.parametrize("model", ["hmt", "rmt", "armt", "memoryllm", "mplus"])
+@pytest.mark.parametrize("model", ["hmt", "rmt", "armt", "autocompressor", "infini-attention", "memoryllm", "mplus"])
 def test_altered_weights_name_the_first_tensor_that_diverges(model: str, copy: Callable[..., Case]) -> None:
     def alter(tensors: dict[str, Tensor]) -> None:
         name = next(k for k in sorted(tensors) if k.startswith("backbone.") and "mlp" in k and tensors[k].dim() == 2)
@@ -178,7 +194,7 @@ def test_altered_weights_name_the_first_tensor_that_diverges(model: str, copy: C
     assert "instead of" in verdict.detail
 
 
-@pytest.mark.parametrize("model", ["hmt", "rmt", "armt", "memoryllm", "mplus"])
+@pytest.mark.parametrize("model", ["hmt", "rmt", "armt", "autocompressor", "infini-attention", "memoryllm", "mplus"])
 def test_weights_are_loaded_strictly(model: str, copy: Callable[..., Case]) -> None:
     def add(tensors: dict[str, Tensor]) -> None:
         tensors["memory.of_another_model"] = torch.ones(1)

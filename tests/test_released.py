@@ -41,6 +41,8 @@ WRAPPER = {
     "memory.recall_query.weight": "cross_attn.wq.weight",
     "memory.recall_key.weight": "cross_attn.wk.weight",
 }
+EMBEDDED = ("memory.summary_embeddings", "embed_summary.weight")
+COMPRESSORS = ("autocompressor-llama-accumulate", "autocompressor-opt-substeps")
 
 
 def official(case: Case) -> dict[str, Tensor]:
@@ -49,6 +51,8 @@ def official(case: Case) -> dict[str, Tensor]:
     weights = case.tensors("weights")
     if names is not None:
         return {names[ours]: tensor for ours, tensor in weights.items()}
+    if case.model == "autocompressor":
+        return {n.removeprefix("backbone.").replace(*EMBEDDED): t.clone() for n, t in weights.items()}
     return {WRAPPER.get(n, n.replace("backbone.", "memory_cell.model.")): t.clone() for n, t in weights.items()}
 
 
@@ -155,6 +159,22 @@ def test_a_pool_checkpoint_gives_the_official_numbers(name: str, tmp_path: Path,
     logits = model.step(state, text, write=False)[0].logits()
     expected = case.tensors("expected")["score.after_0.logits"][:1]
     torch.testing.assert_close(logits, expected, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+@torch.no_grad()
+def test_a_compressors_checkpoint_gives_the_official_numbers(name: str, tmp_path: Path, released: Any) -> None:
+    case = Case(PARITY / name)
+    folder, lengths = write(tmp_path / "release", case), case.info["memory"]["segment_lengths"]
+    first, recorded = (lengths[0], "substep.0.logits") if isinstance(lengths[0], list) else (lengths, "logits")
+    model = released(case, folder, segment=max(first))
+    assert model.config.summary_tokens == case.info["memory"]["summary_tokens"]
+    ids = case.tensors("inputs")["input_ids"][:, : sum(first)]
+    state, logits = model.open(len(ids)), []
+    for piece in ids.split(first, dim=1):
+        readout, state = model.step(state, Segment.full(piece))
+        logits.append(readout.logits())
+    close(case, torch.cat(logits, dim=1), recorded)
 
 
 @pytest.mark.parametrize("name", WRAPPED)
