@@ -49,6 +49,9 @@ def replay(case: Case) -> dict[str, Tensor]:
     )
     settings.finish()
     if slices:
+        lengths = (
+            lengths if isinstance(lengths[0], list) else [lengths] * slices
+        )  # officially the same for all, if given
         if len(lengths) != slices or any(len(part) != each for part in lengths):
             raise UserError(f"Case {case.name}: segment_lengths must be {slices} lists of {each} lengths.")
         return _replay_slices(case, _model(backbone, config, max(max(part) for part in lengths)), lengths)
@@ -93,7 +96,8 @@ def _replay_slices(case: Case, model: AutoCompressor, lengths: list[list[int]]) 
     The first token of a slice is not scored; summaries go from slice to slice without their history.
     """
     load_strictly(model.eval(), case.weights("memory."), case.name)
-    inputs = case.tensors("inputs")
+    total = sum(map(sum, lengths))  # of a longer text the end is used
+    inputs = {name: tensor[:, -total:] for name, tensor in case.tensors("inputs").items()}
     ids, mask = inputs["input_ids"], attention_mask(inputs)
     got = _slices(model, ids, mask, lengths)
     ends = torch.linspace(0, ids.shape[1], len(lengths) + 1, dtype=torch.long).tolist()
@@ -102,8 +106,8 @@ def _replay_slices(case: Case, model: AutoCompressor, lengths: list[list[int]]) 
         logits = got[f"substep.{number}.logits"]
         losses.append(shifted_loss(logits, inputs["labels"][:, start:end]))
         got |= {f"substep.{number}.loss": losses[-1], f"substep.{number}.logits": logits * mask[:, start:end, None]}
-    total = torch.stack(losses).sum()
-    got |= {"reported_loss": total / len(losses), **gradients(total, model)}
+    loss = torch.stack(losses).sum()
+    got |= {"reported_loss": loss / len(losses), **gradients(loss, model)}
     changed = inputs.get("input_ids_first_segment_changed")
     if changed is not None:
         last = lengths[-1][-1]

@@ -230,9 +230,9 @@ def gradients(loss: Tensor, model: MemoryModel[Any]) -> dict[str, Tensor]:
     named["backbone.input_embedding"] = inner.get_input_embeddings().weight
     for pattern, short in PLAIN_NAMES.items():
         named |= {
-            f"backbone.{found.expand(short)}": p
+            f"backbone.{match.expand(short)}": p
             for name, p in inner.named_parameters()
-            if (found := re.search(pattern, name))
+            if (match := re.search(pattern, name))
         }
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, retain_graph=True)
     return {f"grad.{name}": g for name, g in zip(named, found, strict=True) if g is not None}
