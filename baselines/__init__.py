@@ -4,6 +4,9 @@
 - `autocompressor.py`: AutoCompressors
 - `full_context.py`: everything
 - `infini_attention.py`: Infini-attention
+- `emllm.py`: EM-LLM
+- `full_context.py`: everything
+- `infllm.py`: InfLLM
 - `longmem.py`: LongMem
 - `memorizing.py`: Memorizing Transformer
 - `memoryllm.py`: MemoryLLM

@@ -6,6 +6,7 @@
 - `replay_armt.py`: its reference cases
 - `replay_autocompressor.py`: reference cases of AutoCompressors
 - `replay_infini_attention.py`: of Infini-attention, by third parties
+- `replay_blocks.py`: reference cases of InfLLM and EM-LLM
 - `replay_longmem.py`: LongMem's reference cases
 - `replay_memorizing.py`: its reference cases
 - `replay_pool.py`: reference cases of both

@@ -1,9 +1,14 @@
 """What several methods are made of: searches, rings, adapters, pools, banks. Parts import parts, never a method.
 
+- `block_attention.py`: one softmax over a window and far tokens
+- `block_model.py`: execution blocks that choose blocks of earlier text: what InfLLM and EM-LLM share
+- `block_store.py`: all keys and values of a stream, and a table of blocks
 - `bm25.py`: BM25 over token ids
 - `cache.py`: a cache with a fixed number of slots
 - `chunk_bank.py`: LongMem's bank: past keys and values in chunks
 - `chunk_reader.py`: search in it and attention to what is found
+- `events.py`: EM-LLM's rules for the ends of events
+- `execution.py`: a segment in execution blocks
 - `grouping.py`: rows of unequal length without padding
 - `knn.py`: search and attention over stored keys and values: what Memorizing Transformer and LongMem share
 - `long_term.py`: M+'s store and retriever

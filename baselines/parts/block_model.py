@@ -1,0 +1,416 @@
+"""What InfLLM and EM-LLM share: execution blocks that attend to a window and, at one distance, to chosen blocks.
+
+A segment is read in execution blocks, each through all layers. In a layer the block attends, in one softmax, to the
+window before it at true distances, and to far tokens at the constant distance ``local_window - 1``: sinks, blocks that
+were chosen, and pending tokens that left the window and are in no block yet. What is chosen and how the pending tokens
+are cut into blocks is the method's own.
+
+Who chooses (`selection`):
+
+- ``causal``: an execution block is answered with what the mean query of the one before it chooses; one of given
+  tokens (a question, which is not predicted), or of one token by configuration, chooses by its own mean query.
+- ``official``: by its own mean query, so that its first token is answered with what its later tokens chose.
+- ``token``: every token by its own query alone. Its attention is masked, so it costs what full attention does.
+- ``random``: as many as ``causal`` takes, drawn from a generator of the row's seed and place: a control.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from memory_bench.backbone.layers import Rotation, itself
+from memory_bench.backbone.model import Backbone
+from memory_bench.errors import UserError, unknown
+from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
+
+from .block_attention import Side, joint_attention
+from .block_store import BlockStore, spans
+from .execution import Execution, executions, scatter
+from .pool_state import row_generator
+
+CHOICES = {"selection": ("causal", "official", "token", "random"), "far_mask": ("exact", "none")}
+
+
+@dataclass(frozen=True, slots=True)
+class BlockOptions:
+    """Options of both methods; symbols of InfLLM's code in brackets."""
+
+    segment: int = 512  # text tokens per step
+    execution_block: int = 512  # tokens that choose at once [exc_block_size]; counted anew in every step
+    local_window: int = 4096  # tokens attended to at their true distance [n_local]
+    sink_tokens: int = 128  # first tokens, always attended to [n_init]
+    representative_tokens: int = 4  # a block is found by the mean key of so many [repr_topk]
+    selection: Literal["causal", "official", "token", "random"] = "causal"  # who chooses the blocks, see the module
+    # exact: a pending token is far once it has left a query's window; none: official, up to execution_block - 1 tokens
+    # are attended twice, at their true distance and at the constant one.
+    far_mask: Literal["exact", "none"] = "exact"
+
+    def check(self, name: str, *more: str) -> None:
+        """Refuse sizes that cannot be; `more` are other fields that must be at least 1.
+
+        Raises:
+            UserError: naming option and choices.
+        """
+        for field in ("segment", "execution_block", "local_window", "representative_tokens", *more):
+            if getattr(self, field) < 1:
+                raise UserError(f"{name}: {field} must be at least 1.")
+        if self.sink_tokens < 0:
+            raise UserError(f"{name}: sink_tokens cannot be negative.")
+        if self.execution_block > self.local_window:
+            raise UserError(
+                f"{name}: execution_block = {self.execution_block} must not exceed local_window = {self.local_window}."
+            )
+        for known in fields(self):
+            if (allowed := CHOICES.get(known.name)) and getattr(self, known.name) not in allowed:
+                raise unknown(f"{name}.{known.name}", str(getattr(self, known.name)), allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockState(State):
+    """What was read.
+
+    Attributes:
+        store: keys, values and blocks.
+        query: ``[rows, layers, heads, head]`` float32, the mean query of the last execution block.
+        host_seeds: ``[rows]`` int64, of random choices.
+    """
+
+    store: BlockStore
+    query: Tensor
+    host_seeds: Tensor
+
+
+S = TypeVar("S", bound=BlockState)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """An execution block as it went through the layers.
+
+    Attributes:
+        part: where it stands in the segment.
+        ids: ``[rows, tokens]``.
+        hidden: final hidden states ``[rows, tokens, width]``.
+        inputs: of every layer.
+        chosen: per layer ``[rows, 1 or heads, 1 or tokens, blocks]`` int64, how often each block was attended to.
+        queue: per layer, what the method's `choose` wants to keep.
+    """
+
+    part: Execution
+    ids: Tensor
+    hidden: Tensor
+    inputs: tuple[Tensor, ...]
+    chosen: tuple[Tensor, ...]
+    queue: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """What an execution block may see of the store, the same in all layers but for rotation and windows."""
+
+    mask: Tensor  # [rows, tokens] bool, on the device
+    where: Tensor  # [rows, tokens], positions
+    past: Tensor  # [rows, past], tokens of the window
+    fixed: Tensor  # [rows, sinks + pending], tokens that are far and not chosen
+    near_seen: tuple[Tensor | None, ...]  # per layer [rows, 1, tokens, past + tokens]
+    fixed_seen: Tensor  # [rows, 1, tokens, sinks + pending]
+    starts: Tensor  # [rows, blocks]
+    sizes: Tensor  # [rows, blocks]
+    turn: tuple[Rotation | None, ...]  # queries that look at the window
+    turn_keys: tuple[Rotation | None, ...]
+    turn_far: tuple[Rotation | None, ...]  # queries that look further
+    turn_zero: tuple[Rotation | None, ...]  # keys there
+
+
+class BlockModel(MemoryModel[S]):
+    """See the module; nothing is trained, and there are no parameters beside the backbone's.
+
+    Subclasses say what is chosen (`choose`, and its widths) and how pending tokens become blocks (`remember`).
+    """
+
+    families: ClassVar[tuple[str, ...]] = ("llama",)  # keys must be there without their positions
+    per_head = False  # every query head chooses alone
+
+    def __init__(self, backbone: Backbone, config: Any, rng: torch.Generator) -> None:
+        super().__init__()
+        del rng  # there is nothing to initialise
+        self.backbone = backbone
+        self.config = config
+        ahead = min(config.execution_block, config.segment) - 1
+        looks = config.selection == "official" and self.retrieves
+        single = config.execution_block == 1 and config.selection != "random"
+        self.traits = Traits(
+            segment=config.segment,
+            look_ahead=ahead if looks else 0,
+            bounded=False,
+            chunk_invariant=single and not len(backbone.key_shift),
+        )
+
+    @property
+    @abstractmethod
+    def retrieves(self) -> bool:
+        """Blocks are attended to at all."""
+
+    @abstractmethod
+    def choose(self, state: S, layer: int, scores: Tensor, tokens: Tensor) -> tuple[Tensor, Any]:
+        """How often every block is attended to, and what `Pass.queue` keeps.
+
+        Args:
+            state: before the execution block.
+            layer: index.
+            scores: ``[rows, 1 or heads, 1 or tokens, blocks]`` float32, -inf where a row has no such block.
+            tokens: ``[rows]`` on the host, of the execution block.
+
+        Returns:
+            ``[rows, 1 or heads, 1 or tokens, blocks]`` int64, and anything.
+        """
+
+    @abstractmethod
+    def remember(self, state: S, after: S, done: Pass) -> S:
+        """The state `after` the tokens were written, with pending tokens moved into sinks and blocks."""
+
+    @abstractmethod
+    def widths(self, read: int, tokens: int) -> tuple[int, int, int]:
+        """Sizes that no execution block of `tokens` tokens after `read` ones exceeds, and that it is computed with.
+
+        Returns:
+            Chosen tokens, far pending tokens, and blocks that get a score (0: all are taken, no score is needed).
+        """
+
+    def open_store(self, rows: int, seeds: Sequence[int] | None) -> dict[str, Any]:
+        """The fields of `BlockState` for fresh streams."""
+        backbone = self.backbone
+        like = torch.empty(0, backbone.head_width, device=backbone.device, dtype=backbone.dtype)
+        shape = (rows, backbone.layers, backbone.heads, backbone.head_width)
+        return {
+            "store": BlockStore.empty(backbone.layers, rows, backbone.heads, backbone.kv_heads, like),
+            "query": torch.zeros(shape, device=backbone.device),
+            "host_seeds": torch.tensor([0] * rows if seeds is None else list(seeds), dtype=torch.long),
+        }
+
+    def step(self, state: S, segment: Segment, *, write: bool = True) -> tuple[Readout, S]:
+        """See `MemoryModel.step`."""
+        passes, after = self.read(state, segment, write=write)
+        if passes:
+            hidden = scatter(segment, [(done.part, done.hidden) for done in passes])
+        else:
+            hidden = self.backbone.embed(segment.ids).new_zeros(*segment.ids.shape, self.backbone.width)
+        return Readout(hidden, self.backbone.head), after if write else state
+
+    def read(self, state: S, segment: Segment, *, write: bool = True) -> tuple[list[Pass], S]:
+        """The execution blocks of a segment and the state after it; without `write`, before its last one."""
+        config = self.config
+        parts = executions(segment, config.execution_block, at_conditions=config.selection == "causal")
+        passes = []
+        for number, part in enumerate(parts):
+            done, state = self._execute(state, segment, part, write=write or number + 1 < len(parts))
+            passes.append(done)
+        return passes, state
+
+    def _execute(self, state: S, segment: Segment, part: Execution, *, write: bool) -> tuple[Pass, S]:
+        backbone, store = self.backbone, state.store
+        columns = part.columns.to(segment.ids.device)
+        ids = segment.ids.gather(1, columns)
+        sight = self._sight(store, part)
+        hidden = backbone.begin(backbone.embed(ids), sight.where)
+        inputs, keys, values, means, received, chosen, queue = ([] for _ in range(7))  # type: ignore[var-annotated]
+        for layer in range(backbone.layers):
+            inputs.append(hidden)
+            q, k, v = backbone.project(layer, backbone.norm_input(layer, hidden), sight.mask)
+            far = backbone.rotate(q, sight.turn_far[layer])
+            mean = self._mean(far, sight.mask, state.query[:, layer])
+            times, kept = self._chosen(state, layer, far, mean, part)
+            attended, weights = self._attend(layer, (q, far, k, v), store, sight, times, part)
+            hidden = backbone.close(layer, hidden, attended)
+            for made, what in zip(
+                (keys, values, means, received, chosen, queue), (k, v, mean, weights, times, kept), strict=True
+            ):
+                made.append(what)
+        done = Pass(part, ids, backbone.end(hidden), tuple(inputs), tuple(chosen), tuple(queue))
+        if not write:
+            return done, state
+        written = store.write(keys, values, part.mask).attended(received, store.host_read, part.mask)
+        after = replace(state, store=written, query=torch.stack(means, dim=1))
+        return done, self.remember(state, after, done)
+
+    @staticmethod
+    def _mean(queries: Tensor, mask: Tensor, before: Tensor) -> Tensor:
+        """``[rows, heads, head]`` float32: the mean of a row's real queries; of none, what it was before."""
+        weights = mask[:, None, :, None].float()
+        count = weights.sum(dim=2)
+        mean = (queries.detach().float() * weights).sum(dim=2) / count.clamp(min=1)
+        return torch.where(count > 0, mean, before)
+
+    @torch.no_grad()
+    def _chosen(self, state: S, layer: int, far: Tensor, mean: Tensor, part: Execution) -> tuple[Tensor, Any]:
+        """What `choose` answers to the scores of `BlockOptions.selection`."""
+        store, config = state.store, self.config
+        rows, blocks = store.host_sizes.shape
+        tokens = part.mask.sum(dim=1)
+        there = (store.host_sizes > 0).to(far.device)[:, None, None]
+        if config.selection == "random":
+            scores = self._random(state, layer).to(far.device)[:, None, None]
+        elif not self._scored(store, tokens):
+            scores = torch.zeros(rows, 1, 1, blocks, device=far.device)
+        elif config.selection == "token":
+            scores = self._scores(state, layer, far.float(), tokens)
+        else:
+            query = mean
+            if config.selection == "causal" and config.execution_block > 1:
+                query = torch.where(part.given.to(far.device)[:, None, None], mean, state.query[:, layer])
+            scores = self._scores(state, layer, query[:, :, None], tokens)
+        return self.choose(state, layer, scores.masked_fill(~there, -torch.inf), tokens)
+
+    def _scored(self, store: BlockStore, tokens: Tensor) -> int:
+        """How many blocks get a score."""
+        pairs = zip(store.host_read.tolist(), tokens.tolist(), strict=True)
+        return max(self.widths(read, new)[2] for read, new in pairs)
+
+    def _scores(self, state: S, layer: int, queries: Tensor, tokens: Tensor) -> Tensor:
+        """``[rows, 1 or heads, queries, blocks]``: products with representatives, summed over heads."""
+        found = state.store.representatives[layer]
+        # The number of blocks may depend on the text; what is computed does not.
+        padded = torch.nn.functional.pad(found, (0, 0, 0, max(0, self._scored(state.store, tokens) - found.shape[2])))
+        scores = (queries @ padded.transpose(2, 3))[..., : found.shape[2]]
+        return scores if self.per_head else scores.sum(dim=1, keepdim=True)
+
+    def _random(self, state: S, layer: int) -> Tensor:
+        """``[rows, blocks]``: numbers of the row's seed and place."""
+        store = state.store
+        drawn = torch.zeros(store.host_sizes.shape)
+        places = zip(state.host_seeds.tolist(), store.host_read.tolist(), store.counts.tolist(), strict=True)
+        for row, (seed, read, blocks) in enumerate(places):
+            drawn[row, :blocks] = torch.rand(blocks, generator=row_generator(seed, read, 2 + layer))
+        return drawn
+
+    def _sight(self, store: BlockStore, part: Execution) -> _Sight:
+        backbone, window, device = self.backbone, self.config.local_window, self.backbone.device
+        read, tokens = store.host_read[:, None], part.mask.sum(dim=1, keepdim=True)
+        new = torch.arange(part.mask.shape[1])
+        length = min(window, int(read.max()))
+        past = read - length + torch.arange(length)
+        where = read.clamp(max=window) + new
+        keys_at = torch.cat([(past - (read - window).clamp(min=0)).clamp(min=0), where], dim=1)
+        distance = where[:, :, None] - keys_at[:, None, :]
+        seen = (distance >= 0) & (distance < window) & torch.cat([past >= 0, part.mask], dim=1)[:, None]
+        seen = itself(seen)
+        # Far tokens that need no choice: sinks, and pending ones that have left the window of the last token at least.
+        first = store.pending_start[:, None]
+        left = (read + tokens - window - first).clamp(min=0).minimum(read - first)
+        pairs = zip(read[:, 0].tolist(), tokens[:, 0].tolist(), strict=True)
+        width = max(self.widths(a, b)[1] for a, b in pairs)
+        pending = first + torch.arange(width)
+        sinks = torch.arange(int(store.host_sinks.max())).expand(len(read), -1)
+        fixed_seen = torch.cat([sinks < store.host_sinks[:, None], torch.arange(width) < left], dim=1)[:, None]
+        fixed = torch.cat([sinks, pending], dim=1)
+        if self.config.far_mask == "exact":
+            apart = (read + new)[:, :, None] - fixed[:, None]
+            fixed_seen = fixed_seen & (apart >= window)
+        else:
+            fixed_seen = fixed_seen.expand(-1, len(new), -1)
+        last = max(0, store.keys[0].shape[2] - 1)
+        where, keys_at, mask = where.to(device), keys_at.to(device), part.mask.to(device)
+        return _Sight(
+            mask=mask,
+            where=where,
+            past=past.clamp(min=0).to(device),
+            fixed=fixed.clamp(max=last).to(device),
+            near_seen=backbone.windowed(seen.to(device), where, keys_at),
+            fixed_seen=fixed_seen[:, None].to(device),
+            starts=store.host_starts.to(device),
+            sizes=store.host_sizes.to(device),
+            turn=backbone.rotation(where, queries=True),
+            turn_keys=backbone.rotation(keys_at),
+            turn_far=backbone.rotation(torch.full_like(where[:1, :1], window - 1), queries=True),
+            turn_zero=backbone.rotation(torch.zeros_like(where[:1, :1])),
+        )
+
+    def _attend(
+        self,
+        layer: int,
+        made: tuple[Tensor, Tensor, Tensor, Tensor],
+        store: BlockStore,
+        sight: _Sight,
+        times: Tensor,
+        part: Execution,
+    ) -> tuple[Tensor, Tensor]:
+        """Attention ``[rows, tokens, heads * head]`` and what local keys received ``[rows, heads, past + tokens]``."""
+        backbone = self.backbone
+        q, far, k, v = made
+        scale = backbone.head_width**-0.5
+        keys = torch.cat([_take(store.keys[layer], sight.past), k], dim=2)
+        values = torch.cat([_take(store.values[layer], sight.past), v], dim=2)
+        turned = backbone.rotate(keys, sight.turn_keys[layer])
+        near_seen = sight.near_seen[layer]
+        assert near_seen is not None  # a mask was given
+        local = Side(backbone.rotate(q, sight.turn[layer]) * scale, turned, values, near_seen)
+        index, seen = self._far_tokens(store, sight, times, part)
+        far_keys, far_values = (
+            torch.cat([_spread(x, _take(x, index)), _spread(x, _take(x, sight.fixed), index)], dim=2)
+            for x in (store.keys[layer], store.values[layer])
+        )
+        far_keys = backbone.rotate(far_keys, sight.turn_zero[layer])
+        fixed_seen = sight.fixed_seen.expand(-1, seen.shape[1], -1, -1)
+        beyond = Side(far * scale, far_keys, far_values, torch.cat([seen, fixed_seen], dim=3))
+        out, received = joint_attention(local, beyond, sight.mask)
+        return out.transpose(1, 2).flatten(2), received
+
+    def _far_tokens(self, store: BlockStore, sight: _Sight, times: Tensor, part: Execution) -> tuple[Tensor, Tensor]:
+        """Tokens of blocks ``[rows, (heads,) n]``, and who sees them ``[rows, 1 or heads, tokens, n]``."""
+        tokens = part.mask.shape[1]
+        pairs = zip(store.host_read.tolist(), part.mask.sum(dim=1).tolist(), strict=True)
+        width = max(self.widths(read, new)[0] for read, new in pairs)
+        if self.config.selection == "token" and times.shape[2] > 1:
+            index, block, there = spans(sight.starts, sight.sizes, (sight.sizes > 0).long(), width)
+            block = block[:, None, None].expand(-1, *times.shape[1:3], -1)
+            return index, (times.gather(3, block) > 0) & there[:, None, None]
+        heads = times.shape[1]
+        table = [x[:, None].expand(-1, heads, -1) for x in (sight.starts, sight.sizes)]
+        index, _, there = spans(*table, times[:, :, 0], width)
+        return index if heads > 1 else index[:, 0], there[:, :, None].expand(-1, -1, tokens, -1)
+
+    def flops(self, tokens: int, remembered: int) -> int:
+        """See `MemoryModel.flops`; what is computed and masked counts."""
+        return self.backbone.flops(tokens, 0) + sum(sum(pair) for pair in self._memory_flops(tokens, remembered))
+
+    def detached_flops(self, tokens: int, remembered: int) -> int:
+        """See `MemoryModel.detached_flops`: the scores of blocks."""
+        return sum(scores for _, scores in self._memory_flops(tokens, remembered))
+
+    def _memory_flops(self, tokens: int, remembered: int) -> list[tuple[int, int]]:
+        """Of attention and of the scores of blocks, in every execution block."""
+        backbone, config, found = self.backbone, self.config, []
+        unit = backbone.layers * backbone.heads * backbone.head_width
+        for start in range(0, tokens, config.execution_block):
+            new, read = min(config.execution_block, tokens - start), remembered + start
+            chosen, pending, scored = self.widths(read, new)
+            sinks = max(0, min(config.sink_tokens, read - config.local_window))
+            keys = min(config.local_window, read) + new + chosen + sinks + pending
+            asking = 0 if config.selection == "random" else new if config.selection == "token" else 1
+            found.append((4 * unit * new * keys, 2 * unit * asking * scored))
+        return found
+
+
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {"random selection": {"selection": "random"}}
+"""The control of every memory that retrieves: as much of the same text, chosen by chance."""
+
+
+def _take(entries: Tensor, index: Tensor) -> Tensor:
+    """Tokens `index` ``[rows, (heads,) n]`` of `entries` ``[rows, kv_heads, slots, head]``, per (kv) head."""
+    rows, kv_heads, _, width = entries.shape
+    if index.dim() == 2:
+        return entries.gather(2, index[:, None, :, None].expand(-1, kv_heads, -1, width))
+    row = torch.arange(rows, device=index.device).view(-1, 1, 1)
+    head = torch.arange(index.shape[1], device=index.device) // (index.shape[1] // kv_heads)
+    return entries[row, head.view(1, -1, 1), index]
+
+
+def _spread(entries: Tensor, taken: Tensor, beside: Tensor | None = None) -> Tensor:
+    """`taken` with as many heads as what it is joined to: tokens that every head chose alone have all heads."""
+    if beside is None or beside.dim() == 2:
+        return taken
+    return taken.repeat_interleave(beside.shape[1] // entries.shape[1], dim=1)
