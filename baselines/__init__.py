@@ -2,6 +2,7 @@
 
 - `armt.py`: ARMT
 - `autocompressor.py`: AutoCompressors
+- `extended_mind.py`: Extended Mind Transformers
 - `full_context.py`: everything
 - `infini_attention.py`: Infini-attention
 - `emllm.py`: EM-LLM

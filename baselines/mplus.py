@@ -29,6 +29,7 @@ from memory_bench.errors import UserError, unknown
 from memory_bench.protocol import Traits
 
 from .memoryllm import fit_pool
+from .parts.drawing import row_generator
 from .parts.long_term import Retriever, StartingStore, Store, oldest_first, pick, relevance
 from .parts.pool import PoolModel, Reading, Written
 from .parts.pool_layout import MPlusLayout
@@ -37,7 +38,6 @@ from .parts.pool_state import (
     PoolState,
     fill_pool,
     merge_pool,
-    row_generator,
     split_permutation,
     take_rows,
 )

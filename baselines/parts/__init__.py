@@ -9,6 +9,7 @@
 - `chunk_reader.py`: search in it and attention to what is found
 - `events.py`: EM-LLM's rules for the ends of events
 - `execution.py`: a segment in execution blocks
+- `drawing.py`: random draws that belong to a row
 - `grouping.py`: rows of unequal length without padding
 - `knn.py`: search and attention over stored keys and values: what Memorizing Transformer and LongMem share
 - `long_term.py`: M+'s store and retriever

@@ -25,19 +25,27 @@ def keep_recent(past: Past, window: int, sinks: int = 0) -> Past:
     ``sinks + window`` slots, the result exactly as many.
     """
     rank = past.mask.long().cumsum(dim=1)  # [rows, cached], real entries from 1
-    kept = past.mask & ((rank <= sinks) | (rank > rank[:, -1:] - window))
-    slots = sinks + window
+    return keep(past, past.mask & ((rank <= sinks) | (rank > rank[:, -1:] - window)), sinks + window)[0]
+
+
+def keep(past: Past, kept: Tensor, slots: int) -> tuple[Past, Tensor]:
+    """The entries in `kept` ``[rows, cached]`` bool, in order, at positions 0, 1, 2 …, unused slots at the end.
+
+    Returns:
+        A cache of `slots` slots, and the entry ``[rows, slots]`` that each is (any where a slot is not used).
+    """
     order = kept.long().argsort(dim=1, descending=True, stable=True)[:, :slots]  # kept ones first, in their order
 
     def gather(x: Tensor) -> Tensor:  # [rows, kv_heads, cached, head] -> [rows, kv_heads, slots, head]
         return x.gather(2, order[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
-    return Past(
+    packed = Past(
         tuple(gather(k) for k in past.keys),
         tuple(gather(v) for v in past.values),
         kept.gather(1, order),
         torch.arange(slots, device=order.device).expand(order.shape),
     )
+    return packed, order
 
 
 def next_positions(backbone: Backbone, past: Past, mask: Tensor) -> Tensor:

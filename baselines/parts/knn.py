@@ -116,6 +116,30 @@ def search(q: Tensor, keys: Tensor, k: int, valid: Tensor | None = None) -> Tens
     return found[0] if len(found) == 1 else torch.cat(found, dim=2)
 
 
+@torch.no_grad()
+def search_cosine(q: Tensor, keys: Tensor, k: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As `search`, by the cosine instead of the product.
+
+    Args:
+        q: queries, scaled or not.
+        keys: ``[rows, kv_heads, slots, head]``.
+        k: how many.
+        valid: ``[rows, slots]`` bool; None: all.
+
+    Returns:
+        Slots ``[rows, heads, tokens, min(k, slots)]``, best first and -1 where fewer than `k` are valid, and their
+        cosines.
+    """
+    q, keys = normalise(q), normalise(keys)
+    valid = None if valid is None else valid[:, None, None]
+    found, alike = [], []
+    for part in q.split(_block_tokens(q.shape[0] * q.shape[1] * keys.shape[2]), dim=2):
+        best, index = _masked(products(part, keys), valid).topk(min(k, keys.shape[2]), dim=-1)
+        found.append(index.masked_fill(best < -2, -1))  # hidden: no cosine is as small
+        alike.append(best)
+    return torch.cat(found, dim=2), torch.cat(alike, dim=2)
+
+
 def gather(entries: Tensor, index: Tensor, chunk: int = 1) -> Tensor:
     """``[rows, heads, tokens, k * chunk, head]``: the entries of the chunks `index` ``[rows, heads, tokens, k]``.
 
@@ -145,7 +169,7 @@ def attend_retrieved(
         q: queries.
         keys: ``[rows, kv_heads, slots, head]``.
         values: same shape.
-        index: ``[rows, heads, tokens, k]``, chunks chosen by `search`.
+        index: ``[rows, heads, tokens, k]``, chunks chosen by `search`; -1 is none, and gets no weight.
         chunk: slots per chunk; 1: the index is over single entries.
         valid: ``[rows, slots / chunk]`` bool; other chunks get no weight. None: all have some.
         local: shares the softmax; None: a softmax of the retrieved entries alone (where none of them is valid, the
@@ -153,7 +177,9 @@ def attend_retrieved(
     """
 
     def block(q: Tensor, index: Tensor, local: Local | None) -> Tensor:
+        none, index = index < 0, index.clamp(min=0)
         logits = gather(keys, index, chunk).matmul(q[..., None])[..., 0]  # [rows, heads, tokens, k * chunk]
+        logits = _masked(logits, ~none.repeat_interleave(chunk, dim=-1))
         if valid is not None:
             rows = torch.arange(len(valid), device=index.device).view(-1, 1, 1, 1)
             logits = _masked(logits, valid[rows, index].repeat_interleave(chunk, dim=-1))

@@ -14,6 +14,8 @@ from memory_bench.backbone.lora import TARGETS
 from memory_bench.errors import UserError
 from memory_bench.state import State
 
+from .drawing import row_generator
+
 
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
@@ -108,10 +110,3 @@ def draw_permutations(state: PoolState, layers: int) -> Tensor:
             numbers = torch.rand(layers, state.pool.shape[2], generator=row_generator(seed, writes))
             known[seed, writes] = numbers.argsort(dim=-1, stable=True)
     return torch.stack([known[pair] for pair in pairs])
-
-
-def row_generator(seed: int, writes: int, purpose: int = 0) -> torch.Generator:
-    """A generator that depends on a row's seed and writes alone (mixed, so that neighbours are unrelated)."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + writes * 0xD1B54A32D192ED03 + purpose * 0x8CB92BA72F3D8DD7) % 2**64
-    mixed = ((mixed ^ (mixed >> 31)) * 0x94D049BB133111EB) % 2**64
-    return torch.Generator().manual_seed((mixed ^ (mixed >> 29)) % 2**63)

@@ -53,8 +53,8 @@ class Ring(State):
         """Slots allocated: no row has written more, unless it filled the ring."""
         return int(self.keys[0].shape[2]) if self.keys else 0
 
-    def valid(self, exclude: int = 0) -> Tensor:
-        """``[rows, slots]`` bool: slots that hold a token, the newest `exclude` of every row left out."""
+    def valid(self, exclude: int | Tensor = 0) -> Tensor:
+        """``[rows, slots]`` bool: slots that hold a token, the newest `exclude` (``[rows, 1]``, or of all) left out."""
         slot = torch.arange(self.slots, device=self.written.device)
         age = (self.written[:, None] - 1 - slot) % self.capacity  # 0: the newest
         return (slot < self.written[:, None]) & (age >= exclude)

@@ -6,6 +6,7 @@ Knows no model. Everything that is compared comes out of `MemoryModel.step` and 
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memory_bench.backbone.model import Backbone
 from memory_bench.errors import UserError
 from memory_bench.parity.cases import Case, load_strictly
 from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, State
@@ -236,6 +238,25 @@ def gradients(loss: Tensor, model: MemoryModel[Any]) -> dict[str, Tensor]:
         }
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, retain_graph=True)
     return {f"grad.{name}": g for name, g in zip(named, found, strict=True) if g is not None}
+
+
+@contextmanager
+def layer_inputs(backbone: Backbone) -> Iterator[dict[int, Tensor]]:
+    """Inside, what every layer of a Llama was given last, ``[rows, tokens, width]`` by number."""
+    inner: Any = backbone.model
+    seen: dict[int, Tensor] = {}
+
+    def noting(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda module, inputs: seen.update({layer: inputs[0]})
+
+    hooks = [
+        block.input_layernorm.register_forward_pre_hook(noting(layer)) for layer, block in enumerate(inner.model.layers)
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def check_described(case: Case, name: str, recorded: Any, ours: Any) -> None:
