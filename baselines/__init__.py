@@ -9,11 +9,13 @@
 - `full_context.py`: everything
 - `infllm.py`: InfLLM
 - `longmem.py`: LongMem
+- `memlong.py`: MemLong
 - `memorizing.py`: Memorizing Transformer
 - `memoryllm.py`: MemoryLLM
 - `mplus.py`: M+
 - `retrieval.py`: the chunks of earlier text that match best
 - `rmt.py`: RMT
+- `sirllm.py`: SirLLM
 - `sliding_window.py`: recent tokens and sinks
 - `truncation.py`: the window
 - `xl_cache.py`: the previous segment

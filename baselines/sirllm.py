@@ -146,7 +146,7 @@ class SirLLM(MemoryModel[SirLLMState]):
         hidden, own = self.backbone.run_cached(embeds, segment.mask, room.cache, positions=where, keep=write)
         if own is None:
             return hidden, state
-        scores = self._scores(state.last, hidden.detach(), segment)
+        scores = self._scores(state, hidden.detach(), segment)
         some, lengths = segment.mask.any(dim=1), segment.lengths
         places = (state.read[:, None] + segment.mask.long().cumsum(dim=1) - 1).clamp(min=0)
         last = hidden.detach().gather(1, _last_place(segment.mask)[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
@@ -185,8 +185,8 @@ class SirLLM(MemoryModel[SirLLMState]):
         return whole.kept(kept, config.size if bool((~reads).any()) else slots)
 
     @torch.no_grad()
-    def _scores(self, before: Tensor, hidden: Tensor, segment: Segment) -> Tensor:
-        """``[rows, tokens]`` float32 of a segment's tokens, given its final hidden states and the one before it."""
+    def _scores(self, state: SirLLMState, hidden: Tensor, segment: Segment) -> Tensor:
+        """``[rows, tokens]`` float32 of a segment's tokens, given its final hidden states and the state before it."""
         mask, ids, head = segment.mask, segment.ids, self.backbone.head
         real = mask.long().cumsum(dim=1)  # [rows, tokens], from 1
         earlier = torch.where(mask, torch.arange(ids.shape[1], device=ids.device), -1).cummax(dim=1).values
@@ -197,9 +197,9 @@ class SirLLM(MemoryModel[SirLLMState]):
             found = again.gather(1, at)
             return torch.where(real == 1, again.masked_fill(~mask, 0.0).amax(dim=1, keepdim=True), found) * mask
         predicting = hidden.gather(1, at[:, :, None].expand(-1, -1, hidden.shape[2]))
-        predicting = torch.where((earlier < 0)[:, :, None], before[:, None], predicting)
+        predicting = torch.where((earlier < 0)[:, :, None], state.last[:, None], predicting)
         found = -Readout(predicting, head).logprobs(ids)
-        known = (before != 0).any(dim=1, keepdim=True) | (real > 1)  # the stream's first token was not predicted
+        known = (state.read > 0)[:, None] | (real > 1)  # the stream's first token was not predicted
         return found * (mask & known)
 
     def flops(self, tokens: int, remembered: int) -> int:

@@ -7,8 +7,11 @@
 - `replay_autocompressor.py`: reference cases of AutoCompressors
 - `replay_infini_attention.py`: of Infini-attention, by third parties
 - `replay_blocks.py`: reference cases of InfLLM and EM-LLM
+- `replay_extended_mind.py`: its reference cases
 - `replay_longmem.py`: LongMem's reference cases
+- `replay_memlong.py`: its reference cases
 - `replay_memorizing.py`: its reference cases
 - `replay_pool.py`: reference cases of both
 - `replay_rmt.py`: its reference cases
+- `replay_sirllm.py`: its reference cases
 """
