@@ -29,6 +29,7 @@ from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 
 from .parts.bm25 import BM25
+from .parts.questions import last, read_last, searched
 
 LARGE = 256  # windows from this size retrieve four chunks, smaller ones two
 
@@ -199,7 +200,7 @@ class Retrieval(MemoryModel[RetrievalState]):
         slots = can.shape[1]
         if slots <= self.config.retrieved:
             return chunks.ids.masked_fill(~can[..., None], -1)
-        query = _last(_searched(state, segment)[0], self.config.segment)
+        query = last(searched(state.query, state.asked, segment)[0], self.config.segment)
         scores = self.search.scores(chunks.ids, chunks.keys, query)
         order = scores.masked_fill(~can, -torch.inf).flip(1).argsort(dim=1, descending=True, stable=True)
         best = (slots - 1 - order[:, : self.config.retrieved]).sort(dim=1).values  # [rows, retrieved]
@@ -217,15 +218,10 @@ class Retrieval(MemoryModel[RetrievalState]):
         ids = text[:, : count * size].unflatten(1, (count, size)) if count else text.new_zeros(len(text), 0, size)
         ids = ids.masked_fill((torch.arange(count, device=ids.device) >= full[:, None])[..., None], -1)
         rest = text.masked_fill(torch.arange(text.shape[1], device=ids.device) < (full * size)[:, None], -1)
-        query, asks = _searched(state, segment)
-        read = segment.mask & ~asks[:, None]  # text is searched for by all of it, a question by what is given
-        written = torch.where(asks[:, None], query, -1), own.masked_fill(~read, -1)
-        some = segment.mask.any(dim=1)
         return RetrievalState(
             self._keep(state.blocks, ids) if count else state.blocks,
-            _last(rest, size - 1).clone(),  # a part of `rest` would keep all of it
-            torch.where(some[:, None], _last(torch.cat(written, dim=1), self.config.segment), state.query),
-            torch.where(some, asks, state.asked),
+            last(rest, size - 1).clone(),  # a part of `rest` would keep all of it
+            *read_last(state.query, state.asked, segment),
         )
 
     def _keep(self, blocks: tuple[Chunks, ...], ids: Tensor) -> tuple[Chunks, ...]:
@@ -265,24 +261,6 @@ class Retrieval(MemoryModel[RetrievalState]):
         """See `MemoryModel.absorb_flops`: embeddings of the chunks that become complete, or nothing."""
         size = self.config.chunk
         return self.search.write_flops((remembered + tokens) // size - remembered // size)
-
-
-def _searched(state: RetrievalState, segment: Segment) -> tuple[Tensor, Tensor]:
-    """What a segment is searched for by, ``[rows, tokens]`` int32 (-1: nothing), and which rows ask, ``[rows]``."""
-    if segment.given is None:
-        return state.query, torch.zeros_like(state.asked)
-    given = segment.given & segment.mask
-    asks = given.any(dim=1)
-    begins = given.gather(1, segment.mask.long().argmax(dim=1, keepdim=True))[:, 0]  # the first real token is given
-    kept = ~asks | (state.asked & begins)
-    own = segment.ids.int().masked_fill(~given, -1)
-    return torch.cat([state.query.masked_fill(~kept[:, None], -1), own], dim=1), asks
-
-
-def _last(ids: Tensor, count: int) -> Tensor:
-    """The last `count` ids of every row that are not negative, right-aligned, ``[rows, count]``."""
-    order = (ids >= 0).int().argsort(dim=1, stable=True)
-    return F.pad(ids.gather(1, order), (count, 0), value=-1)[:, ids.shape[1] :]
 
 
 def _cat(blocks: tuple[Chunks, ...]) -> Chunks:

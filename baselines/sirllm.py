@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from memory_bench.backbone.model import Backbone, Past
@@ -83,8 +84,9 @@ class SirLLMState(State):
     def kept(self, kept: Tensor, slots: int) -> "SirLLMState":
         """Only the entries in `kept` ``[rows, cached]`` bool, in their order, in `slots` slots."""
         cache, order = keep(self.cache, kept, slots)
-        scores = self.scores.gather(1, order) * cache.mask
-        return SirLLMState(cache, scores, self.places.gather(1, order) * cache.mask, self.read, self.last)
+        missing = max(0, slots - kept.shape[1])
+        scores, places = (F.pad(x, (0, missing)).gather(1, order) * cache.mask for x in (self.scores, self.places))
+        return SirLLMState(cache, scores, places, self.read, self.last)
 
 
 class SirLLM(MemoryModel[SirLLMState]):

@@ -6,6 +6,7 @@
 - `bm25.py`: BM25 over token ids
 - `cache.py`: a cache with a fixed number of slots
 - `chunk_bank.py`: LongMem's bank: past keys and values in chunks
+- `chunk_fusion.py`: MemLong's attention to chunks and a window
 - `chunk_reader.py`: search in it and attention to what is found
 - `events.py`: EM-LLM's rules for the ends of events
 - `execution.py`: a segment in execution blocks
@@ -17,6 +18,8 @@
 - `pool_frame.py`: one decoder layer over memory and text rows: positions, masks, keys
 - `pool_layout.py`: official checkpoints of MemoryLLM and M+
 - `pool_state.py`: the pool as data: options, dropping, filling
+- `questions.py`: what a segment is searched for by
 - `ring.py`: a ring buffer of keys and values as a value
 - `side_network.py`: its official side block, with ALiBi
+- `text_memory.py`: MemLong's memory: chunks of text with keys and values of one layer
 """

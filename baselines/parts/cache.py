@@ -1,6 +1,7 @@
 """A cache of keys and values with a fixed number of slots, filled per row with real tokens only."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from memory_bench.backbone.model import Backbone, Past
@@ -32,11 +33,13 @@ def keep(past: Past, kept: Tensor, slots: int) -> tuple[Past, Tensor]:
     """The entries in `kept` ``[rows, cached]`` bool, in order, at positions 0, 1, 2 …, unused slots at the end.
 
     Returns:
-        A cache of `slots` slots, and the entry ``[rows, slots]`` that each is (any where a slot is not used).
+        A cache of `slots` slots, and the entry ``[rows, slots]`` that each is (meaningless where a slot is not used).
     """
+    kept = F.pad(kept, (0, max(0, slots - kept.shape[1])))
     order = kept.long().argsort(dim=1, descending=True, stable=True)[:, :slots]  # kept ones first, in their order
 
     def gather(x: Tensor) -> Tensor:  # [rows, kv_heads, cached, head] -> [rows, kv_heads, slots, head]
+        x = F.pad(x, (0, 0, 0, kept.shape[1] - x.shape[2])) if x.shape[2] < kept.shape[1] else x
         return x.gather(2, order[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
     packed = Past(

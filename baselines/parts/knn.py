@@ -65,7 +65,7 @@ def products(q: Tensor, keys: Tensor) -> Tensor:
     return _grouped(q, keys.shape[1]).matmul(keys.transpose(-1, -2)).view(*q.shape[:3], keys.shape[2])
 
 
-def _weighted(weights: Tensor, values: Tensor) -> Tensor:
+def weighted(weights: Tensor, values: Tensor) -> Tensor:
     """``[rows, heads, tokens, head]``: `values` summed with `weights` ``[rows, heads, tokens, slots]``."""
     out: Tensor = _grouped(weights, values.shape[1]).matmul(values)
     return out.view(*weights.shape[:3], values.shape[3])
@@ -220,11 +220,11 @@ def retrieve_and_attend(
         scores = products(q, keys)
         if k >= slots:
             weights, rest = _softmax(_masked(scores, usable), local)
-            return _sum(_weighted(weights, values), rest)
+            return _sum(weighted(weights, values), rest)
         best, index = _masked(scores, preferred).topk(k, dim=-1)  # their gradient is that of the chosen products
         weights, rest = _softmax(scores.gather(-1, index) if dilute else best, local)
         if dense_is_cheaper(slots, k):
-            return _sum(_weighted(torch.zeros_like(scores).scatter(-1, index, weights), values), rest)
+            return _sum(weighted(torch.zeros_like(scores).scatter(-1, index, weights), values), rest)
         return _sum(weights[..., None, :].matmul(gather(values, index))[..., 0, :], rest)
 
     def by_bucket(q: Tensor, _: None, local: Local | None) -> Tensor:
@@ -234,7 +234,7 @@ def retrieve_and_attend(
         if usable is not None:
             logits = _masked(logits, usable.unflatten(-1, (-1, k)).any(dim=-2))
         weights, rest = _softmax(logits, local)
-        return _sum(_weighted((weights[..., None, :] * shares).flatten(-2), values), rest)
+        return _sum(weighted((weights[..., None, :] * shares).flatten(-2), values), rest)
 
     gathered = 0 if bucketed or dense_is_cheaper(slots, k) else k * q.shape[3]
     return _in_blocks(by_bucket if bucketed else exact, q, None, local, q.shape[1] * (2 * slots + gathered))
@@ -303,7 +303,7 @@ def _softmax(logits: Tensor, local: Local | None) -> tuple[Tensor, Tensor | None
     near = _masked(products(local.q, local.keys), local.visible)
     weights = torch.cat([logits, near], dim=-1).softmax(dim=-1)
     far, near = weights.split([logits.shape[-1], near.shape[-1]], dim=-1)
-    return far, _weighted(near, local.values)
+    return far, weighted(near, local.values)
 
 
 def _sum(far: Tensor, near: Tensor | None) -> Tensor:
