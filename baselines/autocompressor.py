@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
@@ -106,6 +107,10 @@ class AutoCompressor(MemoryModel[AutoCompressorState]):
         "every backbone; sized to a backbone, it keeps the summaries of 20 segments (max_summaries). Its training is "
         "the recipe `autocompressor`."
     )
+    axes = Axes(
+        unit="segment vectors", capacity="fixed", overflow="drop oldest", write="extra tokens",
+        written_with_gradient=True, read="all", inject="input", fusion="prefix", order="kept", trained="all",
+    )  # fmt: skip
 
     def __init__(self, backbone: Backbone, config: AutoCompressorConfig, rng: torch.Generator) -> None:
         super().__init__()

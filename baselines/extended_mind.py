@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
@@ -115,6 +116,10 @@ class ExtendedMind(MemoryModel[ExtendedMindState]):
         "default: the window begins at a place that later text does not move; rows of any number and with padding; "
         "the newest slots are counted without special tokens. Its faiss store and the MPT variant are left out."
     )
+    axes = Axes(
+        unit="token kv", capacity="grows", write="direct", read="by similarity per token",
+        inject="all layers", fusion="one softmax", order="lost",
+    )  # fmt: skip
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "memory off": {"top_k": 0},
         "random selection": {"selection": "random"},

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
@@ -139,6 +140,10 @@ class InfiniAttention(MemoryModel[InfiniState]):
         "5774bb3 and Beomi/InfiniTransformer@045f4eb. Where the paper is silent: no gate before anything is written, "
         "local positions from 0 in every segment, the heads of a group share a memory."
     )
+    axes = Axes(
+        unit="matrix", capacity="fixed", overflow="merge", write="direct", written_with_gradient=True,
+        read="by similarity per token", inject="all layers", fusion="gated mix", order="lost", trained="all",
+    )  # fmt: skip
 
     def __init__(self, backbone: Backbone, config: InfiniAttentionConfig, rng: torch.Generator) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.embedder import Embedder
 from memory_bench.backbone.model import Backbone, Past
 from memory_bench.budget import Budget
@@ -137,6 +138,11 @@ class MemLong(MemoryModel[MemLongState]):
         "adapters are the recipe's. Its second attention (flash), the counters of the paper and the overflow of its "
         "local cache are left out."
     )
+    axes = Axes(
+        unit="chunk kv", capacity="fixed", overflow="evict least used", write="direct",
+        read="by similarity per piece", inject="some layers", fusion="one softmax", order="lost",
+        trained="all",
+    )  # fmt: skip
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "memory off": {"retrieved_chunks": 0},
         "random selection": {"selection": "random"},

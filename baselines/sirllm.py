@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone, Past
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
@@ -100,6 +101,10 @@ class SirLLM(MemoryModel[SirLLMState]):
         "is its own surprisal; room is made for a whole segment; rows of any number and with padding; a text longer "
         "than a segment is read in pieces, where the official code stops."
     )
+    axes = Axes(
+        unit="token kv", capacity="fixed", overflow="drop least surprising", write="direct", read="all",
+        inject="all layers", fusion="one softmax", order="kept",
+    )  # fmt: skip
 
     def __init__(self, backbone: Backbone, config: SirLLMConfig, rng: torch.Generator) -> None:
         super().__init__()
