@@ -1,6 +1,7 @@
 """Every installed memory model, on every backbone family it declares, and every task keeps every promise."""
 
 import os
+import re
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -58,20 +59,25 @@ def test_installed_models_keep_their_promises(entry: EntryPoint, backbone: str, 
     check(lambda: build(kind, backbone))
 
 
-@pytest.mark.parametrize(
-    ("name", "option"),
-    [
-        ("hmt", {"recall_query": "current-half"}),
-        ("mplus", {"retrieval_query": "all"}),
-        ("infini-attention", {"handed_on": True}),
-    ],
-)
-def test_official_look_ahead_is_measured(name: str, option: dict[str, Any]) -> None:
+def looks_ahead() -> list[Any]:
+    """(model, option, value) of every published way that docs/look-ahead.md says looks ahead."""
+    text = (Path(__file__).parents[1] / "docs/look-ahead.md").read_text(encoding="utf-8")
+    found = re.findall(r"\| `([\w-]+)\[(\w+)=([\w-]+)\]` \|", text)
+    return [pytest.param(*words, id="-".join(words)) for words in found]
+
+
+@pytest.mark.parametrize(("name", "option", "value"), looks_ahead())
+def test_official_look_ahead_is_measured(name: str, option: str, value: str) -> None:
     kind = load(MODELS[name])
     assert not isinstance(kind, Exception), kind
-    model = build(kind, "llama", **option).eval()
+    model = build(kind, "llama", **{option: True if value == "true" else value}).eval()
     assert model.traits.look_ahead > 0
     assert measure_look_ahead(model) == model.traits.look_ahead
+
+
+def test_the_page_names_every_published_way_that_looks_ahead() -> None:
+    named = {p.values[0] for p in looks_ahead()}
+    assert named == {"hmt", "mplus", "infllm", "emllm", "memlong", "infini-attention"}
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
