@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_bench.axes import Axes
-from memory_bench.backbone.model import Backbone
+from memory_bench.backbone.model import NOWHERE, Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError, unknown
@@ -168,7 +168,7 @@ class AutoCompressor(MemoryModel[AutoCompressorState]):
         """``[rows, slots]``: learned positions count the segment's text, and nothing else has one."""
         if self.backbone.max_positions is None:
             return self.backbone.positions(seen)
-        return self.backbone.positions(text).masked_fill(~text, -1)
+        return self.backbone.positions(text).masked_fill(~text, NOWHERE)
 
     def _remember(self, state: AutoCompressorState, written: Tensor, real: Tensor) -> AutoCompressorState:
         """The state after a segment that wrote `written` ``[rows, summary_tokens, width]``, in rows that are `real`."""

@@ -29,6 +29,8 @@ from memory_bench.backbone.lora import Adapter, kinds_of
 from memory_bench.backbone.reuse import Pass, Passes, Resumed
 from memory_bench.state import State
 
+NOWHERE = -(1 << 30)  # the position of what has none
+
 
 @dataclass(frozen=True, slots=True)
 class Past(State):
@@ -190,7 +192,7 @@ class Backbone(Layers):
     def begin(self, embeds: Tensor, positions: Tensor) -> Tensor:
         """Input of the first layer ``[rows, tokens, hidden_width]``.
 
-        Learned positions are added (none where a position is negative), OPT is projected in, and Granite's embeddings
+        Learned positions are added (none where a position is `NOWHERE`), OPT is projected in, and Granite's embeddings
         are multiplied: memory in their place, too, as by its own ``forward(inputs_embeds=…)``.
         """
         if self.family == "gpt2":
@@ -204,8 +206,8 @@ class Backbone(Layers):
 
     @staticmethod
     def _placed(table: Tensor, positions: Tensor, offset: int) -> Tensor:
-        found = F.embedding(positions.clamp(min=0) + offset, table)
-        return found.masked_fill((positions < 0)[..., None], 0.0)
+        nowhere = positions == NOWHERE  # -1 is a place: where OPT puts padding
+        return F.embedding(positions.masked_fill(nowhere, 0) + offset, table).masked_fill(nowhere[..., None], 0.0)
 
     def end(self, hidden: Tensor) -> Tensor:
         """Final hidden states ``[rows, tokens, width]``: final norm, OPT projected out."""
