@@ -194,7 +194,7 @@ class Store:
         if record.status not in ("ok", "over_budget"):
             return record
         fault = unsound(record.metrics)
-        if not fault and not (isinstance(vouched, dict) and vouched.get(SOUND) is True):
+        if not fault and vouched is not None and not (isinstance(vouched, dict) and vouched.get(SOUND) is True):
             fault = unsound_scores(*_scores(self._samples_path(record.key, vouched)))
         if not fault:
             return record

@@ -5,4 +5,5 @@
 - `jobs.py`: cells as jobs on this machine
 - `listing.py`: `list`, without importing torch or a plug-in
 - `machine.py`: `doctor`
+- `preparing.py`: before a run's work starts: mistakes, and what is to be done as jobs
 """

@@ -1,137 +1,39 @@
-"""What the commands do; `memory_bench.cli` parses, this works. Every function returns an exit code."""
+"""What the commands do; `memory_bench.cli` parses, this works. Every function returns an exit code.
+
+What loads torch is imported where it is needed: a report needs none, and a run waits without it.
+"""
 
 import json
 import signal
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_bench import axes, plugins
-from memory_bench.backbone.small import CLOSED
 from memory_bench.card import HELPERS, NAMED
-from memory_bench.cell import Cell, Choice, digest, to_json
-from memory_bench.command.foretelling import foretold, learn, show_plan
-from memory_bench.command.jobs import cuda_here, make_job, threads_for, workers_for
+from memory_bench.cell import Choice
+from memory_bench.command.jobs import RUNS, Work
 from memory_bench.data.library import LABELS, Library
-from memory_bench.driver.every import parse_every
 from memory_bench.errors import MachineError, UserError, unknown
 from memory_bench.files.artefacts import write_json
 from memory_bench.record import Record
-from memory_bench.report.scorers import scorers
-from memory_bench.running.budgets import load_budgets
+from memory_bench.running.apart import apart, here
 from memory_bench.running.console import Display, error, show
 from memory_bench.running.executors import Executor, Inline, Local
-from memory_bench.running.firststep import refuse_below_one_step
-from memory_bench.running.grid import Grid, Request, make_task, plan_grid, split_names
-from memory_bench.running.naming import completed
-from memory_bench.running.options import Options, parse_limits, parse_seeds, parse_settings, with_suite
-from memory_bench.running.preflight import check_episodes
-from memory_bench.running.superseded import FOLDER as ASIDE
-from memory_bench.running.superseded import set_aside
+from memory_bench.running.options import Options
 from memory_bench.shipped import THIRD_PARTY, parity_folder, parity_text, read_certificates
 from memory_bench.store import Store, link_latest
-from memory_bench.zoo.compared import check_agreement
-from memory_bench.zoo.named import Backbones
 
 if TYPE_CHECKING:
-    pass
+    from memory_bench.command.preparing import Prepared
 
-RUNS = Path("results/runs")
 ENDINGS = ("SIGTERM", "SIGHUP", "SIGQUIT")
 
 
 def _note(sentence: str) -> None:
     error(f"Note: {sentence}")
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A run, ready: nothing was trained, every mistake was found."""
-
-    request: Request
-    grid: Grid
-    library: Library
-    backbones: Backbones
-    out: Path
-
-
-def prepare(options: Options) -> Prepared:
-    """Everything that can be checked before work starts.
-
-    Raises:
-        UserError: any mistake in names, options, data or folders.
-    """
-    options = with_suite(options)
-    if options.retry not in ("", "failed"):
-        raise unknown("value of --retry", options.retry, ["failed"])
-    _executor(options.executor, 1)
-    parse_every(options.checkpoint_every)
-    if not options.models or not options.tasks:
-        raise UserError(
-            "Give --models and --tasks (or --suite); `memory-bench list models` and `list tasks` show them. To begin: "
-            "memory-bench run --suite tiny"
-        )
-    cuda = cuda_here()
-    backbone = options.backbone or ("smollm2-135m" if cuda else "tiny")
-    small = backbone == "tiny"
-    budgets = load_budgets(options.budget or ("cpu-minutes" if small else "gpu-minutes" if cuda else "cpu-smol"))
-    requests = [
-        completed(
-            Request(
-                models=split_names(options.models),
-                tasks=split_names(options.tasks),
-                backbone=backbone,
-                budget=budget,
-                seeds=parse_seeds(options.seeds, budget.seeds),
-                limits=parse_limits(options.limit),
-                settings=parse_settings(options.settings),
-                controls=options.controls,
-            )
-        )
-        for budget in budgets
-    ]
-    library = Library(options.data, options.cache, stand_ins=options.stand_ins, hub=options.hub, notice=_note)
-    say = (lambda sentence: None) if options.quiet else error
-    backbones = Backbones(library, options.cache, hub=options.hub, report=say, notice=_note)
-    grid = joined([plan_grid(request, library, backbones) for request in requests])
-    refuse_below_one_step(grid.cells, library, backbones)
-    if not options.quiet:
-        for need in _needs(grid):
-            source = library.source(need)
-            if source.stand_in:
-                error(
-                    f"Note: no real data for {need}; using {source.label}. Its numbers are not those of the real data."
-                )
-    return Prepared(requests[0], grid, library, backbones, _out_folder(options, requests[0], grid))
-
-
-def joined(grids: Sequence[Grid]) -> Grid:
-    """The cells of all grids, asked ones first, each once."""
-    cells = {cell.key: cell for grid in grids for cell in grid.cells}
-    skipped = dict.fromkeys(s for grid in grids for s in grid.skipped)
-    return Grid(tuple(sorted(cells.values(), key=lambda cell: cell.role)), tuple(skipped))
-
-
-def _needs(grid: Grid) -> list[str]:
-    """The data that a grid's tasks, trainings and backbones are made of."""
-    tasks = [make_task(cell.task) for cell in grid.cells]
-    needs = {need for task in tasks for need in (task.needs, *task.beside) if need}
-    trainings = [cell.training for cell in grid.cells]
-    books = any(t.corpus.name == "books" or t.backbone.name == "tiny" for t in trainings)
-    return sorted(needs | ({"books"} if books else set()))
-
-
-def _out_folder(options: Options, request: Request, grid: Grid) -> Path:
-    if options.out is not None:
-        if (options.out / "config.json").is_file():  # whose files count, so that results would change the backbone
-            raise UserError(f"--out {options.out} is the folder of a model: give the results one of their own.")
-        return options.out
-    title = Path(options.suite).stem if options.suite else f"{'+'.join(request.models)}-{'+'.join(request.tasks)}"
-    name = "".join(c if c.isalnum() or c in "+-_.=" else "_" for c in title)[:80]
-    return RUNS / f"{name}-{digest([cell.key for cell in grid.cells])[:6]}"
 
 
 def _executor(name: str, workers: int) -> Executor:
@@ -142,8 +44,41 @@ def _executor(name: str, workers: int) -> Executor:
     raise unknown("executor", name, ["inline", "local"], "slurm and ray are not available in this version.")
 
 
+def prepare(options: Options) -> "Prepared":
+    """Everything that can be checked before work starts.
+
+    Raises:
+        UserError: any mistake in names, options, data or folders.
+    """
+    from memory_bench.command import preparing
+
+    _executor(options.executor, 1)
+    return preparing.prepare(options)
+
+
+def grid_json(prepared: "Prepared") -> dict[str, Any]:
+    """What ``run.json`` holds of a run."""
+    from memory_bench.command import preparing
+
+    return preparing.grid_json(prepared)
+
+
 def run(options: Options) -> int:
-    """`memory-bench run`: 0 every cell has a result, 1 some cell failed or was lost."""
+    """`memory-bench run`: 0 every cell has a result, 1 some cell failed or was lost.
+
+    With a process per cell this one only waits: planning and reporting, which load torch and pandas, are in forks.
+    """
+    inside = here if options.executor == "inline" else apart
+    with _terminable():
+        work, asked = inside(lambda: _begin(options))
+    records = perform(work, options)
+    return inside(lambda: _finish(work, records, asked, options))
+
+
+def _begin(options: Options) -> tuple[Work, list[Choice]]:
+    """What is to be done, and the tasks that were asked for; the folder of the run is there then."""
+    from memory_bench.command import preparing
+
     prepared = prepare(options)
     if options.mlflow is not None:
         from memory_bench.mlflow.place import reach
@@ -153,55 +88,51 @@ def run(options: Options) -> int:
     store.write_run(grid_json(prepared))
     if prepared.out.resolve().parent == RUNS.resolve():
         link_latest(RUNS, prepared.out)
-    lost = carry_out(prepared, store, options)
-    asked = [cell.task for cell in prepared.grid.cells]
+    tasks: list[Choice] = []
+    for cell in prepared.grid.cells:
+        if cell.task not in tasks:
+            tasks.append(cell.task)
+    return preparing.outstanding(prepared, store, options), tasks
+
+
+def _finish(work: Work, records: Sequence[Record], asked: Collection[Choice], options: Options) -> int:
+    """The report of what is there now, and the exit code."""
+    from memory_bench.command.foretelling import learn
+
+    if records:
+        learn(records, options)
     try:
-        code = report(prepared.out, quiet=options.quiet, as_json=options.as_json, asked=asked)
+        code = report(work.out, quiet=options.quiet, as_json=options.as_json, asked=asked)
     except MachineError as trouble:  # what was computed is there, and a report is made from it alone
         error(f"Error: no report: {trouble}")
         return 1
     if options.mlflow is not None:
         from memory_bench.mlflow.sync import after_run
 
-        code = code or after_run(prepared.out, options.mlflow, quiet=options.quiet, asked=asked)
-    wanted = [store.record(cell.key) for cell in prepared.grid.cells]
+        code = code or after_run(work.out, options.mlflow, quiet=options.quiet, asked=asked)
+    store, lost = Store(work.out), len(work.jobs) - len(records)
+    wanted = (store.record(key) for key in work.keys)
     return 1 if code or lost or any(r is None or r.status == "failed" for r in wanted) else 0
 
 
-def carry_out(prepared: Prepared, store: Store, options: Options) -> int:
+def carry_out(prepared: "Prepared", store: Store, options: Options) -> int:
     """Run the cells that have no result yet; how many were lost (`memory_bench.running.executors.lost`)."""
-    if (old := set_aside(store, prepared.grid.cells)) and not options.quiet:
-        error(f"{old} results are set aside ({prepared.out}/{ASIDE}): backbone, data or sources have changed since.")
-    stamps = {cell.key: store.stamp(cell.key) for cell in prepared.grid.cells}  # before the records are read
-    todo = _todo(prepared.grid.cells, store, options)
-    for warning in store.warnings:
-        _note(warning)
-    for need in _needs(prepared.grid) if todo else ():
-        prepared.library.prepare(need)
-    check_episodes(todo, prepared.library)
-    if not options.quiet:
-        error(f"{len(prepared.grid.cells) - len(todo)} cells done, {len(todo)} to run, results in {prepared.out}")
-        for s in prepared.grid.skipped:
-            error(f"Skipped: {s.model} on {s.task}: {s.reason}.")
-    cards = {c.training.backbone.name: prepared.backbones.card(c.training.backbone.name) for c in todo}
-    device = "cuda" if cuda_here() else "cpu"
-    workers, threads = workers_for(cards.values(), device), {n: threads_for(c, device) for n, c in cards.items()}
-    jobs = [
-        replace(
-            make_job(cell, prepared.out, options, threads[cell.training.backbone.name]),
-            before=stamps[cell.key],
-            superseded=_superseded(cell, todo, store) if options.force else {},
-        )
-        for cell in todo
-    ]
-    if jobs:
-        with _terminable():
-            jobs, remaining = foretold(jobs, options, workers)
-        with _terminable(), closing(_executor(options.executor, workers).run(jobs)) as events:
-            records = Display(len(jobs), quiet=options.quiet, remaining=remaining).follow(events)
-        learn(records, options)
-        return len(jobs) - len(records)
-    return 0
+    from memory_bench.command import preparing
+    from memory_bench.command.foretelling import learn
+
+    with _terminable():
+        work = preparing.outstanding(prepared, store, options)
+    records = perform(work, options)
+    learn(records, options)
+    return len(work.jobs) - len(records)
+
+
+def perform(work: Work, options: Options) -> list[Record]:
+    """Run jobs, and show how they go; the records of those that were not lost."""
+    if not work.jobs:
+        return []
+    with _terminable(), closing(_executor(options.executor, work.workers).run(work.jobs)) as events:
+        return Display(len(work.jobs), quiet=options.quiet, remaining=work.remaining).follow(events)
 
 
 @contextmanager
@@ -224,49 +155,11 @@ def _terminable() -> Iterator[None]:
             signal.signal(number, found)
 
 
-def _superseded(cell: Cell, todo: Sequence[Cell], store: Store) -> dict[str, str]:
-    """Checkpoints that are there and shall be made anew: a cell's own, and of a backbone trained here those on it.
-
-    They stay until the new ones are whole.
-    """
-    backbone = cell.training.backbone
-    keys = {cell.training.key} | {
-        c.training.key for c in todo if backbone.name in CLOSED and c.training.backbone == backbone
-    }
-    places = {key: store.checkpoint_stamp(key) for key in keys}
-    places |= {f"unfinished/{key}": store.unfinished_stamp(key) for key in keys}
-    return {place: found for place, found in places.items() if found}
-
-
-def _todo(cells: tuple[Cell, ...], store: Store, options: Options) -> list[Cell]:
-    """The cells without a usable record, given --force and --retry."""
-    todo: list[Cell] = []
-    for cell in cells:
-        record: Record | None = None if options.force else store.record(cell.key)
-        if record is None or (options.retry == "failed" and record.status == "failed"):
-            todo.append(cell)
-    return todo
-
-
-def grid_json(prepared: Prepared) -> dict[str, Any]:
-    """What ``run.json`` holds of a run."""
-    request = asdict(prepared.request)
-    return {
-        "request": request,
-        "cells": [cell.key for cell in prepared.grid.cells],
-        "roles": {cell.key: [cell.role, cell.label] for cell in prepared.grid.cells},
-        "skipped": [asdict(s) for s in prepared.grid.skipped],
-        "data": {
-            need: asdict(prepared.library.source(need))
-            for need in sorted({make_task(cell.task).needs for cell in prepared.grid.cells} - {""})
-        },
-        "budget": asdict(prepared.request.budget),
-        "first_cell": to_json(prepared.grid.cells[0]),
-    }
-
-
 def plan(options: Options) -> int:
     """`memory-bench plan`: what a run would cost. Trains nothing."""
+    from memory_bench.command.foretelling import show_plan
+    from memory_bench.running.preflight import check_episodes
+
     prepared = prepare(options)
     check_episodes(prepared.grid.cells, prepared.library, fetch=False)
     return show_plan(prepared.grid, prepared.backbones, options)
@@ -277,6 +170,7 @@ def report(
 ) -> int:
     """`memory-bench report`: tables, plots and page from the records alone; `asked` are tasks named in the command."""
     from memory_bench.report.build import build
+    from memory_bench.report.scorers import scorers
 
     if axis and axis not in axes.NAMES:
         raise unknown("axis", axis, axes.NAMES)
@@ -296,6 +190,7 @@ def report(
 def compare(names: list[str], out: Path, *, as_json: bool = False) -> int:
     """`memory-bench compare`: paired differences between models, or between runs."""
     from memory_bench.report.comparison import compare as compare_models
+    from memory_bench.report.scorers import scorers
 
     folders = [Path(n) for n in names if (Path(n) / "cells").is_dir()]  # a model may be called like a folder nearby
     stores = [Store.open(f) for f in folders] or [Store.open(out)]
@@ -342,6 +237,9 @@ def verify(places: list[Path], *, write: bool, as_json: bool) -> int:
 
 def fetch(names: list[str], data: Path | None, cache: Path, *, stand_ins: bool, hub: bool) -> int:
     """`memory-bench fetch`: 0 everything is here, 1 something could not be had."""
+    from memory_bench.zoo.compared import check_agreement
+    from memory_bench.zoo.named import Backbones
+
     library = Library(data, cache, stand_ins=stand_ins, hub=hub, notice=_note)
     backbones = Backbones(library, cache, hub=hub, report=error, notice=_note)
     needs = tuple(LABELS)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -11,10 +12,31 @@ from memory_bench.card import BackboneCard
 from memory_bench.cell import Cell
 from memory_bench.running.job import Job
 from memory_bench.running.options import Options
+from memory_bench.running.remaining import Remaining
 
+RUNS = Path("results/runs")
 SMALL = 5_000_000  # parameters below which a cell gets one thread
 THREADS = 2  # for a larger backbone on the CPU, however many cores there are: with others sums are rounded otherwise
 CELL_BYTES = 6 * GB  # main memory for each of the cells that run side by side on large backbones
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be done in a folder.
+
+    Attributes:
+        out: the folder.
+        keys: of all cells that were asked for.
+        jobs: the cells without a result.
+        remaining: how long they take.
+        workers: how many of them run side by side.
+    """
+
+    out: Path
+    keys: tuple[str, ...]
+    jobs: list[Job]
+    remaining: Remaining
+    workers: int
 
 
 def cuda_here() -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 DEEPEST = 64  # levels of nesting; our own files have a dozen
 LARGEST = 2**63 - 1
+LEAVES = (str, int, float, bool, type(None))
 
 
 def odd(value: Any) -> str:
@@ -33,31 +34,38 @@ def oversized(value: Any) -> str:
 def _odd(value: Any, *, finite: bool) -> str:
     level, depth = [value], 0
     while level:
-        inside: list[Any] = []  # of this level; one loop without calls, as every record of a run goes through it
+        inside: list[Any] = []
         for item in level:
             kind = type(item)
-            if kind is dict:
+            if kind is dict:  # what a file holds comes first, as every record of a run goes through this loop
                 inside += item
                 inside += item.values()
             elif kind is list:
                 inside += item
-            elif isinstance(item, str):
-                if not item.isascii() and any("\ud800" <= c <= "\udfff" for c in item):
-                    return "holds half of a character"
-            elif isinstance(item, float):
-                if finite and not math.isfinite(item):
-                    return "holds a number that is not finite"
-            elif isinstance(item, int):
-                if not -LARGEST <= item <= LARGEST:
-                    return "holds a whole number of more than 64 bits"
-            elif item is not None and isinstance(item, Mapping):
-                inside += item.keys()
-                inside += item.values()
-            elif isinstance(item, list | tuple):
-                inside += item
+            elif fault := _odd_leaf(item, finite=finite):
+                return fault
+            elif kind not in LEAVES:
+                inside += _inside(item)
         level, depth = inside, depth + 1
         if depth > DEEPEST:
             return f"is nested more than {DEEPEST} levels deep"
+    return ""
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return [*value.keys(), *value.values()]
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _odd_leaf(value: Any, *, finite: bool) -> str:
+    if isinstance(value, str):
+        half = not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)
+        return "holds half of a character" if half else ""
+    if isinstance(value, float):
+        return "holds a number that is not finite" if finite and not math.isfinite(value) else ""
+    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        return "holds a whole number of more than 64 bits"
     return ""
 
 

@@ -15,7 +15,8 @@ from memory_bench.budget import load_budget
 from memory_bench.cell import Cell, digest
 from memory_bench.command import commands
 from memory_bench.command.foretelling import show_plan
-from memory_bench.command.jobs import make_job
+from memory_bench.command.jobs import RUNS, make_job
+from memory_bench.command.preparing import Prepared
 from memory_bench.data.library import Library
 from memory_bench.episode import Read
 from memory_bench.files.artefacts import Damaged, read_json, write_atomically, write_json
@@ -79,14 +80,14 @@ def reproduce(names: Sequence[str], options: Options, *, dry_run: bool = False) 
     backbones = Backbones(library, options.cache, hub=options.hub, report=say, notice=error)
     requests = make_requests([test for claim in chosen for test in claim.test], known.setup, seeds)
     cells = {cell.key: cell for request in requests for cell in plan_grid(request, library, backbones).cells}
-    out = options.out or commands.RUNS / "claims"
+    out = options.out or RUNS / "claims"
     whole = Grid(tuple(cells.values()), ())
     if dry_run:
         return show_plan(whole, backbones, options, measure=False)
     store = Store.open_or_create(out)
     lost = 0
     if requests:
-        prepared = commands.Prepared(_joined(requests), whole, library, backbones, out)
+        prepared = Prepared(_joined(requests), whole, library, backbones, out)
         store.write_run(commands.grid_json(prepared))
         lost = commands.carry_out(prepared, store, options)
     rows: dict[tuple[str, str], dict[int, Cell]] = {}

@@ -1,5 +1,6 @@
 """From names to records: the grid, its plan, a process per cell.
 
+- `apart.py`: work in a fork, gone with what it imported
 - `blame.py`: what a failed cell says: error, line of the plug-in, log
 - `budgets.py`: the budgets of a run: several, with other limits
 - `building.py`: what a training is made of, and the one way to a model of it

@@ -28,6 +28,11 @@ class Remaining:
     now: Clock = time.monotonic
     _begun: dict[str, float] = field(default_factory=dict)
     _took: dict[str, float] = field(default_factory=dict)
+    _usual: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        known = [w for w in self.weights.values() if w > 0]
+        self._usual = sum(known) / len(known) if known else 1.0
 
     def begin(self, key: str) -> None:
         """A cell was started."""
@@ -54,9 +59,8 @@ class Remaining:
         return max(free)
 
     def _weight(self, key: str) -> float:
-        known = [w for w in self.weights.values() if w > 0]
         own = self.weights.get(key, 0.0)
-        return own if own > 0 else sum(known) / len(known) if known else 1.0
+        return own if own > 0 else self._usual
 
     def _rate(self) -> float | None:
         """Seconds of a unit of weight: of the cells that ended, and of those that already run longer than that."""

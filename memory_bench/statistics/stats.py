@@ -262,9 +262,10 @@ def judged_differences(
     """
     if units < 2:
         return [(value, None, None, 1.0) for value in values]
+    judged: dict[int, tuple[float, float | None, float | None, float]] = {}
     found = np.isfinite(drawn).all(axis=1)
-    # Not defined in every sample: no evidence of a difference.
-    judged = [(value, *percentiles(d, units), 1.0) if not f else None for value, d, f in zip(values, drawn, found)]
+    for place in np.flatnonzero(~found):  # not defined in every sample: no evidence of a difference
+        judged[place] = (values[place], *percentiles(drawn[place], units), 1.0)
     if found.any():
         known, size = drawn[found], np.abs(np.asarray(values, dtype=np.float64)[found])
         low, high = np.quantile(known, [tail(units), 1 - tail(units)], axis=1)
@@ -272,9 +273,9 @@ def judged_differences(
         with np.errstate(divide="ignore", invalid="ignore"):
             p = np.where(error > tiny, 2 * stdtr(units - 1, -size / error), np.where(size <= tiny, 1.0, 0.0))
         p = np.minimum(1.0, np.maximum(p, 2.0 ** (1 - units)))
-        for place, *numbers in zip(np.flatnonzero(found), low.tolist(), high.tolist(), p.tolist()):
-            judged[place] = (values[place], *numbers)
-    return judged
+        for place, *numbers in zip(np.flatnonzero(found), low, high, p, strict=True):
+            judged[place] = (values[place], *map(float, numbers))  # type: ignore[assignment]
+    return [judged[place] for place in range(len(values))]
 
 
 def bootstrap(units: int, seed: int, draws: int, statistic: Callable[[Floats], Any]) -> Floats:
