@@ -37,4 +37,4 @@ def measured(arguments: list[str]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measured(sys.argv[1:])))
+    sys.stdout.write(json.dumps(measured(sys.argv[1:])) + "\n")

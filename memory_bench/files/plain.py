@@ -9,12 +9,11 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from functools import lru_cache
 from typing import Any
 
 DEEPEST = 64  # levels of nesting; our own files have a dozen
 LARGEST = 2**63 - 1
+FIELDS = "__dataclass_fields__"  # of a dataclass, in its class
 LEAVES = (str, int, float, bool, type(None))
 
 
@@ -75,19 +74,13 @@ def parts(value: Any) -> dict[str, Any]:
     Raises:
         TypeError: it is no dataclass.
     """
-    if not (names := _names(type(value))):
+    if (names := getattr(type(value), FIELDS, None)) is None:
         raise TypeError(f"{type(value).__name__} is no plain data")
     found = {}
     for name in names:
         own = getattr(value, name)
-        found[name] = parts(own) if _names(type(own)) else own
+        found[name] = parts(own) if hasattr(type(own), FIELDS) else own
     return found
-
-
-@lru_cache(maxsize=256)
-def _names(kind: type) -> tuple[str, ...]:
-    """The fields of a dataclass; none of any other type."""
-    return tuple(f.name for f in fields(kind)) if is_dataclass(kind) else ()
 
 
 def json_value(text: str) -> Any:

@@ -61,6 +61,7 @@ class Worker:
         self.beacon = Beacon(folder / "beacon")
         self.trouble = ""
         self._known: dict[int, float] = {}
+        self._gone = False
         self._lock = threading.Lock()
 
     @property
@@ -86,8 +87,12 @@ class Worker:
 
     def kill(self) -> None:
         """End it with all that it started; what it starts meanwhile is ended as well."""
+        if self._gone:
+            return
         for _ in range(50):
             living = self.members() | {self.pid}
+            if living == {self.pid} and self.process.poll() is not None:
+                break
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
             for pid in living:
@@ -96,7 +101,11 @@ class Worker:
                         os.kill(pid, signal.SIGKILL)
             if not {pid for pid in self.members() - {self.pid} if _lives(pid)}:
                 break
-        end_marked(self.folder / "beacon")
+        else:
+            end_marked(self.folder / "beacon")
+            return
+        # Where nothing is left that could start something, nothing will be: looking costs a pass over all processes.
+        self._gone = not end_marked(self.folder / "beacon") and self.process.poll() is not None
 
     def said(self) -> list[str]:
         """The lines on its standard error."""
@@ -150,13 +159,15 @@ def start(work: Work, *, log: Path | None = None, inside: Path | None = None) ->
     return Worker(process, folder, log, Cgroup.make(process.pid))
 
 
-def end_marked(beacon: Path) -> None:
-    """End what the marks in their environments show to be of a worker: nobody's children, in new sessions."""
-    mark = f"{BEACON}={beacon}".encode()
+def end_marked(beacon: Path) -> int:
+    """End what the marks in their environments show to be of a worker: nobody's children, in new sessions; how many."""
+    mark, found = f"{BEACON}={beacon}".encode(), 0
     for pid in _pids():
         with suppress(OSError):
             if pid != os.getpid() and mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 os.kill(pid, signal.SIGKILL)
+                found += 1
+    return found
 
 
 def own_beacon() -> Beacon | None:
