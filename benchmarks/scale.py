@@ -1,13 +1,17 @@
-"""How the time of a report grows: with the models of a board, and with the records of a folder.
+"""What large runs cost: reports by models of a board and by records of a folder, and the command that waits for cells.
 
-    python benchmarks/scale.py [RECORDS]
+    python benchmarks/scale.py [RECORDS] [CELLS]
 
 Results are made up (`tests/synthetic.py`); seconds are the processor's, plots left out. What is wanted: a board of 40
 models in no more than 8 times the time of one of 5, 2,000 records in less than a minute, and less than a second to find
-out what is done already.
+out what is done already. CELLS (0: none) are run on the local executor with workers that compute nothing
+(`tests/waiting.py`): the command shall stay below 150 MB and take less than 10 ms for each.
 """
 
+import json
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from world import make_world
 
 from memory_bench.report.build import build
 from memory_bench.store import Store
@@ -54,7 +60,20 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.process_time() - before
 
 
-def main(records: int) -> None:
+def waiting(folder: Path, cells: int) -> dict[str, Any]:
+    """What `tests/waiting.py` says of a run of so many cells (a multiple of 2)."""
+    world = make_world(folder)
+    asked = ["--executor", "local", "--models", "rmt", "--tasks", "pg19,pubmedqa", "--seeds", str(cells // 2)]
+    asked += ["--no-controls", "--quiet", "--out", str(folder / "out")]
+    command = [sys.executable, str(Path(__file__).parents[1] / "tests" / "waiting.py"), *world.arguments(*asked)]
+    done = subprocess.run(
+        command, env={**os.environ, **world.environment()}, capture_output=True, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(records: int, cells: int) -> None:
     root = Path(tempfile.mkdtemp())
     try:
         for task in ("pg19", "pubmedqa"):
@@ -63,9 +82,15 @@ def main(records: int) -> None:
             print(f"{task}: 5 models {five:.2f} s, 40 models {forty:.2f} s: {forty / five:.1f} times", flush=True)
         store = many(root / "many", records)
         keys = [folder.name for folder in store.cells.iterdir()]
-        again = seconds(lambda: [Store(store.folder).record(key) for key in keys])
-        print(f"{records:,} records: what is done is known after {again:.2f} s", flush=True)
+        time.sleep(3)  # until the files are not of a moment ago
+        first, again = (seconds(lambda: Store(store.folder).statuses(keys)) for _ in range(2))
+        print(f"{records:,} records: what is done is known after {first:.2f} s, again after {again:.2f} s", flush=True)
         print(f"{records:,} records: report after {seconds(lambda: tables(Store(store.folder))):.1f} s", flush=True)
+        if cells:
+            (few, more), sizes = [waiting(root / f"cells-{n}", n) for n in (20, cells)], (20, cells)
+            each = (more["seconds"] - few["seconds"]) / (sizes[1] - sizes[0])
+            print(f"{cells:,} cells: the command holds {more['bytes'] / 1e6:.0f} MB at most and takes {1000 * each:.1f} "
+                  f"ms for each; loaded: {', '.join(more['loaded']) or 'nothing big'}")  # fmt: skip
     finally:
         shutil.rmtree(root)
 
@@ -78,4 +103,4 @@ def tables(store: Store) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2_000)
+    main(*(int(given) for given in (sys.argv[1:] + ["2000", "2000"][len(sys.argv) - 1 :])))

@@ -15,6 +15,9 @@ status, metrics and tokens, and no temporary files. Faults are drawn from a seed
 - two: the same command twice at once;
 - damage: a finished run, one of whose files was cut, emptied, flipped in one bit, or removed.
 
+With the executor `inline` commands are forks of this process, which has loaded what they load and computed nothing: a
+point takes seconds. With `local` each is a fresh process, and so are its workers.
+
 Ends with 1 if any point is not `same`. Everything happens in a temporary folder.
 """
 
@@ -29,11 +32,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -66,6 +70,47 @@ if _FOLDER:
 """
 
 
+class Command(Protocol):
+    """A running command: what is used of `subprocess.Popen`."""
+
+    pid: int
+
+    def wait(self) -> int:
+        """The exit code, negative for a signal."""
+
+    def poll(self) -> int | None:
+        """As `wait`; None while it runs."""
+
+
+class Forked:
+    """`work` in a fork of this process, in a session of its own; what it returns is its exit code."""
+
+    def __init__(self, work: Callable[[], int]) -> None:
+        self._code: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                code = work()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+
+    def wait(self) -> int:
+        """See `Command`."""
+        if self._code is None:
+            self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._code
+
+    def poll(self) -> int | None:
+        """See `Command`."""
+        if self._code is None and (found := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self._code = os.waitstatus_to_exitcode(found[1])
+        return self._code
+
+
 @dataclass(frozen=True)
 class Point:
     """A fault: its kind, and what was drawn for it."""
@@ -95,13 +140,19 @@ class Soak:
     """
 
     def __init__(self, place: Path, executor: str, say: Callable[[str], None]) -> None:
-        from tests.world import make_world
+        from tests.world import World, make_world
 
         self.place, self.executor, self.say = place, executor, say
         (place / "hook").mkdir()
         (place / "hook" / "sitecustomize.py").write_text(HOOK, encoding="utf-8")
         (place / "world").mkdir()
-        self.world = make_world(place / "world")
+        root = place / "world"
+        # In a child: what has computed may have threads, and cannot be forked.
+        if Forked(lambda: 0 * len(str(make_world(root)))).wait():
+            raise SystemExit("The data and the backbone of the runs could not be made.")
+        self.world = World(root / "tiny-llama", root / "data", root / "little.toml", root / "cache")
+        if executor == "inline":
+            load()
         reference = place / "reference"
         started = time.monotonic()
         counter = place / "changes"
@@ -121,15 +172,42 @@ class Soak:
             own |= {"PYTHONPATH": path, "SOAK_FOLDER": str(out), "SOAK_COUNTER": str(counter), "SOAK_AT": str(at)}
         return own
 
-    def _start(self, out: Path, environment: dict[str, str], room: int | None = None) -> subprocess.Popen[bytes]:
-        command = ["run", "--models", "rmt", "--tasks", "pg19,pubmedqa", "--seeds", "1", "--no-controls", "--quiet"]
-        command = [sys.executable, "-m", "memory_bench", *command, "--out", str(out)]
-        command += self.world.arguments("--executor", self.executor)
+    def _start(self, out: Path, environment: dict[str, str], room: int | None = None) -> Command:
+        asked = ["run", "--models", "rmt", "--tasks", "pg19,pubmedqa", "--seeds", "1", "--no-controls", "--quiet"]
+        asked += ["--out", str(out), *self.world.arguments("--executor", self.executor)]
+
+        def limit() -> None:
+            if room is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
         with (self.place / "said.log").open("ab") as log:
+            if self.executor == "inline":
+                return Forked(lambda: self._inside(asked, environment, log.fileno(), limit))
             return subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=self.place,
-                preexec_fn=None if room is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+                [sys.executable, "-m", "memory_bench", *asked], env=environment, stdout=log, stderr=log,
+                start_new_session=True, cwd=self.place, preexec_fn=limit,
             )  # fmt: skip
+
+    def _inside(self, asked: list[str], environment: dict[str, str], log: int, limit: Callable[[], None]) -> int:
+        """A command in a fork: everything of a fresh process but its imports."""
+        from memory_bench.cli import main as command
+
+        os.chdir(self.place)
+        os.environ.clear()
+        os.environ.update(environment)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log, stream.fileno())
+        limit()
+        exec(HOOK, {})
+        try:
+            command(asked)
+        except SystemExit as end:
+            return int(end.code or 0)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        return 0
 
     def draw(self, rng: random.Random, kind: str) -> Point:
         """A fault of a kind."""
@@ -222,6 +300,14 @@ class Soak:
     def _forget(self, out: Path) -> None:
         subprocess.run(["umount", str(out)], capture_output=True, check=False)
         shutil.rmtree(out, ignore_errors=True)
+
+
+def load() -> None:
+    """Import what a run imports."""
+    from memory_bench import plugins
+
+    for kind, name in (("models", "rmt"), ("tasks", "pg19"), ("tasks", "pubmedqa")):
+        plugins.load(kind, name)
 
 
 def results(out: Path) -> dict[str, Any]:

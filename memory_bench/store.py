@@ -2,7 +2,7 @@
 
 ::
 
-    run.json                     the grid as asked; package versions
+    run.json                     the grid as asked; package versions        .known.json  which cells were found done
     cells/<key>/record.json      one result        samples.parquet   one row per scored event        log.txt
     checkpoints/<training key>/  trained memory, shared by all tasks of that training
     unfinished/<training key>/   a training on its way, if it is kept (docs/long-trainings.md); gone when it has ended
@@ -18,12 +18,15 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from memory_bench.cell import digest
 from memory_bench.errors import UserError
 from memory_bench.files.artefacts import (
     CHECKSUM,
@@ -36,6 +39,7 @@ from memory_bench.files.artefacts import (
     write_atomically,
     write_json,
 )
+from memory_bench.files.remembered import Remembered, facts_of
 from memory_bench.files.shapes import RunShape, conform
 from memory_bench.finite import unsound, unsound_scores
 from memory_bench.record import SCHEMA, Record, versions
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SAMPLES = "samples.parquet"
+KNOWN = ".known.json"
 SOUND = "finite"
 """The entry of a record that says whether all scores in the samples it vouches for are finite: none needs to look."""
 
@@ -183,6 +188,23 @@ class Store:
             for left in folder.glob(_waiting(folder, "*").name):
                 left.unlink(missing_ok=True)
 
+    def statuses(self, keys: Iterable[str]) -> dict[str, str]:
+        """The status of the `record` of each cell that has one; files that were looked at before are not read again."""
+        known, found = Remembered(self.folder / KNOWN, _code()), {}
+        for key in keys:
+            files = self.cell_folder(key) / "record.json", self.cell_folder(key) / SAMPLES
+            facts, still = facts_of(files)
+            status = known.get(key, facts)
+            if status is None and (record := self.record(key)) is not None:
+                status = record.status
+                whole = self._known[key].vouched is None or facts[1] is not None
+                if still and whole and facts_of(files)[0] == facts:
+                    known.put(key, facts, status)
+            if status is not None:
+                found[key] = status
+        known.save()
+        return found
+
     def record(self, key: str) -> Record | None:
         """The result of a cell; None where there is none, or (with a warning) where it or its samples are broken."""
         found = self._read(key)
@@ -303,6 +325,14 @@ class _Read:
     vouched: Any
     summed: bool
     status: tuple[int, ...]
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Hash of the code that says what a sound record is."""
+    here = Path(__file__).parent
+    judges = [here / f"{name}.py" for name in ("store", "samples", "record", "cell", "budget", "recipe", "finite")]
+    return digest([path.read_text(encoding="utf-8") for path in (*judges, *sorted((here / "files").glob("*.py")))])
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

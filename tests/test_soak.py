@@ -1,4 +1,4 @@
-"""The short form of `benchmarks/soak.py`: a few points of each kind, seeded; the long form is run by hand."""
+"""The short form of `benchmarks/soak.py`: points of each kind, seeded; the long form is run by hand."""
 
 import json
 import os
@@ -11,21 +11,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.slow
-def test_disturbed_runs_end_as_undisturbed_ones(tmp_path: Path) -> None:
-    asked = [
-        "--points",
-        "6",
-        "--seed",
-        "3",
-        "--kinds",
-        "clock,write,full,two,damage",
-        "--json",
-        str(tmp_path / "found"),
-    ]
+@pytest.mark.parametrize("executor, points", [("inline", 20), pytest.param("local", 6, marks=pytest.mark.slow)])
+def test_disturbed_runs_end_as_undisturbed_ones(executor: str, points: int, tmp_path: Path) -> None:
+    asked = ["--points", str(points), "--seed", "3", "--executor", executor, "--json", str(tmp_path / "found")]
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "soak.py"), *asked],
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [point["verdict"] for point in json.loads((tmp_path / "found").read_text())] == ["same"] * 6
+    assert [point["verdict"] for point in json.loads((tmp_path / "found").read_text())] == ["same"] * points

@@ -110,9 +110,8 @@ def _finish(work: Work, records: Sequence[Record], asked: Collection[Choice], op
         from memory_bench.mlflow.sync import after_run
 
         code = code or after_run(work.out, options.mlflow, quiet=options.quiet, asked=asked)
-    store, lost = Store(work.out), len(work.jobs) - len(records)
-    wanted = (store.record(key) for key in work.keys)
-    return 1 if code or lost or any(r is None or r.status == "failed" for r in wanted) else 0
+    done, lost = Store(work.out).statuses(work.keys), len(work.jobs) - len(records)
+    return 1 if code or lost or any(done.get(key, "failed") == "failed" for key in work.keys) else 0
 
 
 def carry_out(prepared: "Prepared", store: Store, options: Options) -> int:

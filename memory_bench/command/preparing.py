@@ -12,7 +12,6 @@ from memory_bench.command.jobs import RUNS, Work, cuda_here, make_job, threads_f
 from memory_bench.data.library import Library
 from memory_bench.driver.every import parse_every
 from memory_bench.errors import UserError, unknown
-from memory_bench.record import Record
 from memory_bench.running.budgets import load_budgets
 from memory_bench.running.console import error
 from memory_bench.running.firststep import refuse_below_one_step
@@ -160,12 +159,9 @@ def _superseded(cell: Cell, todo: Sequence[Cell], store: Store) -> dict[str, str
 
 def _todo(cells: tuple[Cell, ...], store: Store, options: Options) -> list[Cell]:
     """The cells without a usable record, given --force and --retry."""
-    todo: list[Cell] = []
-    for cell in cells:
-        record: Record | None = None if options.force else store.record(cell.key)
-        if record is None or (options.retry == "failed" and record.status == "failed"):
-            todo.append(cell)
-    return todo
+    done = {} if options.force else store.statuses(cell.key for cell in cells)
+    again = {"failed"} if options.retry == "failed" else set()
+    return [cell for cell in cells if done.get(cell.key) is None or done[cell.key] in again]
 
 
 def grid_json(prepared: Prepared) -> dict[str, Any]:

@@ -4,5 +4,6 @@
 - `content.py`: files by their content: hashes, remembered
 - `inputs.py`: JSON, JSON lines and plain lines of others, read strictly
 - `plain.py`: JSON and TOML with bounds on what they may hold
+- `remembered.py`: what was found in files, as long as they stay the same
 - `shapes.py`: what files of ours must hold, as types
 """

@@ -22,7 +22,8 @@ def set_aside(store: Store, cells: Sequence[Cell]) -> int:
     """
     keys, now = {cell.key for cell in cells}, {part: content for cell in cells for part, content in _parts(cell)}
     aside = store.folder / FOLDER
-    records = [r for r in store.records() if r.key not in keys]
+    others = sorted(folder.name for folder in store.cells.iterdir() if folder.is_dir() and folder.name not in keys)
+    records = [record for key in others if (record := store.record(key)) is not None]
     old = [r.key for r in records if any(now.get(part, content) != content for part, content in _parts(r.cell))]
     for key in old:
         _move(store.cell_folder(key), aside / key)

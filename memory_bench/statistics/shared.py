@@ -5,12 +5,11 @@ n (n - 1) / 2 pairs, so what is done for each of them is a subtraction; percenti
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from memory_bench.statistics import stats
 
@@ -100,9 +99,12 @@ class Questions:
         """How many there are, whole and resampled."""
         return self._draws.sums(np.bincount(self._codes, minlength=self.units))
 
-    def by_cluster(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    def by_cluster(self, scores: "pd.Series[float]") -> stats.Floats:
         """Sums of the scores of every cluster, `[units]`."""
-        return np.bincount(self._codes, weights=scores, minlength=self.units)
+        sums: stats.Floats = np.bincount(self._codes, weights=scores, minlength=self.units).astype(
+            np.float64, copy=False
+        )
+        return sums
 
     def rate(self, top: tuple[float, stats.Floats]) -> Paired:
         """A sum of scores, whole and resampled, as a rate."""
@@ -124,13 +126,14 @@ class QuestionRow:
         self, asked: "pd.DataFrame", right: "pd.Series[float]", draws: stats.Draws, others: "Sequence[QuestionRow]" = ()
     ) -> None:
         self.scores = right.groupby([asked["cluster"], asked["episode"], asked["event"]]).mean()
-        same = (row.questions for row in others if row.scores.index.equals(self.scores.index))
-        self._draws, self.questions = draws, next(same, None) or Questions(self.scores.index, draws)
+        same: Iterator[Questions] = (row.questions for row in others if row.scores.index.equals(self.scores.index))
+        self._draws = draws
+        self.questions: Questions = next(same, None) or Questions(self.scores.index, draws)
 
     @cached_property
     def exact(self) -> tuple[float, stats.Floats] | None:
         """The sum of its scores, whole and resampled, where no order of summing could round them; else None."""
-        sums = self.questions.by_cluster(self.scores.to_numpy())
+        sums = self.questions.by_cluster(self.scores)
         return self._draws.sums(sums) if (sums * WHOLE % 1 == 0).all() and (abs(sums) < WHOLE).all() else None
 
 
@@ -143,4 +146,4 @@ def question_pair(a: QuestionRow, b: QuestionRow, draws: stats.Draws) -> Paired 
     if not shared.units:
         return None
     first, second = (row.scores if same else row.scores.loc[shared.index] for row in (a, b))
-    return shared.rate(draws.sums(shared.by_cluster(first.to_numpy() - second.to_numpy())))
+    return shared.rate(draws.sums(shared.by_cluster(first - second)))

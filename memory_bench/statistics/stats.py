@@ -264,7 +264,7 @@ def judged_differences(
         return [(value, None, None, 1.0) for value in values]
     judged: dict[int, tuple[float, float | None, float | None, float]] = {}
     found = np.isfinite(drawn).all(axis=1)
-    for place in np.flatnonzero(~found):  # not defined in every sample: no evidence of a difference
+    for place in np.flatnonzero(~found).tolist():  # not defined in every sample: no evidence of a difference
         judged[place] = (values[place], *percentiles(drawn[place], units), 1.0)
     if found.any():
         known, size = drawn[found], np.abs(np.asarray(values, dtype=np.float64)[found])
@@ -273,8 +273,8 @@ def judged_differences(
         with np.errstate(divide="ignore", invalid="ignore"):
             p = np.where(error > tiny, 2 * stdtr(units - 1, -size / error), np.where(size <= tiny, 1.0, 0.0))
         p = np.minimum(1.0, np.maximum(p, 2.0 ** (1 - units)))
-        for place, *numbers in zip(np.flatnonzero(found), low, high, p, strict=True):
-            judged[place] = (values[place], *map(float, numbers))  # type: ignore[assignment]
+        for place, *ends, p_value in zip(*(x.tolist() for x in (np.flatnonzero(found), low, high, p)), strict=True):
+            judged[place] = (values[place], ends[0], ends[1], p_value)
     return [judged[place] for place in range(len(values))]
 
 
