@@ -99,7 +99,7 @@ class Questions:
         """How many there are, whole and resampled."""
         return self._draws.sums(np.bincount(self._codes, minlength=self.units))
 
-    def by_cluster(self, scores: "pd.Series[float]") -> stats.Floats:
+    def by_cluster(self, scores: ArrayLike) -> stats.Floats:
         """Sums of the scores of every cluster, `[units]`."""
         sums: stats.Floats = np.bincount(self._codes, weights=scores, minlength=self.units).astype(
             np.float64, copy=False
