@@ -101,10 +101,7 @@ class Questions:
 
     def by_cluster(self, scores: ArrayLike) -> stats.Floats:
         """Sums of the scores of every cluster, `[units]`."""
-        sums: stats.Floats = np.bincount(self._codes, weights=scores, minlength=self.units).astype(
-            np.float64, copy=False
-        )
-        return sums
+        return np.bincount(self._codes, np.asarray(scores, dtype=np.float64), self.units).astype(np.float64, copy=False)
 
     def rate(self, top: tuple[float, stats.Floats]) -> Paired:
         """A sum of scores, whole and resampled, as a rate."""
@@ -146,4 +143,4 @@ def question_pair(a: QuestionRow, b: QuestionRow, draws: stats.Draws) -> Paired 
     if not shared.units:
         return None
     first, second = (row.scores if same else row.scores.loc[shared.index] for row in (a, b))
-    return shared.rate(draws.sums(shared.by_cluster(first - second)))
+    return shared.rate(draws.sums(shared.by_cluster(first.to_numpy() - second.to_numpy())))
