@@ -66,9 +66,8 @@ def waiting(folder: Path, cells: int) -> dict[str, Any]:
     asked = ["--executor", "local", "--models", "rmt", "--tasks", "pg19,pubmedqa", "--seeds", str(cells // 2)]
     asked += ["--no-controls", "--quiet", "--out", str(folder / "out")]
     command = [sys.executable, str(Path(__file__).parents[1] / "tests" / "waiting.py"), *world.arguments(*asked)]
-    done = subprocess.run(
-        command, env={**os.environ, **world.environment()}, capture_output=True, text=True, check=True
-    )
+    environment = {**os.environ, **world.environment(), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -87,10 +86,10 @@ def main(records: int, cells: int) -> None:
         print(f"{records:,} records: what is done is known after {first:.2f} s, again after {again:.2f} s", flush=True)
         print(f"{records:,} records: report after {seconds(lambda: tables(Store(store.folder))):.1f} s", flush=True)
         if cells:
-            (few, more), sizes = [waiting(root / f"cells-{n}", n) for n in (20, cells)], (20, cells)
-            each = (more["seconds"] - few["seconds"]) / (sizes[1] - sizes[0])
-            print(f"{cells:,} cells: the command holds {more['bytes'] / 1e6:.0f} MB at most and takes {1000 * each:.1f} "
-                  f"ms for each; loaded: {', '.join(more['loaded']) or 'nothing big'}")  # fmt: skip
+            few, more = (waiting(root / f"cells-{number}", number) for number in (20, cells))
+            each = 1000 * (more["seconds"] - few["seconds"]) / max(1, cells - 20)
+            held, loaded = more["bytes"] / 1e6, ", ".join(more["loaded"]) or "nothing big"
+            print(f"{cells:,} cells: the command holds {held:.0f} MB at most, {each:.1f} ms for each; loaded: {loaded}")
     finally:
         shutil.rmtree(root)
 

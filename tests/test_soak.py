@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("executor, points", [("inline", 20), pytest.param("local", 6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("executor", "points"), [("inline", 20), pytest.param("local", 6, marks=pytest.mark.slow)])
 def test_disturbed_runs_end_as_undisturbed_ones(executor: str, points: int, tmp_path: Path) -> None:
     asked = ["--points", str(points), "--seed", "3", "--executor", executor, "--json", str(tmp_path / "found")]
     done = subprocess.run(

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from memory_bench.statistics import stats
 
@@ -130,8 +131,9 @@ class QuestionRow:
     @cached_property
     def exact(self) -> tuple[float, stats.Floats] | None:
         """The sum of its scores, whole and resampled, where no order of summing could round them; else None."""
-        sums = self.questions.by_cluster(self.scores)
-        return self._draws.sums(sums) if (sums * WHOLE % 1 == 0).all() and (abs(sums) < WHOLE).all() else None
+        scores = self.scores.to_numpy(dtype=np.float64)
+        sums = self.questions.by_cluster(scores)
+        return self._draws.sums(sums) if (scores * WHOLE % 1 == 0).all() and (abs(sums) < WHOLE).all() else None
 
 
 def question_pair(a: QuestionRow, b: QuestionRow, draws: stats.Draws) -> Paired | None:
