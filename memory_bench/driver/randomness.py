@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 PLAIN = (bool, int, float)
+LONG = 2**63
 TRAINING = "training"  # of every module; whoever trains sets it
 
 
@@ -76,7 +77,9 @@ def _kept(model: nn.Module) -> dict[str, Any]:
 
 
 def _listed(value: Any) -> Any:
-    """`value` with lists for tuples and arrays."""
+    """`value` with lists for tuples and arrays, and texts for whole numbers that are too long for a file of ours."""
+    if isinstance(value, int) and abs(value) >= LONG:
+        return hex(value)
     if isinstance(value, dict):
         return {key: _listed(entry) for key, entry in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -90,5 +93,7 @@ def _python(listed: Any) -> tuple[Any, ...]:
 
 
 def _numpy(listed: Any) -> dict[str, Any]:
-    state = {k: np.array(v, dtype=np.uint32) if k == "key" else v for k, v in listed["state"].items()}
+    state = {k: int(v, 16) if isinstance(v, str) else v for k, v in listed["state"].items()}
+    if "key" in state:
+        state["key"] = np.array(state["key"], dtype=np.uint32)
     return {**listed, "state": state}
