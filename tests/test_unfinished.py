@@ -137,11 +137,16 @@ def resumed(name: str, folder: Path, notices: list[str] | None = None, **how: An
     return attempt(name, keeper(folder, notices), corpus=corpus(), **how)
 
 
-@pytest.mark.parametrize("name", ["hmt", "mplus", "rmt", "memorizing", "chancy"])
-@pytest.mark.parametrize("how", ["stages", "tokens", "lines"])
+CASES = [
+    *((name, how) for name in ("hmt", "mplus", "rmt", "chancy") for how in ("stages", "tokens", "lines")),
+    *((name, "memory") for name in ("hmt", "memoryllm", "longmem")),
+]
+
+
+@pytest.mark.parametrize(("name", "how"), CASES)
 def test_it_ends_as_if_nothing_had_happened(name: str, how: str, tmp_path: Path) -> None:
     more: dict[str, Any] = {"stages": {}, "tokens": {"recipe": ONE, "train_tokens": STEPS * 64},
-                            "lines": {"corpus": lines_corpus}}[how]  # fmt: skip
+                            "memory": {"recipe": replace(TWO, trains="memory")}, "lines": {"corpus": lines_corpus}}[how]  # fmt: skip
     made = {**more, "corpus": more["corpus"]()} if "corpus" in more else more
     whole = attempt(name, None, **made)
     assert whole.steps == STEPS
