@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ from memory_bench.driver import randomness
 from memory_bench.driver.every import Every, parse_every
 from memory_bench.driver.meter import Meter
 from memory_bench.driver.tensor_file import read_tensors, write_tensors
-from memory_bench.driver.train import Trained, train
+from memory_bench.driver.train import train
 from memory_bench.driver.unfinished import ASIDE, FACTS, TENSORS, CannotGoOn, Keeper
 from memory_bench.errors import UserError
 from memory_bench.files.artefacts import Damaged
@@ -55,7 +56,7 @@ class Killed(BaseException):
 class Chancy(Window):
     """The window with all that draws: torch's dropout, generators of its own of three kinds, and a count of calls."""
 
-    def __init__(self, backbone: Any, config: Any, rng: torch.Generator) -> None:
+    def __init__(self, backbone: Any, config: Any) -> None:
         super().__init__(backbone, config)
         self.drop, self.own, self.calls = nn.Dropout(0.2), torch.Generator().manual_seed(3), 0
         self.python, self.numpy = random.Random(4), np.random.default_rng(5)
@@ -90,9 +91,8 @@ def attempt(
     """One process's attempt at a training; `kill` is the optimiser step after which it ends."""
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     if name == "chancy":
-        build, config = lambda config: Chancy(tiny_backbone("llama"), config, torch.Generator()), WindowConfig(8)
-        backbone = tiny_backbone("llama")
-        build = lambda config: Chancy(backbone, config, torch.Generator())  # noqa: E731
+        backbone, config = tiny_backbone("llama"), WindowConfig(8)
+        build: Any = partial(Chancy, backbone)
     else:
         build, config = builder(name, tiny_backbone("llama"))
     meter = Meter(Budget("test", **limits), CPU)
@@ -145,8 +145,12 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "how"), CASES)
 def test_it_ends_as_if_nothing_had_happened(name: str, how: str, tmp_path: Path) -> None:
-    more: dict[str, Any] = {"stages": {}, "tokens": {"recipe": ONE, "train_tokens": STEPS * 64},
-                            "memory": {"recipe": replace(TWO, trains="memory")}, "lines": {"corpus": lines_corpus}}[how]  # fmt: skip
+    more: dict[str, Any] = {
+        "stages": {},
+        "tokens": {"recipe": ONE, "train_tokens": STEPS * 64},
+        "lines": {"corpus": lines_corpus},
+        "memory": {"recipe": replace(TWO, trains="memory")},
+    }[how]
     made = {**more, "corpus": more["corpus"]()} if "corpus" in more else more
     whole = attempt(name, None, **made)
     assert whole.steps == STEPS
