@@ -49,9 +49,7 @@ def replay(case: Case) -> dict[str, Tensor]:
     )
     settings.finish()
     if slices:
-        lengths = (
-            lengths if isinstance(lengths[0], list) else [lengths] * slices
-        )  # officially the same for all, if given
+        lengths = lengths if isinstance(lengths[0], list) else [lengths] * slices  # else all alike
         if len(lengths) != slices or any(len(part) != each for part in lengths):
             raise UserError(f"Case {case.name}: segment_lengths must be {slices} lists of {each} lengths.")
         return _replay_slices(case, _model(backbone, config, max(max(part) for part in lengths)), lengths)
