@@ -122,7 +122,7 @@ class MemLongState(State):
 class MemLong(MemoryModel[MemLongState]):
     """Liu et al., *MemLong*.
 
-    Attributes: ``score_gate`` (``[heads]`` per retrieval layer, with `gate`) is all that it adds.
+    It adds ``score_gate`` (``[heads]`` per retrieval layer), with `gate`, and nothing else.
 
     Raises:
         UserError: a layer does not exist, keys are asked for before they are there, or there is no embedder.
@@ -132,11 +132,10 @@ class MemLong(MemoryModel[MemLongState]):
     version: ClassVar[int] = 1
     families: ClassVar[tuple[str, ...]] = ("llama",)
     source: ClassVar[str] = (
-        "arXiv:2408.16967; Bui1dMySea/MemLong@598fdf8 (eager attention). Deviations by default: searched for by the "
-        "text before, by mean keys instead of another model's embeddings; a window of earlier text; whole chunks, of which "
-        "the oldest give way; a memory per text and row; keys rotated once, numbers of the backbone's type. Its "
-        "adapters are the recipe's. Its second attention (flash), the counters of the paper and the overflow of its "
-        "local cache are left out."
+        "arXiv:2408.16967; Bui1dMySea/MemLong@598fdf8 (eager attention). Deviations by default: chunks are found by "
+        "the text before, and by mean keys instead of another model's embeddings; a window of earlier text; the oldest "
+        "chunk gives way; a memory per text and row; keys rotated once. Adapters are the recipe's. Left out: its flash "
+        "attention, the paper's counters, the overflow of its local cache."
     )
     axes = Axes(
         unit="chunk kv", capacity="fixed", overflow="evict least used", write="direct",
@@ -157,8 +156,8 @@ class MemLong(MemoryModel[MemLongState]):
         chosen = range(self.memory_layer, backbone.layers, 4)
         self.layers = tuple(chosen if config.retrieval_layers is None else sorted(set(config.retrieval_layers)))
         if not all(0 <= layer < backbone.layers for layer in (self.memory_layer, *self.layers)):
-            asked = [self.memory_layer, *self.layers]
-            raise UserError(f"memlong: layers {asked}: this backbone has layers 0 to {backbone.layers - 1}.")
+            asked = ", ".join(map(str, (self.memory_layer, *self.layers)))
+            raise UserError(f"memlong: memory in layers {asked}: this backbone has layers 0 to {backbone.layers - 1}.")
         self.layers = self.layers if config.retrieved_chunks else ()
         if config.search == "keys" and self.layers and self.layers[0] < self.memory_layer:
             raise UserError("memlong: search = keys needs retrieval layers from memory_layer on; use search = text.")
@@ -207,10 +206,6 @@ class MemLong(MemoryModel[MemLongState]):
         return self.config.retrieval_query == "current-piece"
 
     @property
-    def _quirks(self) -> dict[str, bool]:
-        return {"short": self.config.short_chunks, "halve": self.config.eviction == "halve"}
-
-    @property
     def _by_text(self) -> bool:
         return self.config.search == "text" and bool(self.layers)
 
@@ -228,8 +223,9 @@ class MemLong(MemoryModel[MemLongState]):
         if self._by_text:
             query = torch.full((rows, config.segment), -1, dtype=torch.int32, device=backbone.device)
         width = query.shape[1] if self._embedder is None else self._embedder.width
+        sizes, quirks = (config.chunk, config.memory_tokens), (config.short_chunks, config.eviction == "halve")
         return MemLongState(
-            memory=TextMemory.empty(like, width, config.chunk, config.memory_tokens, **self._quirks),
+            memory=TextMemory.empty(like, width, *sizes, *quirks),
             window=empty_cache(backbone, rows, config.window) if config.window else None,
             query=query,
             asked=torch.zeros_like(read, dtype=torch.bool),
@@ -241,8 +237,6 @@ class MemLong(MemoryModel[MemLongState]):
         """See `MemoryModel.step`."""
         hidden, own, query = self._through(state, segment, state.window)
         return Readout(hidden, self.backbone.head), self._written(state, segment, own, query) if write else state
-
-    # Choosing
 
     def embed_text(self, ids: Tensor) -> Tensor:
         """Unit vectors ``[texts, width]`` float32 of `ids` ``[texts, tokens]``; negative ids are no tokens."""
@@ -279,8 +273,6 @@ class MemLong(MemoryModel[MemLongState]):
             return self.embed_text(ids.flatten(0, 1)).unflatten(0, ids.shape[:2])
         by_chunk = keys.transpose(1, 2).flatten(2).unflatten(1, ids.shape[1:]).float()  # [rows, chunks, size, width]
         return F.normalize(by_chunk.sum(dim=2), dim=-1)
-
-    # Reading
 
     def _through(
         self, state: MemLongState, segment: Segment, past: Past | None, given: tuple[Found | None] | None = None
@@ -331,29 +323,24 @@ class MemLong(MemoryModel[MemLongState]):
 
     def _written(self, state: MemLongState, segment: Segment, own: Past, query: Tensor) -> MemLongState:
         """The state after a segment."""
-        config, layer = self.config, self.memory_layer
-        window, memory = state.window, state.memory
+        layer, window, memory = self.memory_layer, state.window, state.memory
         if window is not None:
-            window = keep_recent(window.extend(own.detach()), config.window)
+            window = keep_recent(window.extend(own.detach()), self.config.window)
         if self.layers:
             ids = segment.ids.masked_fill(~segment.mask, -1)
             memory = memory.write(ids, own.keys[layer].detach(), own.values[layer].detach(), self._vectors)
-        read = state.read + segment.lengths
         if self._by_text:
             query, asked = read_last(state.query, state.asked, segment)
         else:
             query, asked = read_keys(state.query, state.asked, segment, query, own.keys[layer])
-        return MemLongState(memory, window, query, asked, read, state.host_seeds)
-
-    # Continuing
+        return MemLongState(memory, window, query, asked, state.read + segment.lengths, state.host_seeds)
 
     def _continue(self, state: MemLongState, prompt: Segment, plan: DecodePlan) -> Tensor:
         """As `MemoryModel`; officially every new token retrieves by all text so far, and nothing new is written."""
         if not (self._by_text and self._whole):
             return super()._continue(state, prompt, plan)
         ids, _ = self.continued(state, prompt, plan.new_tokens)
-        stops = torch.tensor(plan.stop_ids, dtype=ids.dtype, device=ids.device)
-        ended = torch.isin(ids, stops).long().cumsum(dim=1) > 0
+        ended = torch.isin(ids, torch.tensor(plan.stop_ids).to(ids)).long().cumsum(dim=1) > 0
         final = ended.long().argmax(dim=1, keepdim=True)  # a row that ended repeats its last token
         return torch.where(ended, ids.gather(1, final), ids)
 
@@ -383,8 +370,6 @@ class MemLong(MemoryModel[MemLongState]):
             token = logits[-1].argmax(dim=-1, keepdim=True)
             ids, piece = torch.cat([ids, token], dim=1), Segment.full(token)
         return ids, torch.stack(logits, dim=1)
-
-    # Counting
 
     def flops(self, tokens: int, remembered: int) -> int:
         """See `MemoryModel.flops`; empty slots of the window are computed and masked."""

@@ -222,7 +222,8 @@ class SirLLM(MemoryModel[SirLLMState]):
         return total + self._score_flops(tokens)
 
     def _score_flops(self, tokens: int) -> int:
-        return 2 * tokens * self.backbone.width * self.backbone.vocab
+        pieces = -(-tokens // self.config.segment)  # `Readout.logprobs` looks at one more position, for the vocabulary
+        return 2 * (tokens + pieces) * self.backbone.width * self.backbone.vocab
 
     def detached_flops(self, tokens: int, remembered: int) -> int:
         """See `MemoryModel.detached_flops`: the scores."""

@@ -191,6 +191,14 @@ RECIPES: dict[str, Recipe] = {
             checkpoint=True,
             lora_rank=16,
         ),
+        Recipe(
+            "memlong-two-stage",  # as published: without memory first, then only what is above the stored keys
+            (
+                Stage(segments=8, rows=8, share=0.3, model={"retrieved_chunks": 0}),
+                Stage(segments=8, rows=8, share=0.7, model={"freeze_below": True}),
+            ),
+            lr=1.5e-3,
+        ),
     )
 }
 

@@ -77,7 +77,7 @@ class TextMemory(State):
     halve: bool
 
     @classmethod
-    def empty(cls, like: Tensor, width: int, chunk: int, capacity: int, *, short: bool, halve: bool) -> "TextMemory":
+    def empty(cls, like: Tensor, width: int, chunk: int, capacity: int, short: bool, halve: bool) -> "TextMemory":
         """Nothing; `like` ``[rows, kv_heads, 0, head]`` gives sizes, device and type, `width` is that of the index."""
         rows, waits = len(like), 0 if short else chunk - 1
         nothing = torch.full((rows, waits), -1, dtype=torch.int32, device=like.device)
