@@ -28,13 +28,17 @@ CPU = torch.device("cpu")
 MODELS = {e.name: e for e in entry_points(group="memory_bench.models") if e.value.startswith("memory_bench.")}
 NAMED = pytest.mark.parametrize("entry", [pytest.param(e, id=name) for name, e in sorted(MODELS.items())])
 SMALL: dict[str, dict[str, Any]] = {  # stores that a few segments fill
+    "extended-mind": {"slots": 24},
     "hmt": {"cache": 4},
     "longmem": {"memory_size": 24},
+    "memlong": {"memory_tokens": 24},
     "memorizing": {"slots": 24},
     "mplus": {"initial_recall_frequency": 4.0, "merge_every": 4},
     "retrieval": {"chunks": 6},
 }
-GROWING = ("full-context", "hmt", "longmem", "memorizing", "mplus", "retrieval")  # before they are full
+GROWING = (  # before they are full
+    *("extended-mind", "full-context", "hmt", "longmem", "memlong", "memorizing", "mplus", "retrieval"),
+)
 
 
 def build(entry: EntryPoint, **options: Any) -> MemoryModel[Any]:
