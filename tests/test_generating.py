@@ -21,7 +21,7 @@ from memory_bench.testing import tiny_backbone
 
 MODELS = [
     *("hmt", "rmt", "armt", "longmem", "memorizing", "memoryllm", "mplus"),
-    *("sliding-window", "full-context", "xl-cache", "truncation", "extended-mind", "sirllm", "memlong"),
+    *("sliding-window", "full-context", "xl-cache", "truncation", "sirllm"),
 ]
 OWN_LOOP: list[
     tuple[str, dict[str, Any]]
