@@ -13,7 +13,7 @@ Unusual here:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -25,10 +25,11 @@ from memory_bench.backbone.embedder import Embedder
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.errors import UserError
+from memory_bench.errors import UserError, unknown
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 
 from .parts.bm25 import BM25
+from .parts.drawing import draw_slots, row_seeds
 from .parts.questions import last, read_last, searched
 
 LARGE = 256  # windows from this size retrieve four chunks, smaller ones two
@@ -44,8 +45,11 @@ class RetrievalConfig:
     search: Literal["bm25", "minilm"] = "bm25"  # by terms, or by sentence embeddings (all-MiniLM-L6-v2)
     chunks: int | None = None  # kept at most, the oldest are dropped; None: all
     exclude: int = 0  # the last so many chunks are not retrieved
+    selection: Literal["best", "random"] = field(default="best", metadata={"left_out": True})  # random: a control
 
     def __post_init__(self) -> None:
+        if self.selection not in ("best", "random"):
+            raise unknown("retrieval.selection", self.selection, ("best", "random"))
         if min(self.segment, self.chunk, self.retrieved) < 1 or self.exclude < 0:
             raise UserError("retrieval: segment, chunk and retrieved must be at least 1, and exclude at least 0.")
         if self.chunks is not None and self.chunks < 1:
@@ -74,12 +78,14 @@ class RetrievalState(State):
         pending: ``[rows, chunk - 1]`` int32, tokens that fill no chunk yet, last ones right; -1: none.
         query: ``[rows, segment]`` int32, the last text that can be searched for, last ones right; -1: none.
         asked: ``[rows]`` bool, whether that is a question rather than text.
+        host_drawn: ``[rows, 2]`` int64, seed and tokens read of random selections; None: nothing is drawn.
     """
 
     blocks: tuple[Chunks, ...]
     pending: Tensor
     query: Tensor
     asked: Tensor
+    host_drawn: Tensor | None = None
 
 
 class Cosine:
@@ -168,7 +174,6 @@ class Retrieval(MemoryModel[RetrievalState]):
 
     def open(self, rows: int, *, seeds: Sequence[int] | None = None) -> RetrievalState:
         """See `MemoryModel.open`. With a limit, all slots are there from the start: the size is constant."""
-        del seeds
 
         def nothing(*shape: int) -> Tensor:
             return torch.full((rows, *shape), -1, dtype=torch.int32, device=self.backbone.device)
@@ -176,7 +181,8 @@ class Retrieval(MemoryModel[RetrievalState]):
         ids = nothing(self.config.chunks or 0, self.config.chunk)
         blocks = (Chunks(ids, self.search.keys(ids)),) if self.config.chunks else ()
         pending, query = nothing(self.config.chunk - 1), nothing(self.config.segment)
-        return RetrievalState(blocks, pending, query, torch.zeros_like(query[:, 0], dtype=torch.bool))
+        drawn = F.pad(row_seeds(rows, seeds)[:, None], (0, 1)) if self.config.selection == "random" else None
+        return RetrievalState(blocks, pending, query, torch.zeros_like(query[:, 0], dtype=torch.bool), drawn)
 
     def step(self, state: RetrievalState, segment: Segment, *, write: bool = True) -> tuple[Readout, RetrievalState]:
         """See `MemoryModel.step`."""
@@ -200,6 +206,11 @@ class Retrieval(MemoryModel[RetrievalState]):
         slots = can.shape[1]
         if slots <= self.config.retrieved:
             return chunks.ids.masked_fill(~can[..., None], -1)
+        if state.host_drawn is not None:
+            once = torch.ones_like(can[:, :1])
+            drawn = draw_slots(can, self.config.retrieved, once, 1, *state.host_drawn.unbind(dim=1))[:, 0, 0]
+            best = drawn.sort(dim=1).values
+            return _take(chunks.ids, best.clamp(min=0)).masked_fill((best < 0)[..., None], -1)
         query = last(searched(state.query, state.asked, segment)[0], self.config.segment)
         scores = self.search.scores(chunks.ids, chunks.keys, query)
         order = scores.masked_fill(~can, -torch.inf).flip(1).argsort(dim=1, descending=True, stable=True)
@@ -222,6 +233,7 @@ class Retrieval(MemoryModel[RetrievalState]):
             self._keep(state.blocks, ids) if count else state.blocks,
             last(rest, size - 1).clone(),  # a part of `rest` would keep all of it
             *read_last(state.query, state.asked, segment),
+            None if state.host_drawn is None else state.host_drawn + F.pad(segment.lengths.cpu()[:, None], (1, 0)),
         )
 
     def _keep(self, blocks: tuple[Chunks, ...], ids: Tensor) -> tuple[Chunks, ...]:
@@ -242,7 +254,8 @@ class Retrieval(MemoryModel[RetrievalState]):
         BM25 has no matrix products, which alone are counted; an embedder's are.
         """
         chunks, inputs = self._chunks(remembered), self._inputs(tokens, remembered)
-        searched = self.search.query_flops(chunks, self.config.segment) if chunks > self.config.retrieved else 0
+        searches = chunks > self.config.retrieved and self.config.selection == "best"
+        searched = self.search.query_flops(chunks, self.config.segment) if searches else 0
         return self.backbone.flops(inputs, inputs, predicted=tokens) + searched + self.absorb_flops(tokens, remembered)
 
     def detached_flops(self, tokens: int, remembered: int) -> int:

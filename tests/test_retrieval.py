@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
+from memory_bench import plugins
 from memory_bench.backbone.embedder import Embedder
 from memory_bench.backbone.model import Backbone
 from memory_bench.backbone.tokenizer import Tokens
@@ -390,3 +391,33 @@ def test_minilm_is_mean_pooled_bert(minilm: tuple[Path, Tokens]) -> None:
     assert embed.parameters == sum(p.numel() for p in bert.parameters())
     ids = torch.randint(32, 127, (2, 40), generator=torch.Generator().manual_seed(0))
     assert measured_flops(lambda: embed(ids)) == 2 * embed.flops(40)
+
+
+# The control
+
+
+@torch.no_grad()
+def test_a_random_selection_puts_as_many_chunks_before_a_segment_whichever_they_are() -> None:
+    model = build(replace(SMALL, selection="random"))
+    text = random_text(model, 2, 64)
+    found = []
+    for seed in (1, 1, 2, 3, 4):
+        _, state = read(model, model.open(2, seeds=[seed, 7]), text)
+        found.append(model.retrieve(state, Segment.full(text[:, :8])))
+    assert torch.equal(found[0], found[1])
+    assert all(torch.equal(f[1], found[0][1]) for f in found)  # a row draws by its own seed
+    assert len({tuple(f[0].flatten().tolist()) for f in found}) > 1
+    chunks = {tuple(chunk) for chunk in text[0].unflatten(0, (-1, 4)).tolist()}
+    assert found[0].shape == (2, 2, 4)
+    assert all(tuple(chunk) in chunks for f in found for chunk in f[0].tolist())
+    state = model.open(1)
+    segment = Segment.full(text[:1, :8])
+    for before in range(0, 40, 8):
+        counted = measured_flops(lambda state=state: model.step(state, segment)[0].logits())  # type: ignore[misc]
+        assert model.flops(8, before) == counted
+        state = model.absorb(state, segment)
+
+
+def test_keys_of_cells_without_the_control_are_what_they_were() -> None:
+    assert "selection" not in plugins.plain(SMALL)
+    assert plugins.plain(replace(SMALL, selection="random"))["selection"] == "random"
