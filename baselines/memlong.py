@@ -15,7 +15,7 @@ Unusual here:
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -241,7 +241,7 @@ class MemLong(MemoryModel[MemLongState]):
     def embed_text(self, ids: Tensor) -> Tensor:
         """Unit vectors ``[texts, width]`` float32 of `ids` ``[texts, tokens]``; negative ids are no tokens."""
         assert self._embedder is not None
-        return self._embedder(ids)
+        return cast(Tensor, self._embedder(ids))
 
     def query_text(self, state: MemLongState, segment: Segment) -> Tensor:
         """What a segment is searched for by, ``[rows, tokens]``, -1 for none (search "text")."""

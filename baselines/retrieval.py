@@ -208,7 +208,8 @@ class Retrieval(MemoryModel[RetrievalState]):
             return chunks.ids.masked_fill(~can[..., None], -1)
         if state.host_drawn is not None:
             once = torch.ones_like(can[:, :1])
-            drawn = draw_slots(can, self.config.retrieved, once, 1, *state.host_drawn.unbind(dim=1))[:, 0, 0]
+            seeds, reads = state.host_drawn.unbind(dim=1)
+            drawn = draw_slots(can, self.config.retrieved, once, 1, seeds, reads)[:, 0, 0]
             best = drawn.sort(dim=1).values
             return _take(chunks.ids, best.clamp(min=0)).masked_fill((best < 0)[..., None], -1)
         query = last(searched(state.query, state.asked, segment)[0], self.config.segment)

@@ -173,7 +173,8 @@ def _changed(model: MemLong, inputs: dict[str, Tensor], calls: int) -> dict[str,
     other = {n: t for n, t in inputs.items() if n.endswith("_earlier_chunk_changed")}
     if not other:
         return {}
-    state, seen = model.open(len(inputs["call.0.input_ids"])), {}
+    state = model.open(len(inputs["call.0.input_ids"]))
+    seen: dict[str, Tensor] = {}
     for number in range(calls):
         ids = other.get(f"call.{number}.input_ids_earlier_chunk_changed")
         state, seen = _call(model, state, inputs, number, ids)
