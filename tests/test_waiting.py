@@ -12,7 +12,7 @@ import pytest
 
 from memory_bench.errors import DataError, MachineError, UserError
 from memory_bench.running import apart as module
-from memory_bench.running.apart import apart
+from memory_bench.running.forks import apart
 from memory_bench.store import Store
 
 HERE = Path(__file__).parent
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 def in_light_process(code: str) -> str:
     """What a process without torch says when it runs `code`; `apart` forks there."""
-    code = f"import sys; from memory_bench.running.apart import apart\n{code}"
+    code = f"import sys; from memory_bench.running.forks import apart\n{code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -19,9 +19,9 @@ from memory_bench.data.library import LABELS, Library
 from memory_bench.errors import MachineError, UserError, unknown
 from memory_bench.files.artefacts import write_json
 from memory_bench.record import Record
-from memory_bench.running.apart import apart, here
 from memory_bench.running.console import Display, error, show
 from memory_bench.running.executors import Executor, Inline, Local
+from memory_bench.running.forks import apart, here
 from memory_bench.running.options import Options
 from memory_bench.shipped import THIRD_PARTY, parity_folder, parity_text, read_certificates
 from memory_bench.store import Store, link_latest

@@ -1,6 +1,5 @@
 """From names to records: the grid, its plan, a process per cell.
 
-- `apart.py`: work in a fork, gone with what it imported
 - `blame.py`: what a failed cell says: error, line of the plug-in, log
 - `budgets.py`: the budgets of a run: several, with other limits
 - `building.py`: what a training is made of, and the one way to a model of it
@@ -16,6 +15,7 @@
 - `faults.py`: which errors are the machine's, and no result
 - `fence.py`: what the operating system refuses a worker: a cgroup, a limit on data
 - `firststep.py`: limits below one optimiser step are refused
+- `forks.py`: work in a fork, gone with what it imported
 - `going_on.py`: trains from where an earlier attempt was kept
 - `grid.py`: from names to cells
 - `guard.py`: watches a worker from outside and ends it at a limit
