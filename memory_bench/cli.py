@@ -42,7 +42,7 @@ Limit = Annotated[
 ]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="An option of a model or task: hmt.segment=64.")]
 NoControls = Annotated[bool, typer.Option("--no-controls", help="Leave out control models and control readings.")]
-ExecutorName = Annotated[str, typer.Option("--executor", help="local (a process per cell) or inline.")]
+ExecutorName = Annotated[str, typer.Option("--executor", help="local (a process per cell), inline, ray or slurm.")]
 Every = Annotated[
     str, typer.Option(help="Keep trainings on their way, every 500 optimiser steps or every 10m; default: never.")
 ]
@@ -79,6 +79,9 @@ def run(
     no_controls: NoControls = False,
     executor: ExecutorName = "local",
     checkpoint_every: Every = "",
+    ray_address: Annotated[
+        str, typer.Option("--ray-address", help="A running Ray cluster: HOST:PORT or auto; default: one is started.")
+    ] = "",
     retry: Annotated[str, typer.Option(help="`failed`: run failed cells again.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Run every cell again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `plan`.")] = False,
@@ -96,7 +99,7 @@ def run(
     options = Options(
         models, tasks, backbone, budget, seeds, suite, _data_folder(data), not no_stand_ins, out, limit,
         tuple(settings or ()), not no_controls, executor, retry, force, quiet, as_json, _cache(), _hub(), mlflow,
-        checkpoint_every,
+        checkpoint_every, ray_address,
     )  # fmt: skip
     try:
         code = commands.plan(options) if dry_run else commands.run(options)

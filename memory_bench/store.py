@@ -366,7 +366,8 @@ def _stamp(path: Path) -> str:
         status = path.stat()
     except OSError:
         return ""
-    return f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+    # Not the device: each machine numbers its own, and those that share the folder compare stamps.
+    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
 def link_latest(runs_folder: Path, out: Path) -> bool:

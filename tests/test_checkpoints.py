@@ -263,11 +263,11 @@ def record_training(samples: Path) -> str:
 
 def test_the_same_notice_comes_out_of_a_worker_process(world: Any, tmp_path: Path) -> None:
     """Its standard output carries it to the command."""
-    from memory_bench.running.executors import _told
+    from memory_bench.running.apart import told
 
     cell = make_cell("hmt")
-    event = _told(cell, json.dumps({"notice": "checkpoints/x is not used"}))
+    event = told(cell, json.dumps({"notice": "checkpoints/x is not used"}))
     assert event is not None
     assert (event.phase, event.notice) == ("notice", "checkpoints/x is not used")
-    assert _told(cell, '{"phase": "eval", "done": 1, "total": 2}') is not None
-    assert [_told(cell, line) for line in ("3", "[]", "{}", "no JSON", "null")] == [None] * 5
+    assert told(cell, '{"phase": "eval", "done": 1, "total": 2}') is not None
+    assert [told(cell, line) for line in ("3", "[]", "{}", "no JSON", "null")] == [None] * 5

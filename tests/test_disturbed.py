@@ -20,7 +20,8 @@ from memory_bench.budget import BudgetExceeded
 from memory_bench.command import commands
 from memory_bench.errors import MachineError
 from memory_bench.running import faults, obituary, worker
-from memory_bench.running.executors import Event, Inline, Local
+from memory_bench.running.apart import Event
+from memory_bench.running.executors import Inline, Local
 from memory_bench.running.job import Job
 from memory_bench.store import Store
 

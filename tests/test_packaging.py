@@ -77,6 +77,7 @@ def test_tested_versions_are_those_required() -> None:
     pinned = {line.split("==")[0] for line in lines if line and not line.startswith("#")}
     extras = PYPROJECT["project"]["optional-dependencies"]
     required = [r for r in extras["dev"] if not r.startswith("memory-bench[")] + extras["lm-eval"] + extras["mlflow"]
+    required += extras["ray"] + extras["slurm"]
     required += PYPROJECT["project"]["dependencies"]
     names = {requirement.split(">")[0].split("=")[0].strip().lower() for requirement in required}
     assert names <= pinned

@@ -22,7 +22,8 @@ from memory_bench.errors import UserError
 from memory_bench.recipe import RECIPES, Stage
 from memory_bench.record import Record
 from memory_bench.report.rows import plain
-from memory_bench.running.executors import Event, Inline, Local
+from memory_bench.running.apart import Event
+from memory_bench.running.executors import Inline, Local
 from memory_bench.running.job import Job
 from memory_bench.running.options import Options
 from memory_bench.running.worker import _mark_look_ahead, run_cell

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from memory_bench import axes, plugins
 from memory_bench.card import HELPERS, NAMED
 from memory_bench.cell import Choice
+from memory_bench.command.engines import CLUSTERS, engine
 from memory_bench.command.jobs import RUNS, Work
 from memory_bench.data.library import LABELS, Library
 from memory_bench.errors import MachineError, UserError, unknown
 from memory_bench.files.artefacts import write_json
 from memory_bench.record import Record
 from memory_bench.running.console import Display, error, show
-from memory_bench.running.executors import Executor, Inline, Local
 from memory_bench.running.forks import apart, here
 from memory_bench.running.options import Options
 from memory_bench.shipped import THIRD_PARTY, parity_folder, parity_text, read_certificates
@@ -36,14 +36,6 @@ def _note(sentence: str) -> None:
     error(f"Note: {sentence}")
 
 
-def _executor(name: str, workers: int) -> Executor:
-    if name == "inline":
-        return Inline()
-    if name == "local":
-        return Local(workers)
-    raise unknown("executor", name, ["inline", "local"], "slurm and ray are not available in this version.")
-
-
 def prepare(options: Options) -> "Prepared":
     """Everything that can be checked before work starts.
 
@@ -52,7 +44,7 @@ def prepare(options: Options) -> "Prepared":
     """
     from memory_bench.command import preparing
 
-    _executor(options.executor, 1)
+    engine(options, 1, options.out or RUNS)
     return preparing.prepare(options)
 
 
@@ -99,7 +91,7 @@ def _finish(work: Work, records: Sequence[Record], asked: Collection[Choice], op
     """The report of what is there now, and the exit code."""
     from memory_bench.command.foretelling import learn
 
-    if records:
+    if records and options.executor not in CLUSTERS:  # of other machines nothing is learned for this one
         learn(records, options)
     try:
         code = report(work.out, quiet=options.quiet, as_json=options.as_json, asked=asked)
@@ -115,14 +107,15 @@ def _finish(work: Work, records: Sequence[Record], asked: Collection[Choice], op
 
 
 def carry_out(prepared: "Prepared", store: Store, options: Options) -> int:
-    """Run the cells that have no result yet; how many were lost (`memory_bench.running.executors.lost`)."""
+    """Run the cells that have no result yet; how many were lost (`memory_bench.running.apart.lost`)."""
     from memory_bench.command import preparing
     from memory_bench.command.foretelling import learn
 
     with _terminable():
         work = preparing.outstanding(prepared, store, options)
     records = perform(work, options)
-    learn(records, options)
+    if options.executor not in CLUSTERS:
+        learn(records, options)
     return len(work.jobs) - len(records)
 
 
@@ -130,7 +123,7 @@ def perform(work: Work, options: Options) -> list[Record]:
     """Run jobs, and show how they go; the records of those that were not lost."""
     if not work.jobs:
         return []
-    with _terminable(), closing(_executor(options.executor, work.workers).run(work.jobs)) as events:
+    with _terminable(), closing(engine(options, work.workers, work.out).run(work.jobs)) as events:
         return Display(len(work.jobs), quiet=options.quiet, remaining=work.remaining).follow(events)
 
 

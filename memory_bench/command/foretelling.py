@@ -93,7 +93,7 @@ def foretold(jobs: Sequence[Job], options: Options, workers: int) -> tuple[list[
         weights[job.cell.key] = max(0.0, float(plan.get("seconds", 0.0)) - again)
         trained.add(key)
     known = any(weights.values())
-    side = workers if options.executor == "local" else 1
+    side = {"local": workers, "inline": 1}.get(options.executor, 0)
     return ready, Remaining(weights, side, seconds=known)
 
 

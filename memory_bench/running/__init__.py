@@ -1,11 +1,13 @@
 """From names to records: the grid, its plan, a process per cell.
 
+- `apart.py`: a cell or a backbone in a process of its own, followed to its end
 - `blame.py`: what a failed cell says: error, line of the plug-in, log
 - `budgets.py`: the budgets of a run: several, with other limits
 - `building.py`: what a training is made of, and the one way to a model of it
 - `calibration.py`: what was measured on this machine, kept
 - `charging.py`: what a cell is charged with, and that memory refused there is a limit passed
 - `claims.py`: which cells of a run are this process's
+- `cluster.py`: what executors on other machines share
 - `computing.py`: memory from shapes alone
 - `console.py`: what a person sees meanwhile
 - `counting.py`: what a cell reads and computes, without computing
@@ -23,7 +25,10 @@
 - `job.py`: a cell with everything that its worker needs
 - `measuring.py`: a few real steps of a cell
 - `naming.py`: names as a user may give them, made whole
+- `node.py`: what another machine must see, and the worker there
 - `obituary.py`: the record of a worker that has ended: its own, or one written for it
+- `on_ray.py`: cells as tasks of Ray
+- `on_slurm.py`: cells as jobs of Slurm, through submitit
 - `options.py`: what a user may ask of a run: options, suites
 - `orphans.py`: a worker whose starter is gone ends
 - `pace.py`: seconds of a call, fitted

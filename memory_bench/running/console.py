@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from memory_bench.record import Record
-from memory_bench.running.executors import Event
+from memory_bench.running.apart import Event
 from memory_bench.running.remaining import Remaining
 
 PHASES = {

@@ -5,63 +5,36 @@ is written down as that cell's record and never takes the run down. What is the 
 that somebody killed) is no result: such a cell is ``lost``, stays to be done, and the run goes on with the others.
 """
 
-import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, Queue
 from tempfile import TemporaryDirectory
 from typing import IO, Any, Protocol
 
-from memory_bench.budget import Budget
-from memory_bench.cell import Cell
 from memory_bench.errors import MachineError, UserError
-from memory_bench.record import Record, now
+from memory_bench.record import now
+from memory_bench.running.apart import (
+    Event,
+    backbone_of,
+    job_file,
+    lost,
+    overseen,
+    prepare_apart,
+    run_apart,
+    why_not,
+)
 from memory_bench.running.claims import Claims
-from memory_bench.running.faults import fault
-from memory_bench.running.guard import Bounds, Guard
-from memory_bench.running.obituary import killed, settled
+from memory_bench.running.obituary import settled
 from memory_bench.running.orphans import watch
 from memory_bench.running.processes import WORKER, Worker, start
 from memory_bench.store import Store
 
 AGAIN = 0.3  # seconds until a cell that another command is at is asked for again
-SLACK_SECONDS = 3600.0  # of start-up, encoding and what has no limit, where nobody has predicted them
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something happened to a cell: ``start``, progress (`phase` done of total), a ``notice``, or its end.
-
-    It ends with its `record`, or is ``lost``: see `lost`.
-    """
-
-    cell: Cell
-    phase: str
-    done: int = 0
-    total: int = 1
-    record: Record | None = None
-    notice: str = ""
-
-    @property
-    def ends(self) -> bool:
-        """Nothing more is to come of this cell."""
-        return self.record is not None or self.phase == "lost"
-
-
-def lost(job: Any, why: str) -> Event:
-    """The end of a cell without a record, by no fault of its own: it stays to be done.
-
-    Args:
-        job: the cell with its things.
-        why: the end of a sentence.
-    """
-    says = f"{job.cell.title} has no result, by no fault of its own: {why.rstrip('.')}. The same command goes on."
-    return Event(job.cell, "lost", notice=says)
 
 
 class Executor(Protocol):
@@ -115,24 +88,18 @@ class Inline:
         told: list[Event] = []
         try:
             with TemporaryDirectory() as folder:
-                command = (*WORKER, str(_job_file(job, Path(folder))))
+                command = (*WORKER, str(job_file(job, Path(folder))))
                 forked = partial(_work_in_fork, job)
                 log = store.log_path(job.cell.key)
                 with start(forked if _forks(job) else command, log=log, inside=Path(folder)) as worker:
-                    code, guard = _overseen(worker, job, told.append)
+                    code, guard = overseen(worker, job, told.append)
                     end = Event(
                         job.cell, "record", record=settled(job, store, worker, guard, code, started, before=before)
                     )
         except (OSError, UserError) as trouble:
-            end = lost(job, _why(trouble, job))
+            end = lost(job, why_not(trouble, job))
         yield from (event for event in told if event.notice)
         yield end
-
-
-def _why(error: Exception, job: Any) -> str:
-    """Why a cell could not be looked after: the machine's reason where it is one, else the error."""
-    said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return fault(error, (job.out, job.cache)) or said
 
 
 def _work_in_fork(job: Any, told: IO[str]) -> int:
@@ -196,23 +163,19 @@ class Local:
         with TemporaryDirectory() as folder, Claims(jobs) as claims:
             try:
                 while waiting or busy:
-                    free = len(busy) < self.workers
-                    name = next(iter(preparing), None) if free else None
-                    able = (j for j in waiting if _backbone(j) in ready and j.cell.training.key not in busy)
-                    job = next((j for j in able if claims.take(j)), None) if free and name is None else None
+                    free = self.workers - len(busy)
+                    name = next(iter(preparing), None) if free > 0 else None
+                    able = (j for j in waiting if backbone_of(j) in ready) if name is None else ()
                     if name is not None:
                         busy.add(name)
                         yield Event(preparing[name].cell, "backbone")
                         self._start(self._prepare, preparing.pop(name), Path(folder), events)
-                    elif job is not None:
-                        waiting.remove(job)
-                        yield Event(job.cell, "start")
-                        if (made := claims.made(job)) is not None:
-                            claims.give(job.cell.key)
-                            yield Event(job.cell, "record", record=made)
-                            continue
-                        busy.add(job.cell.training.key)
-                        self._start(self._work, replace(job, before=claims.before(job)), Path(folder), events)
+                    elif chosen := _choose(able, busy, claims, free):
+                        for job in chosen:
+                            waiting.remove(job)
+                        begun = yield from _begun(chosen, claims)
+                        busy |= {job.cell.training.key for job in begun}
+                        self._begin(begun, Path(folder), events)
                     else:
                         try:
                             event = events.get(timeout=AGAIN if claims.elsewhere else None)
@@ -221,10 +184,10 @@ class Local:
                         if isinstance(event, UserError):
                             raise event
                         if event.phase == "unprepared":
-                            name = _backbone(event)
+                            name = backbone_of(event)
                             busy.discard(name)
-                            yield from (lost(j, event.notice) for j in waiting if _backbone(j) == name)
-                            waiting = [j for j in waiting if _backbone(j) != name]
+                            yield from (lost(j, event.notice) for j in waiting if backbone_of(j) == name)
+                            waiting = [j for j in waiting if backbone_of(j) != name]
                             continue
                         if event.phase == "prepared":
                             busy.discard(event.cell.training.backbone.name)
@@ -248,98 +211,62 @@ class Local:
             worker.kill()
         self._running.clear()
 
+    def _begin(self, jobs: Sequence[Any], folder: Path, events: "Queue[Event | UserError]") -> None:
+        """Start cells that can run at once; what comes of them goes into `events`."""
+        for job in jobs:
+            self._start(self._work, job, folder, events)
+
+    def _kept(self, name: str) -> Callable[[Worker], None]:
+        """Remembers a worker under a name, so that `stop` ends it."""
+
+        def keep(worker: Worker) -> None:
+            self._running[name] = worker
+            if self._stopping:
+                worker.kill()
+
+        return keep
+
     def _prepare(self, job: Any, folder: Path, events: "Queue[Event | UserError]") -> None:
         """Train or convert a cell's backbone, in a thread that only waits."""
-        name = _backbone(job)
-        with start([*self.command, "--prepare", str(_job_file(job, folder / "prepare"))], inside=folder) as worker:
-            self._running[name] = worker
-            assert worker.process.stdout is not None
-            for event in filter(None, (_told(job.cell, line) for line in worker.process.stdout)):
-                if event.notice:
-                    events.put(event)
-            code = worker.wait()
-            self._running.pop(name, None)
-            if killed(code):
-                events.put(Event(job.cell, "unprepared", notice=f"the backbone's preparation {killed(code)}"))
-            elif code:
-                last = (worker.said() or ["no message"])[-1]
-                events.put(UserError(f"The backbone {name} could not be prepared: {last}"))
-            else:
-                events.put(Event(job.cell, "prepared"))
+        name = backbone_of(job)
+        events.put(prepare_apart(job, folder, self.command, events.put, self._kept(name)))
+        self._running.pop(name, None)
 
     def _work(self, job: Any, folder: Path, events: "Queue[Event | UserError]") -> None:
         """One cell from start to record, in a thread that only waits."""
-        store, started = Store(job.out), now()
-        try:
-            command = [*self.command, str(_job_file(job, folder))]
-            with start(command, log=store.log_path(job.cell.key), inside=folder) as worker:
-                self._running[job.cell.key] = worker
-                if self._stopping:
-                    worker.kill()
-                try:
-                    code, guard = _overseen(worker, job, events.put)
-                finally:
-                    self._running.pop(job.cell.key, None)
-                if self._stopping:
-                    return
-                record = settled(job, store, worker, guard, code, started, before=job.before or "")
-        except Exception as error:  # for example a full disk: the run goes on, the cell stays to be done
-            events.put(lost(job, _why(error, job)))
-            return
-        events.put(Event(job.cell, "record", record=record))
+        end = run_apart(job, folder, self.command, events.put, self._kept(job.cell.key), stopped=lambda: self._stopping)
+        self._running.pop(job.cell.key, None)
+        if end is not None:
+            events.put(end)
 
 
-def _overseen(worker: Worker, job: Any, tell: Callable[[Event], None]) -> tuple[int, Guard]:
-    """A cell's process until its end, its progress passed on; its exit code and who watched it."""
-    bounds = Bounds(job.cell.training.budget, job.device, _deadline(job), (job.out, job.cache))
-    with Guard(worker, bounds) as guard:
-        assert worker.process.stdout is not None
-        for line in worker.process.stdout:
-            if (event := _told(job.cell, line)) is None:
-                continue
-            if event.phase == "lost":
-                worker.trouble = event.notice
-            else:
-                tell(event)
-        return worker.wait(), guard
+def _choose(able: Iterable[Any], busy: Collection[str], claims: Claims, most: int) -> list[Any]:
+    """Jobs of different trainings, none of them `busy`, at most so many; they are claimed."""
+    found: dict[str, Any] = {}
+    for job in able:
+        if len(found) >= most:
+            break
+        if (key := job.cell.training.key) not in busy and key not in found and claims.take(job):
+            found[key] = job
+    return list(found.values())
 
 
-def _job_file(job: Any, folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{job.cell.key}.json"
-    path.write_text(json.dumps(job.to_json()), encoding="utf-8")
-    return path
-
-
-def _backbone(job: Any) -> str:
-    return str(job.cell.training.backbone.name)
+def _begun(chosen: Sequence[Any], claims: Claims) -> Generator[Event, None, list[Any]]:
+    """Those of claimed jobs that are still to be done; of the others the record is told."""
+    begun = []
+    for job in chosen:
+        yield Event(job.cell, "start")
+        if (made := claims.made(job)) is None:
+            begun.append(replace(job, before=claims.before(job)))
+        else:
+            claims.give(job.cell.key)
+            yield Event(job.cell, "record", record=made)
+    return begun
 
 
 def _first_jobs(jobs: Sequence[Any]) -> dict[str, Any]:
     """The first job of every backbone, by its name."""
     first: dict[str, Any] = {}
     for job in jobs:
-        first.setdefault(_backbone(job), job)
+        first.setdefault(backbone_of(job), job)
     return first
-
-
-def _deadline(job: Any) -> float:
-    """Seconds of a job's clock until it is ended; where nobody has predicted them, far more than its limits."""
-    if job.deadline is not None:
-        return float(job.deadline)
-    budget: Budget = job.cell.training.budget
-    found = [bound for phase in ("train", "eval", "control") if (bound := budget.seconds(phase))]
-    return 2 * sum(limit for _, limit in found) + (3 - len(found)) * 86_400 + SLACK_SECONDS
-
-
-def _told(cell: Cell, line: str) -> Event | None:
-    """What a line of a worker's output says; None for what libraries print."""
-    try:
-        told = json.loads(line)
-        if "lost" in told:
-            return Event(cell, "lost", notice=str(told["lost"]))
-        if "notice" in told:
-            return Event(cell, "notice", notice=str(told["notice"]))
-        return Event(cell, str(told["phase"]), int(told["done"]), int(told["total"]))
-    except (ValueError, KeyError, TypeError):
-        return None

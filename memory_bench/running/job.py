@@ -25,6 +25,7 @@ class Job:
         superseded: stamps of checkpoints that do not count any more (``--force``), by training key, and of trainings
             on their way by ``unfinished/`` and it.
         checkpoint_every: how often a training is kept on its way (`memory_bench.driver.every`); empty: never.
+        allotted: bytes of main memory that a scheduler gives it, which may be less than its limits; None: no scheduler.
     """
 
     cell: Cell
@@ -40,6 +41,7 @@ class Job:
     before: str | None = None
     superseded: dict[str, str] = field(default_factory=dict)
     checkpoint_every: str = ""
+    allotted: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the job file."""

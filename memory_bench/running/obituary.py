@@ -49,6 +49,8 @@ def settled(
         guard.condemn_memory()
         verdict = guard.verdict
     if verdict is None and own is None and code == -signal.SIGKILL and oom_kills() > guard.oom_kills:
+        if job.allotted is not None:  # less than its limits allow, perhaps
+            raise MachineError(f"the {job.allotted / 1e9:.0f} GB of memory that a scheduler gave it were too little")
         guard.condemn_memory()
         verdict = guard.verdict
     if verdict is not None:

@@ -39,6 +39,7 @@ class Options:
     hub: bool
     mlflow: str | None = None
     checkpoint_every: str = ""
+    ray_address: str = ""
 
 
 def with_suite(options: Options) -> Options:

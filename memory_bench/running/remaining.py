@@ -17,7 +17,7 @@ class Remaining:
 
     Args:
         weights: of every cell, by key; all in the same unit. A cell without one weighs as much as the others' mean.
-        workers: cells that run at once.
+        workers: cells that run at once; 0: nobody knows, and so how long they take.
         seconds: the weights are seconds: believed until cells have ended that outweigh `NOISE`.
         now: the time in seconds.
     """
@@ -45,10 +45,10 @@ class Remaining:
     def left(self) -> float | None:
         """Seconds until the last cell has ended; None: nothing is known yet."""
         rate = self._rate()
-        if rate is None:
+        if rate is None or not self.workers:
             return None
         now = self.now()
-        free = [0.0] * max(1, self.workers)
+        free = [0.0] * self.workers
         running = [key for key in self._begun if key not in self._took]
         for place, key in enumerate(running[: len(free)]):
             free[place] = max(0.0, self._weight(key) * rate - (now - self._begun[key]))
