@@ -13,7 +13,7 @@ Unusual here:
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
@@ -26,7 +26,8 @@ from memory_bench.backbone.embedder import Embedder
 from memory_bench.backbone.model import Backbone, Past
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.errors import UserError, unknown
+from memory_bench.choices import check_choices
+from memory_bench.errors import UserError
 from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, State, Traits
 
 from .parts.cache import empty_cache, keep_recent, next_positions
@@ -38,16 +39,6 @@ from .parts.text_memory import Found, TextMemory, chunks_held, chunks_written
 SEGMENTS = 128  # segments that a fitted memory holds at most
 STORE_SHARE = 10  # a stream's memory takes at most this fraction of the budget's device memory
 LARGE = 256  # windows from this size have 8 chunks to a segment, smaller ones 4
-
-CHOICES = {
-    "search": ("keys", "text"),
-    "retrieval_query": ("previous-piece", "current-piece"),
-    "selection": ("similarity", "random"),
-    "memory_position": ("zero", "continual", "repeated"),
-    "gate": ("none", "bias", "scale"),
-    "eviction": ("oldest", "halve"),
-    "store": ("backbone", "bfloat16"),
-}
 
 Look = Callable[[Tensor, Found | None], None]
 """Told of every pass of a continuation: the query, and what is retrieved."""
@@ -79,9 +70,7 @@ class MemLongConfig:
             raise UserError("memlong: segment and chunk must be at least 1, window and retrieved_chunks at least 0.")
         if self.memory_tokens < self.chunk:
             raise UserError(f"memlong: memory_tokens must be at least a chunk, {self.chunk} tokens.")
-        for field in fields(self):
-            if (allowed := CHOICES.get(field.name)) and getattr(self, field.name) not in allowed:
-                raise unknown(f"memlong.{field.name}", str(getattr(self, field.name)), allowed)
+        check_choices("memlong", self)
 
     @classmethod
     def official(cls) -> "MemLongConfig":
