@@ -370,7 +370,7 @@ def test_a_killed_worker_leaves_what_the_next_goes_on_from(
     name: str, jobs: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
     """The very processes of a run: the record and the weights are those of a run that nobody disturbed."""
-    job = replace(jobs(name, train_tokens=12_000, eval_seconds=None, train_seconds=None)[0], checkpoint_every="3")
+    job = replace(jobs(name, train_tokens=8_000, eval_seconds=None, train_seconds=None)[0], checkpoint_every="3")
     calm = replace(job, out=tmp_path / "calm", checkpoint_every="")
     key = job.cell.training.key
     assert ended(calm, tmp_path) == 0
