@@ -78,11 +78,19 @@ def test_what_has_no_paired_test_is_said(tmp_path: Path) -> None:
     assert "so no paired test" in text
 
 
-@pytest.mark.parametrize("metric", ["bits_per_byte", "nll", "accuracy"])
-def test_what_pairs_share_changes_no_number(metric: str) -> None:
+@pytest.mark.parametrize(
+    ("metric", "fewer", "seeds"),
+    [("bits_per_byte", 0, 1), ("nll", 0, 1), *(("accuracy", f, s) for f in (0, 1) for s in (1, 2, 3, 5))],
+)
+def test_what_pairs_share_changes_no_number(metric: str, fewer: int, seeds: int) -> None:
     """In a table every pair is, to the bit, what it is alone and what the plain formulas give."""
     if metric == "accuracy":
-        rows = {f"m{n}": question_samples(n, {16: 0.4 + 0.1 * n, 64: 0.5}, questions=21 - n) for n in range(3)}
+
+        def answers(n: int) -> pd.DataFrame:
+            share = {16: 0.4 + 0.1 * n, 64: 0.5}
+            return pd.concat([question_samples(7 * n + s, share, questions=21 - fewer * n) for s in range(seeds)])
+
+        rows = {f"m{n}": answers(n) for n in range(3)}
     else:
         rows = {f"m{n}": text_samples(0, 0.01 * n, documents=22 - n, segment=32 + 32 * (n % 2)) for n in range(3)}
     table = pairing.differences(rows, metric, {label: [1.0] for label in rows})
