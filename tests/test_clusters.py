@@ -135,33 +135,37 @@ def test_stamps_are_the_same_on_every_machine(jobs: Prepare, monkeypatch: pytest
     assert here == store.stamp(job.cell.key)
 
 
-@pytest.mark.parametrize("what", ["out", "cache", "data", "plug-in", "versions", "other folder"])
-def test_a_machine_that_sees_too_little_is_refused(what: str, jobs: Prepare, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"out": "/nowhere/out"}, "does not see the run's folder /nowhere/out: results come back through it"),
+        ({"cache": "/nowhere/cache"}, "does not see the cache /nowhere/cache: backbones and data"),
+        ({"there": ["/nowhere/mine.py"]}, "does not see /nowhere/mine.py, which the run needs"),
+        ({"versions": {"torch": "1.0"}}, "this one 1.0: install the same there"),
+        ({"versions": {"sources of memory-bench": "0"}}, "this one 0: install the same there"),
+    ],
+)
+def test_a_machine_that_sees_too_little_is_refused(
+    changed: dict[str, Any], said: str, jobs: Prepare, tmp_path: Path
+) -> None:
     (job,) = jobs("rmt")
-    shutil.copytree(job.cache, tmp_path / "cache")
-    job = replace(job, cache=tmp_path / "cache", data=tmp_path)
-    asked = node.wanted([job])
+    asked = node.wanted([replace(job, cache=tmp_path / "cache")])
     assert node.refusal(asked) == ""
+    sentence = node.refusal({**asked, **changed})
+    assert sentence.startswith("The machine ")
+    assert sentence.endswith(".")
+    assert said in sentence
+
+
+def test_a_folder_of_the_same_name_is_another(jobs: Prepare, tmp_path: Path) -> None:
+    (job,) = jobs("rmt")
+    job = replace(job, cache=tmp_path / "cache")
+    asked = node.wanted([job])
     assert node.wanted([job])["marks"] == asked["marks"], "a folder keeps its mark"
-    if what == "other folder":  # that is called alike, on this machine's own disk
-        (job.out / node.MARK).write_text("0" * 32)
-        what = "out"
-    asked |= (
-        {
-            "out": {"out": "/nowhere/out"},
-            "cache": {"cache": "/nowhere/cache"},
-            "data": {"there": ["/nowhere/data"]},
-            "plug-in": {"there": ["/nowhere/mine.py"]},
-            "versions": {"versions": {**asked["versions"], "torch": "1.0"}},
-        }[what]
-        if not (what == "out" and (job.out / node.MARK).read_text() == "0" * 32)
-        else {}
-    )
-    said = node.refusal(asked)
-    assert said.startswith("The machine ")
-    assert said.endswith(".")
-    assert {"out": "--out", "cache": "MEMORY_BENCH_CACHE", "data": "data", "plug-in": "mine.py",
-            "versions": "torch"}[what] in said  # fmt: skip
+    for folder in ("out", "cache"):
+        (Path(asked[folder]) / node.MARK).write_text("0" * 32)  # on that machine's own disk
+        assert f"{asked[folder]}: " in node.refusal(asked)
+        (Path(asked[folder]) / node.MARK).write_text(asked["marks"][asked[folder]])
 
 
 def test_files_that_a_run_names_are_wanted(jobs: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,13 +48,14 @@ class Ray(Cluster):
             self._join()
         nodes = [found for found in self._ray.nodes() if found["Alive"]]
         self._ask(nodes)
-        for job in jobs:
-            wanted = cluster.needs(job)
-            asked = {"CPU": wanted.cpus, "GPU": wanted.gpus, "memory": wanted.memory}
-            if not any(all(one["Resources"].get(k, 0) >= v for k, v in asked.items()) for one in nodes):
+        wanted = {cluster.needs(job, prepare=prepare): job for prepare in (True, False) for job in jobs}
+        for asked, job in wanted.items():
+            amounts = {"CPU": asked.cpus, "GPU": asked.gpus, "memory": asked.memory}
+            if not any(all(one["Resources"].get(k, 0) >= v for k, v in amounts.items()) for one in nodes):
                 raise UserError(
-                    f"No node of the Ray cluster has {wanted.cpus} cores, {wanted.gpus} GPUs and "
-                    f"{wanted.memory / 1e9:.0f} GB of memory, as {job.cell.title} needs."
+                    f"No node of the Ray cluster has {asked.cpus} cores, {asked.gpus} GPUs and "
+                    f"{asked.memory / 1e9:.0f} GB of memory, as {job.cell.title} needs; `memory-bench plan` finds out "
+                    "what a cell takes that nobody has measured yet."
                 )
 
     def _join(self) -> None:
