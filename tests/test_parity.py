@@ -180,7 +180,7 @@ def test_a_tensor_that_cannot_be_compared_fails_the_case(model: str, copy: Calla
 @pytest.mark.parametrize("model", ["hmt", "rmt", "armt", "autocompressor", "infini-attention", "memoryllm", "mplus"])
 def test_altered_weights_name_the_first_tensor_that_diverges(model: str, copy: Callable[..., Case]) -> None:
     def alter(tensors: dict[str, Tensor]) -> None:
-        name = next(k for k in sorted(tensors) if k.startswith("backbone.") and "mlp" in k and tensors[k].dim() == 2)
+        name = next(k for k in sorted(tensors) if re.search(r"^backbone.*(mlp|fc1)", k) and tensors[k].dim() == 2)
         tensors[name] = tensors[name] + 0.1 * torch.randn(
             tensors[name].shape, generator=torch.Generator().manual_seed(0)
         )
