@@ -127,7 +127,7 @@ class CompressiveMemory(nn.Module):
 
 
 class InfiniAttention(MemoryModel[InfiniState]):
-    """Munkhdalai et al., *Leave No Context Behind: Efficient Infinite Context Transformers with Infini-attention*.
+    """Munkhdalai et al., *Leave No Context Behind* (2024): Infini-attention.
 
     Attributes: ``layers``, a `CompressiveMemory` each.
     """
