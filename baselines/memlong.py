@@ -230,7 +230,7 @@ class MemLong(MemoryModel[MemLongState]):
     def embed_text(self, ids: Tensor) -> Tensor:
         """Unit vectors ``[texts, width]`` float32 of `ids` ``[texts, tokens]``; negative ids are no tokens."""
         assert self._embedder is not None
-        return cast(Tensor, self._embedder(ids))
+        return self._embedder(ids)
 
     def query_text(self, state: MemLongState, segment: Segment) -> Tensor:
         """What a segment is searched for by, ``[rows, tokens]``, -1 for none (search "text")."""
@@ -259,7 +259,7 @@ class MemLong(MemoryModel[MemLongState]):
     def _vectors(self, ids: Tensor, keys: Tensor) -> Tensor:
         """What chunks are found by, `parts.text_memory.Encode`."""
         if self._by_text:
-            return self.embed_text(ids.flatten(0, 1)).unflatten(0, ids.shape[:2])
+            return cast(Tensor, self.embed_text(ids.flatten(0, 1)).unflatten(0, ids.shape[:2]))
         by_chunk = keys.transpose(1, 2).flatten(2).unflatten(1, ids.shape[1:]).float()  # [rows, chunks, size, width]
         return F.normalize(by_chunk.sum(dim=2), dim=-1)
 
