@@ -38,7 +38,6 @@ from .parts.text_memory import Found, TextMemory, chunks_held, chunks_written
 
 SEGMENTS = 128  # segments that a fitted memory holds at most
 STORE_SHARE = 10  # a stream's memory takes at most this fraction of the budget's device memory
-LARGE = 256  # windows from this size have 8 chunks to a segment, smaller ones 4
 
 Look = Callable[[Tensor, Found | None], None]
 """Told of every pass of a continuation: the query, and what is retrieved."""
@@ -160,24 +159,22 @@ class MemLong(MemoryModel[MemLongState]):
 
     @classmethod
     def fit(cls, card: BackboneCard, budget: Budget) -> MemLongConfig:
-        """Half a window for the segment and half for the text before it, and as many tokens retrieved as a segment has.
+        """As many tokens before the segment as in it, like `XLCache`, and as many retrieved, in 8 chunks as published.
 
         Small backbones retrieve in all their upper layers.
         """
-        segment = max(1, card.window // 2)
-        count = 8 if card.window >= LARGE else 4
-        chunk = max(2, segment // count)
+        segment = card.window
+        chunk = max(2, segment // 8)
         tokens = min(MemLongConfig().memory_tokens, SEGMENTS * segment)
         if budget.device_bytes is not None:
             slot = 2 * 4 * card.kv_heads * card.head_width  # bytes, in float32
             tokens = min(tokens, budget.device_bytes // STORE_SHARE // slot)
         return MemLongConfig(
             segment=segment,
-            window=card.window - segment,
+            window=segment,
             retrieval_layers=tuple(range(card.layers // 2, card.layers)) if card.small else None,
             memory_tokens=max(chunk, tokens),
             chunk=chunk,
-            retrieved_chunks=count,
         )
 
     @classmethod

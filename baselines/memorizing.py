@@ -10,7 +10,7 @@ Unusual here:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -27,6 +27,7 @@ from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 
 from .parts import knn
 from .parts.cache import empty_cache, keep_recent, next_positions
+from .parts.drawing import draw_slots, row_seeds
 from .parts.ring import Ring
 
 SEGMENTS = 128  # segments that the store holds at most
@@ -54,6 +55,7 @@ class MemorizingConfig:
     strict_causal: bool = False  # official: a token does not attend to itself
     mask_unwritten: bool = True  # official, off: empty slots are retrieved as zeros, and the gate always applies
     mask_cache: bool = True  # official, off: the zeros of an empty XL cache are attended to
+    selection: Literal["best", "random"] = field(default="best", metadata={"left_out": True})  # random: a control
 
     def __post_init__(self) -> None:
         if min(self.segment, self.slots) < 1 or min(self.top_k, self.xl_cache, self.sinks) < 0:
@@ -90,10 +92,11 @@ class MemorizingConfig:
 
 @dataclass(frozen=True, slots=True)
 class MemorizingState(State):
-    """Stored keys and values of the memory layers, and the sinks and XL cache of all layers (None without either)."""
+    """Stored keys and values of the memory layers, sinks and XL cache of all (None without), seeds of random draws."""
 
     store: Ring
     window: Past | None
+    host_seeds: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +159,7 @@ class Memorizing(MemoryModel[MemorizingState]):
 
         def per_layer(wanted: bool, value: float) -> nn.ParameterDict:
             start = torch.full((backbone.heads,), value, device=backbone.device, dtype=backbone.dtype)
-            names = self.layers if wanted else ()
-            return nn.ParameterDict({str(layer): nn.Parameter(start.clone()) for layer in names})
+            return nn.ParameterDict({str(n): nn.Parameter(start.clone()) for n in (self.layers if wanted else ())})
 
         self.memory_gate = per_layer(config.fusion == "gate", config.gate_init)
         self.attention_scale = per_layer(config.normalise, config.scale_init)
@@ -188,21 +190,19 @@ class Memorizing(MemoryModel[MemorizingState]):
             options["segment"] = min(card.window, card.max_positions - options.get("sinks", 0))
         slots = min(MemorizingConfig().slots, SEGMENTS * options["segment"])
         if budget.device_bytes is not None:
-            layers = len(options.get("layers", (0,)))
-            slot = 2 * 4 * layers * card.kv_heads * card.head_width  # bytes, in float32
+            slot = 2 * 4 * len(options.get("layers", (0,))) * card.kv_heads * card.head_width  # bytes, in float32
             slots = max(1, min(slots, budget.device_bytes // STORE_SHARE // slot))
         options["slots"] = slots
         return MemorizingConfig(**options)
 
     def open(self, rows: int, *, seeds: Sequence[int] | None = None) -> MemorizingState:
-        """See `MemoryModel.open`; nothing is drawn."""
-        del seeds
+        """See `MemoryModel.open`; only a random selection draws."""
         backbone, config = self.backbone, self.config
         shape = (rows, backbone.kv_heads, backbone.head_width)
         like = torch.empty(0, device=backbone.device, dtype=backbone.dtype)
         store = Ring.empty(len(self.layers), shape, config.slots, like, whole=config.whole_store)
-        cached = config.sinks + config.xl_cache
-        return MemorizingState(store, empty_cache(backbone, rows, cached) if cached else None)
+        window = empty_cache(backbone, rows, self._window) if self._window else None
+        return MemorizingState(store, window, row_seeds(rows, seeds) if config.selection == "random" else None)
 
     def step(self, state: MemorizingState, segment: Segment, *, write: bool = True) -> tuple[Readout, MemorizingState]:
         """See `MemoryModel.step`."""
@@ -241,7 +241,7 @@ class Memorizing(MemoryModel[MemorizingState]):
                 continue
             if window is not None:
                 k, v = torch.cat([window.keys[layer], k], dim=2), torch.cat([window.values[layer], v], dim=2)
-            hidden = backbone.close(layer, hidden, self._attend(layer, (q, k, v), state.store, sight))
+            hidden = backbone.close(layer, hidden, self._attend(layer, (q, k, v), state, sight, mask))
         if whole == backbone.layers:
             hidden = resumed.finish(backbone.end(hidden))
         return hidden, Past(tuple(keys), tuple(values), mask, where)
@@ -282,7 +282,9 @@ class Memorizing(MemoryModel[MemorizingState]):
             own = torch.cat([cached[:, None, :].expand(-1, tokens, -1), own], dim=2)
         return itself(own)
 
-    def _attend(self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], store: Ring, sight: _Sight) -> Tensor:
+    def _attend(
+        self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], state: MemorizingState, sight: _Sight, mask: Tensor
+    ) -> Tensor:
         """Attention ``[rows, tokens, heads * head]`` of a layer to its window and, if it has one, its memory."""
         backbone, config = self.backbone, self.config
         q, keys, values = qkv
@@ -294,7 +296,11 @@ class Memorizing(MemoryModel[MemorizingState]):
         number = self.layers.index(layer)
         gate = self.memory_gate[str(layer)] if config.fusion == "gate" else None
         here = knn.Local(near, keys, values, sight.visible[layer])
-        return _joined(window_and_memory(config, here, far, store, number, (sight.valid, sight.known), gate))
+        valid, drawn, store, seeds = (sight.valid, sight.known), None, state.store, state.host_seeds
+        if seeds is not None and store.slots:
+            may = store.valid(config.xl_cache if config.exclude_recent else 0)
+            drawn = draw_slots(may, config.top_k, mask, q.shape[1], seeds, store.written, layer)[:, :, -q.shape[2] :]
+        return window_and_memory(config, here, far, store, number, valid, gate, drawn).transpose(1, 2).flatten(2)
 
     def _scale(self, layer: int) -> Tensor | float:
         if self.config.normalise:
@@ -310,7 +316,7 @@ class Memorizing(MemoryModel[MemorizingState]):
             store = store.write(keys, values, own.mask)
         if window is not None and (config.xl_cache or not bool(window.mask.all())):  # sinks alone never change again
             window = keep_recent(window.extend(own.detach()), config.xl_cache, config.sinks)
-        return MemorizingState(store, window)
+        return MemorizingState(store, window, state.host_seeds)
 
     def flops(self, tokens: int, remembered: int) -> int:
         """See `MemoryModel.flops`; searches what was written, and computes empty slots of sinks and XL cache."""
@@ -338,7 +344,8 @@ class Memorizing(MemoryModel[MemorizingState]):
         """Of search and attention in one memory layer."""
         config, backbone = self.config, self.backbone
         slots = config.slots if config.whole_store else min(config.slots, remembered)
-        per_query = knn.flops(slots, config.top_k, bucketed=config.search == "bucketed") * backbone.head_width
+        chosen = knn.flops(slots, config.top_k, bucketed=config.search == "bucketed")
+        per_query = (4 * min(config.top_k, slots) if config.selection == "random" else chosen) * backbone.head_width
         return tokens * backbone.heads * per_query
 
 
@@ -364,6 +371,7 @@ def window_and_memory(
     number: int,
     valid: tuple[Tensor | None, Tensor | None],
     gate: Tensor | None,
+    drawn: Tensor | None = None,
 ) -> Tensor:
     """Attention ``[rows, heads, tokens, head]`` of a memory layer.
 
@@ -375,23 +383,15 @@ def window_and_memory(
         number: which of its layers.
         valid: slots that may be retrieved ``[rows, slots]``, rows that have any ``[rows]``; None: all.
         gate: ``[heads]`` before its sigmoid; None with fusion "joint".
+        drawn: slots that are read, ``[rows, heads, tokens, k]``, instead of the best.
     """
     here = (window.q, window.keys, window.values, window.visible)
     if not store.slots:
         return knn.window_attention(*here)
-    found = knn.retrieve_and_attend(
-        far,
-        store.keys[number],
-        store.values[number],
-        config.top_k,
-        bucketed=config.search == "bucketed",
-        valid=valid[0],
-        dilute=not config.mask_unwritten,
-        local=window if gate is None else None,
-    )
+    stored, local = (store.keys[number], store.values[number]), window if gate is None else None
+    ways = {"bucketed": config.search == "bucketed", "dilute": not config.mask_unwritten}
+    if drawn is not None:
+        found = knn.attend_retrieved(far, *stored, drawn, local=local)
+    else:
+        found = knn.retrieve_and_attend(far, *stored, config.top_k, valid=valid[0], local=local, **ways)
     return found if gate is None else knn.mix_by_gate(knn.window_attention(*here), found, gate, valid[1])
-
-
-def _joined(heads: Tensor) -> Tensor:
-    """``[rows, heads, tokens, head]`` as ``[rows, tokens, heads * head]``."""
-    return heads.transpose(1, 2).flatten(2)

@@ -506,3 +506,32 @@ def test_a_passkey_is_recalled_from_beyond_the_window(smollm: Loaded) -> None:
 
     assert recalled(untrained(smollm, segment=256)) == len(key)
     assert recalled(untrained(smollm, segment=256, top_k=0)) <= 1
+
+
+# The control
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"fusion": "joint", "layers": (0, 1)}])
+def test_a_random_selection_reads_as_many_entries_whichever_they_are(options: dict[str, Any]) -> None:
+    best, random = build(**options), build(selection="random", **options)
+    text = random_text(best, 2, 7 * L)
+
+    def last(model: Memorizing, *seeds: int) -> Tensor:
+        return read(model, model.open(2, seeds=seeds), text)[0][:, -L:]
+
+    one = last(random, 1, 7)
+    assert torch.equal(one, last(random, 1, 7))
+    other = last(random, 2, 7)
+    assert not torch.allclose(one[0], other[0], atol=1e-4)
+    torch.testing.assert_close(one[1], other[1])  # a row draws by its own seed
+    assert not torch.allclose(one, last(best, 1, 7), atol=1e-4)
+    # Where all entries are read there is nothing to choose.
+    torch.testing.assert_close(
+        last(build(top_k=64, **options), 0, 0), last(build(top_k=64, selection="random", **options), 0, 0)
+    )
+
+
+def test_keys_of_cells_without_the_control_are_what_they_were() -> None:
+    assert "selection" not in plugins.plain(MemorizingConfig())
+    check_model(lambda: build(selection="random", slots=24))
