@@ -26,7 +26,8 @@ from memory_bench.errors import UserError, unknown
 from memory_bench.protocol import Readout
 
 from .parts import events
-from .parts.block_model import ABLATIONS, BlockModel, BlockOptions, BlockState, Pass
+from .parts.block_model import ABLATIONS, BlockModel, BlockState, Pass
+from .parts.block_options import BlockOptions
 
 CHOICES = {"statistics": ("running", "official"), "similarity_metric": tuple(events.MEASURES)}
 

@@ -3,7 +3,7 @@
 A stream's keys and values are cut into blocks of `block_size` tokens once they have left the window. Every execution
 block attends to the `selected_blocks` whose representative keys its mean query likes best, summed over heads, all at
 one constant distance: positions never exceed the window and an execution block, so a backbone reads texts far longer
-than it was trained on. See `parts/block_model.py` for the attention and for who chooses.
+than it was trained on. See `parts/block_model.py` for the attention and `parts/block_options.py` for who chooses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,8 @@ from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError
 
-from .parts.block_model import ABLATIONS, BlockModel, BlockOptions, BlockState, Pass
+from .parts.block_model import ABLATIONS, BlockModel, BlockState, Pass
+from .parts.block_options import BlockOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,10 +66,10 @@ def _infllm(case: Case, settings: Settings, lengths: list[int], new_tokens: int)
             f"segment{number}.pending": (store.host_read - store.pending_start)[:1],
         }
         for layer in range(model.backbone.layers):
-            chosen = [_numbers(done.chosen[layer][:, :, 0], model.config.selected_blocks) for done in call.passes]
-            heads = torch.stack(chosen, dim=2)  # [rows, 1 or heads, execution blocks, selected]
-            shown = heads if model.per_head else heads[:, 0]
-            got[f"segment{number}.layer{layer}.selected_blocks"] = shown
+            width, heads = model.config.selected_blocks, model.backbone.heads if model.per_head else 1
+            chosen = [_numbers(p.chosen[layer][:, :, 0], width).expand(-1, heads, -1) for p in call.passes]
+            shown = torch.stack(chosen, dim=2)  # [rows, heads, execution blocks, selected]
+            got[f"segment{number}.layer{layer}.selected_blocks"] = shown if model.per_head else shown[:, 0]
     last: BlockState = calls[-1].after
     for layer in range(model.backbone.layers):
         got[f"final.layer{layer}.block_representatives"] = last.store.representatives[layer]
@@ -100,6 +100,9 @@ def _emllm(case: Case, settings: Settings, lengths: list[int], new_tokens: int) 
         if number:  # by now the ends in the call before are known
             new, old = lengths[number], lengths[number - 1]
             ends.append(call.after.host_ends[:, -(new + old) : -new])
+    if labelled:  # whatever comes next decides about the ends in the last call
+        after = _call(model, calls[-1].after, Segment.full(torch.zeros(1, 1, dtype=torch.long))).after
+        ends.append(after.host_ends[:, -lengths[-1] - 1 : -2])
     got["surprisal"] = torch.cat(surprisal, dim=1)[:, 1 : case.tokens - (0 if labelled else lengths[-1] - 1)]
     got["boundaries"] = torch.cat(ends, dim=1).long()
     last: EventState = calls[-1].after

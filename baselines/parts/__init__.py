@@ -2,6 +2,8 @@
 
 - `block_attention.py`: one softmax over a window and far tokens
 - `block_model.py`: execution blocks that choose blocks of earlier text: what InfLLM and EM-LLM share
+- `block_options.py`: their options: who chooses, what is far
+- `block_sight.py`: what they see before they choose
 - `block_store.py`: all keys and values of a stream, and a table of blocks
 - `bm25.py`: BM25 over token ids
 - `cache.py`: a cache with a fixed number of slots

@@ -3,70 +3,25 @@
 A segment is read in execution blocks, each through all layers. In a layer the block attends, in one softmax, to the
 window before it at true distances, and to far tokens at the constant distance ``local_window - 1``: sinks, blocks that
 were chosen, and pending tokens that left the window and are in no block yet. What is chosen and how the pending tokens
-are cut into blocks is the method's own.
-
-Who chooses (`selection`):
-
-- ``causal``: an execution block is answered with what the mean query of the one before it chooses; one of given
-  tokens (a question, which is not predicted), or of one token by configuration, chooses by its own mean query.
-- ``official``: by its own mean query, so that its first token is answered with what its later tokens chose.
-- ``token``: every token by its own query alone. Its attention is masked, so it costs what full attention does.
-- ``random``: as many as ``causal`` takes, drawn from a generator of the row's seed and place: a control.
+are cut into blocks is the method's own. Who chooses is an option, see `block_options.py`.
 """
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from memory_bench.backbone.layers import Rotation, itself
 from memory_bench.backbone.model import Backbone
-from memory_bench.errors import UserError, unknown
-from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
+from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, State, Traits
 
 from .block_attention import Side, joint_attention
+from .block_sight import Sight
 from .block_store import BlockStore, spans
 from .execution import Execution, executions, scatter
 from .pool_state import row_generator
-
-CHOICES = {"selection": ("causal", "official", "token", "random"), "far_mask": ("exact", "none")}
-
-
-@dataclass(frozen=True, slots=True)
-class BlockOptions:
-    """Options of both methods; symbols of InfLLM's code in brackets."""
-
-    segment: int = 512  # text tokens per step
-    execution_block: int = 512  # tokens that choose at once [exc_block_size]; counted anew in every step
-    local_window: int = 4096  # tokens attended to at their true distance [n_local]
-    sink_tokens: int = 128  # first tokens, always attended to [n_init]
-    representative_tokens: int = 4  # a block is found by the mean key of so many [repr_topk]
-    selection: Literal["causal", "official", "token", "random"] = "causal"  # who chooses the blocks, see the module
-    # exact: a pending token is far once it has left a query's window; none: official, up to execution_block - 1 tokens
-    # are attended twice, at their true distance and at the constant one.
-    far_mask: Literal["exact", "none"] = "exact"
-
-    def check(self, name: str, *more: str) -> None:
-        """Refuse sizes that cannot be; `more` are other fields that must be at least 1.
-
-        Raises:
-            UserError: naming option and choices.
-        """
-        for field in ("segment", "execution_block", "local_window", "representative_tokens", *more):
-            if getattr(self, field) < 1:
-                raise UserError(f"{name}: {field} must be at least 1.")
-        if self.sink_tokens < 0:
-            raise UserError(f"{name}: sink_tokens cannot be negative.")
-        if self.execution_block > self.local_window:
-            raise UserError(
-                f"{name}: execution_block = {self.execution_block} must not exceed local_window = {self.local_window}."
-            )
-        for known in fields(self):
-            if (allowed := CHOICES.get(known.name)) and getattr(self, known.name) not in allowed:
-                raise unknown(f"{name}.{known.name}", str(getattr(self, known.name)), allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,24 +61,6 @@ class Pass:
     inputs: tuple[Tensor, ...]
     chosen: tuple[Tensor, ...]
     queue: tuple[Any, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Sight:
-    """What an execution block may see of the store, the same in all layers but for rotation and windows."""
-
-    mask: Tensor  # [rows, tokens] bool, on the device
-    where: Tensor  # [rows, tokens], positions
-    past: Tensor  # [rows, past], tokens of the window
-    fixed: Tensor  # [rows, sinks + pending], tokens that are far and not chosen
-    near_seen: tuple[Tensor | None, ...]  # per layer [rows, 1, tokens, past + tokens]
-    fixed_seen: Tensor  # [rows, 1, tokens, sinks + pending]
-    starts: Tensor  # [rows, blocks]
-    sizes: Tensor  # [rows, blocks]
-    turn: tuple[Rotation | None, ...]  # queries that look at the window
-    turn_keys: tuple[Rotation | None, ...]
-    turn_far: tuple[Rotation | None, ...]  # queries that look further
-    turn_zero: tuple[Rotation | None, ...]  # keys there
 
 
 class BlockModel(MemoryModel[S]):
@@ -215,7 +152,8 @@ class BlockModel(MemoryModel[S]):
         backbone, store = self.backbone, state.store
         columns = part.columns.to(segment.ids.device)
         ids = segment.ids.gather(1, columns)
-        sight = self._sight(store, part)
+        widest = self._widest(store, part)
+        sight = Sight.of(backbone, self.config, store, part, widest[1])
         hidden = backbone.begin(backbone.embed(ids), sight.where)
         inputs, keys, values, means, received, chosen, queue = ([] for _ in range(7))  # type: ignore[var-annotated]
         for layer in range(backbone.layers):
@@ -223,8 +161,8 @@ class BlockModel(MemoryModel[S]):
             q, k, v = backbone.project(layer, backbone.norm_input(layer, hidden), sight.mask)
             far = backbone.rotate(q, sight.turn_far[layer])
             mean = self._mean(far, sight.mask, state.query[:, layer])
-            times, kept = self._chosen(state, layer, far, mean, part)
-            attended, weights = self._attend(layer, (q, far, k, v), store, sight, times, part)
+            times, kept = self._chosen(state, layer, far, mean, part, widest[2])
+            attended, weights = self._attend(layer, (q, far, k, v), store, sight, times, widest[0])
             hidden = backbone.close(layer, hidden, attended)
             for made, what in zip(
                 (keys, values, means, received, chosen, queue), (k, v, mean, weights, times, kept), strict=True
@@ -246,7 +184,9 @@ class BlockModel(MemoryModel[S]):
         return torch.where(count > 0, mean, before)
 
     @torch.no_grad()
-    def _chosen(self, state: S, layer: int, far: Tensor, mean: Tensor, part: Execution) -> tuple[Tensor, Any]:
+    def _chosen(
+        self, state: S, layer: int, far: Tensor, mean: Tensor, part: Execution, scored: int
+    ) -> tuple[Tensor, Any]:
         """What `choose` answers to the scores of `BlockOptions.selection`."""
         store, config = state.store, self.config
         rows, blocks = store.host_sizes.shape
@@ -254,27 +194,28 @@ class BlockModel(MemoryModel[S]):
         there = (store.host_sizes > 0).to(far.device)[:, None, None]
         if config.selection == "random":
             scores = self._random(state, layer).to(far.device)[:, None, None]
-        elif not self._scored(store, tokens):
+        elif not scored:
             scores = torch.zeros(rows, 1, 1, blocks, device=far.device)
         elif config.selection == "token":
-            scores = self._scores(state, layer, far.float(), tokens)
+            scores = self._scores(state, layer, far.float(), scored)
         else:
             query = mean
             if config.selection == "causal" and config.execution_block > 1:
                 query = torch.where(part.given.to(far.device)[:, None, None], mean, state.query[:, layer])
-            scores = self._scores(state, layer, query[:, :, None], tokens)
+            scores = self._scores(state, layer, query[:, :, None], scored)
         return self.choose(state, layer, scores.masked_fill(~there, -torch.inf), tokens)
 
-    def _scored(self, store: BlockStore, tokens: Tensor) -> int:
-        """How many blocks get a score."""
-        pairs = zip(store.host_read.tolist(), tokens.tolist(), strict=True)
-        return max(self.widths(read, new)[2] for read, new in pairs)
+    def _widest(self, store: BlockStore, part: Execution) -> tuple[int, int, int]:
+        """The largest `widths` of all rows."""
+        pairs = zip(store.host_read.tolist(), part.mask.sum(dim=1).tolist(), strict=True)
+        chosen, pending, scored = zip(*(self.widths(read, new) for read, new in pairs), strict=True)
+        return max(chosen), max(pending), max(scored)
 
-    def _scores(self, state: S, layer: int, queries: Tensor, tokens: Tensor) -> Tensor:
+    def _scores(self, state: S, layer: int, queries: Tensor, scored: int) -> Tensor:
         """``[rows, 1 or heads, queries, blocks]``: products with representatives, summed over heads."""
         found = state.store.representatives[layer]
         # The number of blocks may depend on the text; what is computed does not.
-        padded = torch.nn.functional.pad(found, (0, 0, 0, max(0, self._scored(state.store, tokens) - found.shape[2])))
+        padded = torch.nn.functional.pad(found, (0, 0, 0, max(0, scored - found.shape[2])))
         scores = (queries @ padded.transpose(2, 3))[..., : found.shape[2]]
         return scores if self.per_head else scores.sum(dim=1, keepdim=True)
 
@@ -287,56 +228,14 @@ class BlockModel(MemoryModel[S]):
             drawn[row, :blocks] = torch.rand(blocks, generator=row_generator(seed, read, 2 + layer))
         return drawn
 
-    def _sight(self, store: BlockStore, part: Execution) -> _Sight:
-        backbone, window, device = self.backbone, self.config.local_window, self.backbone.device
-        read, tokens = store.host_read[:, None], part.mask.sum(dim=1, keepdim=True)
-        new = torch.arange(part.mask.shape[1])
-        length = min(window, int(read.max()))
-        past = read - length + torch.arange(length)
-        where = read.clamp(max=window) + new
-        keys_at = torch.cat([(past - (read - window).clamp(min=0)).clamp(min=0), where], dim=1)
-        distance = where[:, :, None] - keys_at[:, None, :]
-        seen = (distance >= 0) & (distance < window) & torch.cat([past >= 0, part.mask], dim=1)[:, None]
-        seen = itself(seen)
-        # Far tokens that need no choice: sinks, and pending ones that have left the window of the last token at least.
-        first = store.pending_start[:, None]
-        left = (read + tokens - window - first).clamp(min=0).minimum(read - first)
-        pairs = zip(read[:, 0].tolist(), tokens[:, 0].tolist(), strict=True)
-        width = max(self.widths(a, b)[1] for a, b in pairs)
-        pending = first + torch.arange(width)
-        sinks = torch.arange(int(store.host_sinks.max())).expand(len(read), -1)
-        fixed_seen = torch.cat([sinks < store.host_sinks[:, None], torch.arange(width) < left], dim=1)[:, None]
-        fixed = torch.cat([sinks, pending], dim=1)
-        if self.config.far_mask == "exact":
-            apart = (read + new)[:, :, None] - fixed[:, None]
-            fixed_seen = fixed_seen & (apart >= window)
-        else:
-            fixed_seen = fixed_seen.expand(-1, len(new), -1)
-        last = max(0, store.keys[0].shape[2] - 1)
-        where, keys_at, mask = where.to(device), keys_at.to(device), part.mask.to(device)
-        return _Sight(
-            mask=mask,
-            where=where,
-            past=past.clamp(min=0).to(device),
-            fixed=fixed.clamp(max=last).to(device),
-            near_seen=backbone.windowed(seen.to(device), where, keys_at),
-            fixed_seen=fixed_seen[:, None].to(device),
-            starts=store.host_starts.to(device),
-            sizes=store.host_sizes.to(device),
-            turn=backbone.rotation(where, queries=True),
-            turn_keys=backbone.rotation(keys_at),
-            turn_far=backbone.rotation(torch.full_like(where[:1, :1], window - 1), queries=True),
-            turn_zero=backbone.rotation(torch.zeros_like(where[:1, :1])),
-        )
-
     def _attend(
         self,
         layer: int,
         made: tuple[Tensor, Tensor, Tensor, Tensor],
         store: BlockStore,
-        sight: _Sight,
+        sight: Sight,
         times: Tensor,
-        part: Execution,
+        width: int,
     ) -> tuple[Tensor, Tensor]:
         """Attention ``[rows, tokens, heads * head]`` and what local keys received ``[rows, heads, past + tokens]``."""
         backbone = self.backbone
@@ -348,7 +247,7 @@ class BlockModel(MemoryModel[S]):
         near_seen = sight.near_seen[layer]
         assert near_seen is not None  # a mask was given
         local = Side(backbone.rotate(q, sight.turn[layer]) * scale, turned, values, near_seen)
-        index, seen = self._far_tokens(store, sight, times, part)
+        index, seen = self._far_tokens(sight, times, width)
         far_keys, far_values = (
             torch.cat([_spread(x, _take(x, index)), _spread(x, _take(x, sight.fixed), index)], dim=2)
             for x in (store.keys[layer], store.values[layer])
@@ -359,12 +258,10 @@ class BlockModel(MemoryModel[S]):
         out, received = joint_attention(local, beyond, sight.mask)
         return out.transpose(1, 2).flatten(2), received
 
-    def _far_tokens(self, store: BlockStore, sight: _Sight, times: Tensor, part: Execution) -> tuple[Tensor, Tensor]:
+    def _far_tokens(self, sight: Sight, times: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Tokens of blocks ``[rows, (heads,) n]``, and who sees them ``[rows, 1 or heads, tokens, n]``."""
-        tokens = part.mask.shape[1]
-        pairs = zip(store.host_read.tolist(), part.mask.sum(dim=1).tolist(), strict=True)
-        width = max(self.widths(read, new)[0] for read, new in pairs)
-        if self.config.selection == "token" and times.shape[2] > 1:
+        tokens = sight.where.shape[1]
+        if self.config.selection == "token" and times.shape[2] > 1 and times.shape[3]:
             index, block, there = spans(sight.starts, sight.sizes, (sight.sizes > 0).long(), width)
             block = block[:, None, None].expand(-1, *times.shape[1:3], -1)
             return index, (times.gather(3, block) > 0) & there[:, None, None]
@@ -372,6 +269,28 @@ class BlockModel(MemoryModel[S]):
         table = [x[:, None].expand(-1, heads, -1) for x in (sight.starts, sight.sizes)]
         index, _, there = spans(*table, times[:, :, 0], width)
         return index if heads > 1 else index[:, 0], there[:, :, None].expand(-1, -1, tokens, -1)
+
+    def _continue(self, state: S, prompt: Segment, plan: DecodePlan) -> Tensor:
+        """As `MemoryModel._continue`; a question that is given is an execution block of its own and read once."""
+        given = prompt.mask if prompt.given is None else prompt.given & prompt.mask
+        if self.config.selection != "causal" or not bool(given[:, -1].all()):
+            return super()._continue(state, prompt, plan)
+        readout, state = self.step(state, Segment(prompt.ids, prompt.mask, given))
+        ids, before, new = prompt.ids[:, :0], prompt.ids.shape[1], list[Tensor]()
+        while len(new) < plan.new_tokens:
+            if new:
+                full = plan.fold and before + ids.shape[1] >= self.config.segment
+                readout, state = self.step(state, Segment.full(ids), write=full)
+                ids, before = (ids[:, :0], 0) if full else (ids, before)
+            elif plan.fold and before >= self.config.segment:
+                before = 0
+            token = readout.logits(-1)[:, 0].argmax(dim=-1)
+            if new and plan.stop_ids:
+                ended = torch.isin(new[-1], torch.tensor(plan.stop_ids, device=token.device))
+                token = torch.where(ended, new[-1], token)
+            new.append(token)
+            ids = torch.cat([ids, token[:, None]], dim=1)
+        return torch.stack(new, dim=1) if new else prompt.ids[:, :0]
 
     def flops(self, tokens: int, remembered: int) -> int:
         """See `MemoryModel.flops`; what is computed and masked counts."""
