@@ -198,7 +198,8 @@ class EMLLM(BlockModel[EventState]):
             old = [block for block in state.host_queue[row, layer].tolist() if block >= 0]
             selected = order[row, 0, 0, : int(count[row, 0, 0])].tolist()
             known = store.host_sizes[row, : int(store.counts[row])].tolist()
-            queues.append(events.neighbours(selected, known, old, buffer) if self.retrieves else [])
+            queue = events.neighbours(selected, known, old, buffer) if self.retrieves else []
+            queues.append(list(dict.fromkeys(queue)) if self.config.deduplicate else queue)
             for block in queues[-1]:
                 times[row, :, :, block] += 1
         return times.clamp(max=1) if self.config.deduplicate else times, queues
@@ -219,9 +220,8 @@ class EMLLM(BlockModel[EventState]):
         most = room + over + (over if config.contiguity_buffer else 0)
         if config.contiguity_buffer and config.contiguity_buffer_size >= 1:
             most += int(config.contiguity_buffer_size)
-        if not config.deduplicate:
-            stored *= 2
-        chosen = stored if config.selection == "token" else min(stored, most)
+        repeated = stored > 0 and not config.deduplicate  # as often as they fit
+        chosen = stored if config.selection == "token" else most if repeated else min(stored, most)
         return chosen, pending, (left - sinks) // config.min_block_size
 
     @torch.no_grad()

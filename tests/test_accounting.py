@@ -37,7 +37,18 @@ SMALL: dict[str, dict[str, Any]] = {  # stores that a few segments fill
     "retrieval": {"chunks": 6},
 }
 GROWING = (  # before they are full
-    *("extended-mind", "full-context", "hmt", "longmem", "memlong", "memorizing", "mplus", "retrieval"),
+    *(
+        "emllm",
+        "extended-mind",
+        "full-context",
+        "hmt",
+        "infllm",
+        "longmem",
+        "memlong",
+        "memorizing",
+        "mplus",
+        "retrieval",
+    ),
 )
 
 

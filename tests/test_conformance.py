@@ -103,9 +103,11 @@ ODD = (
 PLAIN = (
     "armt",
     "autocompressor",
+    "emllm",
     "extended-mind",
     "full-context",
     "infini-attention",
+    "infllm",
     "memlong",
     "memorizing",
     "memoryllm",

@@ -20,7 +20,7 @@ from memory_bench.protocol import DecodePlan, MemoryModel, Segment, State
 from memory_bench.testing import tiny_backbone
 
 MODELS = [
-    *("hmt", "rmt", "armt", "longmem", "memorizing", "memoryllm", "mplus"),
+    *("hmt", "rmt", "armt", "longmem", "memorizing", "memoryllm", "mplus", "infllm", "emllm"),
     *("sliding-window", "full-context", "xl-cache", "truncation", "sirllm"),
 ]
 OWN_LOOP: list[

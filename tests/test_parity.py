@@ -136,11 +136,21 @@ def spoil_infini_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CompressiveMemory, "find", lambda self, *given: 1.05 * find(self, *given))
 
 
+def spoil_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are found by a little too little of their keys."""
+    from memory_bench.baselines.parts.block_store import BlockStore
+
+    represent = BlockStore._representatives
+    monkeypatch.setattr(BlockStore, "_representatives", lambda *given: represent(*given) - 0.1)
+
+
 @pytest.mark.parametrize(
     ("model", "spoil"),
     [
         ("autocompressor", spoil_autocompressor),
         ("infini-attention", spoil_infini_attention),
+        ("infllm", spoil_blocks),
+        ("emllm", spoil_blocks),
         ("hmt", spoil_hmt),
         ("rmt", spoil_rmt),
         ("armt", spoil_armt),
@@ -161,7 +171,10 @@ def test_breaking_the_class_breaks_verify_and_run(
     assert surprisal(model) != pytest.approx(before, abs=1e-3)
 
 
-@pytest.mark.parametrize("model", ["hmt", "rmt", "armt", "autocompressor", "infini-attention", "memoryllm", "mplus"])
+@pytest.mark.parametrize(
+    "model",
+    ["hmt", "rmt", "armt", "autocompressor", "infini-attention", "memoryllm", "mplus", "infllm", "emllm"],
+)
 def test_an_unknown_setting_is_an_error(model: str, copy: Callable[..., Case]) -> None:
     case = copy(model, lambda info: info["memory"].update(fancy_setting=3))
     with pytest.raises(UserError, match=r"unknown memory setting.*fancy_setting"):
