@@ -118,7 +118,7 @@ class EMLLM(BlockModel[EventState]):
         unit="chunk kv", capacity="grows", write="direct", read="by similarity per piece",
         inject="all layers", fusion="one softmax", order="lost",
     )  # fmt: skip
-    ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {**ABLATIONS, "memory off": {"retrieved_tokens": 0}}
+    ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {**ABLATIONS, "no events": {"retrieved_tokens": 0}}
 
     @classmethod
     def fit(cls, card: BackboneCard, budget: Budget) -> EMLLMConfig:
@@ -355,4 +355,4 @@ class EMLLM(BlockModel[EventState]):
 
     def _surprisal_flops(self, tokens: int) -> int:
         calls = -(-tokens // self.config.execution_block)  # each asks the head how long its answers are
-        return 2 * (tokens + calls) * self.backbone.width * self.backbone.vocab
+        return int(2 * (tokens + calls) * self.backbone.width * self.backbone.vocab)

@@ -266,8 +266,8 @@ class BlockModel(MemoryModel[S]):
             block = block[:, None, None].expand(-1, *times.shape[1:3], -1)
             return index, (times.gather(3, block) > 0) & there[:, None, None]
         heads = times.shape[1]
-        table = [x[:, None].expand(-1, heads, -1) for x in (sight.starts, sight.sizes)]
-        index, _, there = spans(*table, times[:, :, 0], width)
+        starts, sizes = (x[:, None].expand(-1, heads, -1) for x in (sight.starts, sight.sizes))
+        index, _, there = spans(starts, sizes, times[:, :, 0], width)
         return index if heads > 1 else index[:, 0], there[:, :, None].expand(-1, -1, tokens, -1)
 
     def _continue(self, state: S, prompt: Segment, plan: DecodePlan) -> Tensor:
