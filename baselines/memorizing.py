@@ -11,6 +11,7 @@ Unusual here:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -286,8 +287,7 @@ class Memorizing(MemoryModel[MemorizingState]):
         self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], state: MemorizingState, sight: _Sight, mask: Tensor
     ) -> Tensor:
         """Attention ``[rows, tokens, heads * head]`` of a layer to its window and, if it has one, its memory."""
-        backbone, config = self.backbone, self.config
-        q, keys, values = qkv
+        backbone, config, (q, keys, values) = self.backbone, self.config, qkv
         near, keys = backbone.rotate(q, sight.turn[layer]), backbone.rotate(keys, sight.turn_keys[layer])
         if layer not in self.layers:
             return backbone.attend(near, keys, values, sight.visible[layer])
@@ -389,9 +389,9 @@ def window_and_memory(
     if not store.slots:
         return knn.window_attention(*here)
     stored, local = (store.keys[number], store.values[number]), window if gate is None else None
-    ways = {"bucketed": config.search == "bucketed", "dilute": not config.mask_unwritten}
+    search = partial(knn.retrieve_and_attend, bucketed=config.search == "bucketed", dilute=not config.mask_unwritten)
     if drawn is not None:
         found = knn.attend_retrieved(far, *stored, drawn, local=local)
     else:
-        found = knn.retrieve_and_attend(far, *stored, config.top_k, valid=valid[0], local=local, **ways)
+        found = search(far, *stored, config.top_k, valid=valid[0], local=local)
     return found if gate is None else knn.mix_by_gate(knn.window_attention(*here), found, gate, valid[1])
