@@ -93,15 +93,17 @@ def _document(case: Case, options: dict[str, Any], new_tokens: int) -> dict[str,
     model = _build(case, segment=tokens, window=tokens, window_start="segment", **options)  # all of it, from 0
 
     def read(name: str) -> ExtendedMindState:
-        return model.absorb(model.open(1), Segment.full(inputs[name]))
+        return model.absorb(model.open(len(text.ids)), Segment.full(inputs[name]))
 
     memory = read("memory_ids")
     keeper = ExtendedMind(model.backbone, replace(model.config, layers=None), torch.Generator()).eval()
     document = Segment.full(inputs["memory_ids"])
-    got = _entries(keeper, keeper.absorb(keeper.open(1), document), text, "memory.")  # also of layers without memory
+    got = _entries(
+        keeper, keeper.absorb(keeper.open(len(text.ids)), document), text, "memory."
+    )  # also of layers without memory
     got |= _watched(model, memory, text, "read.")
     got["counterfactual.read.logits"] = model.step(read("counterfactual.memory_ids"), text, write=False)[0].logits()
-    got["without_memory.logits"] = model.step(model.open(1), text, write=False)[0].logits()
+    got["without_memory.logits"] = model.step(model.open(len(text.ids)), text, write=False)[0].logits()
     if new_tokens:
         new = model.decode(memory, text, DecodePlan(new_tokens, fold=False))
         whole = Segment.full(torch.cat([text.ids, new], dim=1))
@@ -117,7 +119,7 @@ def _stream(case: Case, options: dict[str, Any], lengths: list[int], window: int
     keeper = ExtendedMind(model.backbone, replace(model.config, layers=None), torch.Generator()).eval()
     ids = inputs["input_ids"]
     got: dict[str, Tensor] = {}
-    state, kept, logits = model.open(1), keeper.open(1), []
+    state, kept, logits = model.open(len(ids)), keeper.open(len(ids)), []
     segments = cut(ids, torch.ones_like(ids, dtype=torch.bool), lengths)
     for number, segment in enumerate(segments):
         got |= _watched(model, state, segment, f"segment{number}.")
