@@ -19,7 +19,7 @@ import pytest
 from memory_bench.budget import BudgetExceeded
 from memory_bench.command import commands
 from memory_bench.errors import MachineError
-from memory_bench.running import faults, obituary, worker
+from memory_bench.running import faults, going_on, obituary, worker
 from memory_bench.running.apart import Event
 from memory_bench.running.executors import Inline, Local
 from memory_bench.running.job import Job
@@ -402,7 +402,7 @@ def test_what_is_made_again_stays_until_the_new_one_is_whole(
 
     with monkeypatch.context() as patched:
         patched.setattr(worker, "observe", killed)
-        patched.setattr(worker, "save_checkpoint", lambda *_, **__: None)
+        patched.setattr(going_on, "save_checkpoint", lambda *_, **__: None)
         assert invoke(*asked, *world.arguments("--force"))[0] == 1
     assert (store.stamp(record.key), store.checkpoint_stamp(record.cell.training.key)) == stamps
     assert invoke(*asked, *world.arguments("--force"))[0] == 0

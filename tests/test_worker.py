@@ -140,11 +140,11 @@ def test_a_job_survives_its_file(jobs: Prepare) -> None:
 
 
 def test_training_shared_by_tasks_is_done_once(jobs: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    from memory_bench.running import worker
+    from memory_bench.running import going_on
 
     trained: list[int] = []
-    original = worker.train
-    monkeypatch.setattr(worker, "train", lambda *a, **k: (trained.append(k["seed"]), original(*a, **k))[1])
+    original = going_on.train
+    monkeypatch.setattr(going_on, "train", lambda *a, **k: (trained.append(k["seed"]), original(*a, **k))[1])
     records = run_here(jobs("rmt", "pg19,pubmedqa", seeds="2"))
     assert trained == [0, 1]
     by_seed = {r.cell.training.seed: [] for r in records}
@@ -184,11 +184,11 @@ def frozen(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
 def test_a_backbone_that_was_trained_and_frozen_comes_back_too(
     frozen: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from memory_bench.running import worker
+    from memory_bench.running import going_on
 
     trained: list[str] = []
-    original = worker.train
-    monkeypatch.setattr(worker, "train", lambda *a, **k: (trained.append(type(a[1]).__name__), original(*a, **k))[1])
+    original = going_on.train
+    monkeypatch.setattr(going_on, "train", lambda *a, **k: (trained.append(type(a[1]).__name__), original(*a, **k))[1])
     job = frozen()
     (first,) = run_here([job])
     (again,) = run_here([job])
