@@ -22,6 +22,7 @@ Ends with 1 if any point is not `same`. Everything happens in a temporary folder
 """
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -46,6 +47,8 @@ sys.path.insert(0, str(ROOT))
 TRIES = 3
 KINDS = ("clock", "write", "full", "two", "damage")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
+LOADED = ("transformers.models.llama.modeling_llama", "memory_bench.command.preparing", "memory_bench.report.page",
+          "memory_bench.report.plots", "memory_bench.running.worker")  # fmt: skip
 # Counts changes to the disk in all processes of a run, and ends the one that is about to make number SOAK_AT.
 HOOK = """
 import os, signal, sys
@@ -306,6 +309,8 @@ def load() -> None:
     """Import what a run imports."""
     from memory_bench import plugins
 
+    for name in LOADED:
+        importlib.import_module(name)
     for kind, name in (("models", "rmt"), ("tasks", "pg19"), ("tasks", "pubmedqa")):
         plugins.load(kind, name)
 
