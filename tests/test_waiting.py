@@ -5,9 +5,11 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from memory_bench.errors import DataError, MachineError, UserError
@@ -87,6 +89,22 @@ def test_a_killed_fork_is_the_machines_fault() -> None:
         "except MachineError as e: print(e)"
     )
     assert said == "A process of this command was ended (SIGKILL).\n"
+
+
+def test_a_fork_ends_with_its_command(tmp_path: Path) -> None:
+    code = (
+        "import os, time; from pathlib import Path; from memory_bench.running.apart import apart\n"
+        f"def work(): Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()) + ' '); time.sleep(600)\n"
+        "apart(work)"
+    )
+    command = subprocess.Popen([sys.executable, "-c", code])
+    while not (said := (tmp_path / "pid").read_text() if (tmp_path / "pid").exists() else "").endswith(" "):
+        time.sleep(0.05)
+    child = psutil.Process(int(said))
+    command.kill()
+    command.wait()
+    psutil.wait_procs([child], timeout=60)
+    assert not child.is_running()
 
 
 def test_here_where_torch_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
 
 from memory_bench.errors import MachineError
+from memory_bench.running.orphans import watch
+from memory_bench.running.processes import PARENT
 
 Result = TypeVar("Result")
 
@@ -37,13 +39,14 @@ def apart(work: Callable[[], Result]) -> Result:
         return work()
     sys.stdout.flush()
     sys.stderr.flush()
+    parent = os.getpid()
     reading, writing = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads that libraries started: they hold no lock
         child = os.fork()
     if child == 0:
         os.close(reading)
-        _work_and_leave(work, writing)
+        _work_and_leave(work, writing, parent)
     os.close(writing)
     try:
         with os.fdopen(reading, "rb") as told:
@@ -63,9 +66,11 @@ def apart(work: Callable[[], Result]) -> Result:
     return found  # type: ignore[no-any-return]
 
 
-def _work_and_leave(work: Callable[[], Any], writing: int) -> NoReturn:
-    """The whole life of the child."""
+def _work_and_leave(work: Callable[[], Any], writing: int, parent: int) -> NoReturn:
+    """The whole life of the child, which ends with its parent."""
     try:
+        os.environ[PARENT] = str(parent)
+        watch()
         try:
             told = True, work()
             sys.stdout.flush()
