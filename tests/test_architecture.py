@@ -15,7 +15,7 @@ PLUGIN_PACKAGES = tuple(f"memory_bench.{folder}" for folder in (*PLUGINS, "resul
 LIGHT = ("cli", "plugins", "card", "cell", "record", "store", "budget", "recipe", "errors", "episode", "shipped")
 LIGHT += ("statistics.stats", "report.build", "report.tables", "report.plots", "report.comparison", "command.listing")
 LIGHT += ("gate.command", "mlflow.view", "published.reported", "running.options", "running.console", "backbone")
-LIGHT += ("command.commands", "running.executors", "running.apart", "files.remembered")
+LIGHT += ("command.commands", "running.executors", "running.apart", "running.forks", "files.remembered")
 LINES = 400
 SOURCES = sorted(p for folder in ("memory_bench", *PLUGINS) for p in (ROOT / folder).rglob("*.py"))
 

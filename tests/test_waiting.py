@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from memory_bench.errors import DataError, MachineError, UserError
-from memory_bench.running import apart as module
+from memory_bench.running import forks as module
 from memory_bench.running.forks import apart
 from memory_bench.store import Store
 
@@ -93,7 +93,7 @@ def test_a_killed_fork_is_the_machines_fault() -> None:
 
 def test_a_fork_ends_with_its_command(tmp_path: Path) -> None:
     code = (
-        "import os, time; from pathlib import Path; from memory_bench.running.apart import apart\n"
+        "import os, time; from pathlib import Path; from memory_bench.running.forks import apart\n"
         f"def work(): Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()) + ' '); time.sleep(600)\n"
         "apart(work)"
     )
