@@ -2,11 +2,10 @@
 
 - `armt.py`: ARMT
 - `autocompressor.py`: AutoCompressors
+- `emllm.py`: EM-LLM
 - `extended_mind.py`: Extended Mind Transformers
 - `full_context.py`: everything
 - `infini_attention.py`: Infini-attention
-- `emllm.py`: EM-LLM
-- `full_context.py`: everything
 - `infllm.py`: InfLLM
 - `longmem.py`: LongMem
 - `memlong.py`: MemLong

@@ -5,9 +5,9 @@
 - `decoder_meliad.py`: the authors' decoder, with the product's memory
 - `replay_armt.py`: its reference cases
 - `replay_autocompressor.py`: reference cases of AutoCompressors
-- `replay_infini_attention.py`: of Infini-attention, by third parties
 - `replay_blocks.py`: reference cases of InfLLM and EM-LLM
 - `replay_extended_mind.py`: its reference cases
+- `replay_infini_attention.py`: of Infini-attention, by third parties
 - `replay_longmem.py`: LongMem's reference cases
 - `replay_memlong.py`: its reference cases
 - `replay_memorizing.py`: its reference cases

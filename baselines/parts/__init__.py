@@ -10,9 +10,9 @@
 - `chunk_bank.py`: LongMem's bank: past keys and values in chunks
 - `chunk_fusion.py`: MemLong's attention to chunks and a window
 - `chunk_reader.py`: search in it and attention to what is found
+- `drawing.py`: random draws that belong to a row
 - `events.py`: EM-LLM's rules for the ends of events
 - `execution.py`: a segment in execution blocks
-- `drawing.py`: random draws that belong to a row
 - `grouping.py`: rows of unequal length without padding
 - `knn.py`: search and attention over stored keys and values: what Memorizing Transformer and LongMem share
 - `long_term.py`: M+'s store and retriever
