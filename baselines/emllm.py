@@ -118,7 +118,7 @@ class EMLLM(BlockModel[EventState]):
         unit="chunk kv", capacity="grows", write="direct", read="by similarity per piece",
         inject="all layers", fusion="one softmax", order="lost",
     )  # fmt: skip
-    ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {**ABLATIONS, "no events": {"retrieved_tokens": 0}}
+    ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {**ABLATIONS, "nothing retrieved": {"retrieved_tokens": 0}}
 
     @classmethod
     def fit(cls, card: BackboneCard, budget: Budget) -> EMLLMConfig:

@@ -57,7 +57,7 @@ class InfLLM(BlockModel[BlockState]):
         unit="chunk kv", capacity="grows", write="direct", read="by similarity per piece",
         inject="all layers", fusion="one softmax", order="lost",
     )  # fmt: skip
-    ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {**ABLATIONS, "no blocks": {"selected_blocks": 0}}
+    ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {**ABLATIONS, "nothing retrieved": {"selected_blocks": 0}}
 
     def __init__(self, backbone: Any, config: InfLLMConfig, rng: torch.Generator) -> None:
         super().__init__(backbone, config, rng)

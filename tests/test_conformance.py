@@ -103,11 +103,9 @@ ODD = (
 PLAIN = (
     "armt",
     "autocompressor",
-    "emllm",
     "extended-mind",
     "full-context",
     "infini-attention",
-    "infllm",
     "memlong",
     "memorizing",
     "memoryllm",

@@ -46,6 +46,17 @@ def numbers(model: BlockModel[Any], passes: list[Any], layer: int = 0) -> list[l
     return [done.chosen[layer][0, 0, 0].nonzero()[:, 0].tolist() for done in passes]
 
 
+@BOTH
+@pytest.mark.parametrize("odd", ["mistral-window", "ministral", "smollm3-window", "ministral3", "granite"])
+@torch.no_grad()
+def test_a_window_is_read_as_the_backbone_itself_reads_it(kind: str, odd: str, make_backbone: Make) -> None:
+    model = build(make_backbone(odd), kind, segment=24, execution_block=24, local_window=24)
+    text = random_text(model, 2, 24)
+    expected = model.backbone.model(text).logits  # type: ignore[operator]
+    readout, _ = model.step(model.open(2), Segment.full(text))
+    torch.testing.assert_close(readout.logits(), expected, atol=2e-5, rtol=1e-4)
+
+
 # Who chooses.
 
 
