@@ -137,11 +137,11 @@ def spoil_infini_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spoil_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks are found by a little too little of their keys."""
+    """Blocks are found by the opposite of their keys: the worst are chosen."""
     from memory_bench.baselines.parts.block_store import BlockStore
 
     represent = BlockStore._representatives
-    monkeypatch.setattr(BlockStore, "_representatives", lambda *given: represent(*given) - 0.1)
+    monkeypatch.setattr(BlockStore, "_representatives", lambda *given: -represent(*given))
 
 
 @pytest.mark.parametrize(
