@@ -12,7 +12,7 @@ Unusual here:
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,14 +22,13 @@ from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.errors import UserError, unknown
+from memory_bench.choices import check_choices
+from memory_bench.errors import UserError
 from memory_bench.protocol import Readout
 
 from .parts import events
 from .parts.block_model import ABLATIONS, BlockModel, BlockState, Pass
 from .parts.block_options import BlockOptions
-
-CHOICES = {"statistics": ("running", "official"), "similarity_metric": tuple(events.MEASURES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +67,7 @@ class EMLLMConfig(BlockOptions):
                 "emllm: the contiguity buffer follows one choice of an execution block: it needs selection causal, "
                 "official or random."
             )
-        for field in fields(self):
-            if (allowed := CHOICES.get(field.name)) and getattr(self, field.name) not in allowed:
-                raise unknown(f"emllm.{field.name}", str(getattr(self, field.name)), allowed)
+        check_choices("emllm", self)
 
     @classmethod
     def official(cls) -> "EMLLMConfig":

@@ -13,7 +13,7 @@ Unusual here:
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,7 +23,8 @@ from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.errors import UserError, unknown
+from memory_bench.choices import check_choices
+from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 
 from .parts import knn
@@ -34,12 +35,6 @@ from .parts.ring import Ring
 
 SEGMENTS = 128  # segments that a fitted store holds at most
 STORE_SHARE = 10  # a stream's store takes at most this fraction of the budget's device memory
-
-CHOICES = {
-    "memory_pass": ("plain", "reading"),
-    "window_start": ("segment", "end"),
-    "selection": ("similarity", "random"),
-}
 
 Look = Callable[[int, Tensor], None]
 """Told of every search: the layer, and the slots ``[rows, heads, n, k]`` before any are hidden by the threshold."""
@@ -69,9 +64,7 @@ class ExtendedMindConfig:
             raise UserError(f"extended-mind: window must be at least the segment, {self.segment} tokens.")
         if self.memory_context < self.memory_stride:
             raise UserError("extended-mind: memory_context must be at least memory_stride, or tokens are left out.")
-        for field in fields(self):
-            if (allowed := CHOICES.get(field.name)) and getattr(self, field.name) not in allowed:
-                raise unknown(f"extended-mind.{field.name}", str(getattr(self, field.name)), allowed)
+        check_choices("extended-mind", self)
 
     @classmethod
     def official(cls) -> "ExtendedMindConfig":

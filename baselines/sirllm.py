@@ -12,7 +12,7 @@ Unusual here:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -23,12 +23,11 @@ from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone, Past
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.errors import UserError, unknown
+from memory_bench.choices import check_choices
+from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 
 from .parts.cache import empty_cache, keep, next_positions
-
-CHOICES = {"token_score": ("surprisal", "repeat"), "room": ("segment", "tokens")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +48,7 @@ class SirLLMConfig:
         if self.segment > self.recent + self.scored:
             room = self.recent + self.scored
             raise UserError(f"sirllm: a segment of {self.segment} tokens needs recent + scored of as many, not {room}.")
-        for field in fields(self):
-            if (allowed := CHOICES.get(field.name)) and getattr(self, field.name) not in allowed:
-                raise unknown(f"sirllm.{field.name}", str(getattr(self, field.name)), allowed)
+        check_choices("sirllm", self)
 
     @classmethod
     def official(cls) -> "SirLLMConfig":

@@ -271,7 +271,7 @@ def test_certificates_are_those_that_were_written(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(shipped, "parity_folder", lambda: tmp_path)
     path = tmp_path / "certificates.json"
     assert "sha256" in read_json(path)
-    assert len(read_certificates()) == 7
+    assert len(read_certificates()) == 14
     assert read_measured()
     raw, rng = path.read_text(), Random(0)
     path.write_text(raw.replace('"agree": ', '"agree": 1', 1))

@@ -222,10 +222,12 @@ def test_a_partial_seed_is_no_noise_between_seeds(tmp_path: Path) -> None:
 
 def test_a_model_looks_the_same_whoever_else_is_there() -> None:
     shipped = [
-        "armt", "emllm", "emllm (nothing retrieved)", "emllm (random selection)", "full-context",
-        "full-context[rotary=True]", "hmt", "hmt (recall off)", "infllm", "infllm (nothing retrieved)",
-        "infllm (random selection)", "longmem", "memorizing", "memorizing (memory off)", "memorizing[top_k=0]",
-        "memoryllm", "mplus", "retrieval", "rmt", "sliding-window", "xl-cache", "truncation",
+        "armt", "autocompressor", "emllm", "emllm (nothing retrieved)", "emllm (random selection)", "extended-mind",
+        "extended-mind (memory off)", "extended-mind (random selection)", "full-context",
+        "full-context[rotary=True]", "hmt", "hmt (recall off)", "infini-attention", "infllm",
+        "infllm (nothing retrieved)", "infllm (random selection)", "longmem", "memlong", "memlong (memory off)",
+        "memlong (random selection)", "memorizing", "memorizing (memory off)", "memorizing[top_k=0]", "memoryllm",
+        "mplus", "retrieval", "rmt", "sirllm", "sliding-window", "xl-cache", "truncation",
     ]  # fmt: skip
     found = assigned(shipped)
     assert len(set(found.values())) == len(shipped)

@@ -9,12 +9,11 @@ Who chooses (`selection`):
 - ``random``: as many as ``causal`` takes, drawn from a generator of the row's seed and place: a control.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
-from memory_bench.errors import UserError, unknown
-
-CHOICES = {"selection": ("causal", "official", "token", "random"), "far_mask": ("exact", "none")}
+from memory_bench.choices import check_choices
+from memory_bench.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +45,4 @@ class BlockOptions:
             raise UserError(
                 f"{name}: execution_block = {self.execution_block} must not exceed local_window = {self.local_window}."
             )
-        for known in fields(self):
-            if (allowed := CHOICES.get(known.name)) and getattr(self, known.name) not in allowed:
-                raise unknown(f"{name}.{known.name}", str(getattr(self, known.name)), allowed)
+        check_choices(name, self)
