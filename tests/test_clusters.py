@@ -332,7 +332,7 @@ def test_ray_goes_on_when_a_node_is_killed(
             if event.ends:
                 ends[event.cell.training.seed] = "lost" if event.record is None else event.record.status
     assert ends == {0: "ok", 1: "ok"}
-    assert sorted(attempts(tmp_path)) == ["0", "0", "1", "1"], "those of the first node left nothing"
+    assert sorted(attempts(tmp_path)) == ["0", "0", "1", "1"], "each began on both nodes"
 
 
 def _replace_when_busy(nodes: Any, first: Any, place: Path) -> None:
