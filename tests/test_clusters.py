@@ -37,7 +37,8 @@ watch()
 with open(out / "attempts", "a") as attempts:
     attempts.write(f"{seed}\\n")
 first = (out / "attempts").read_text().split().count(str(seed)) == 1
-if what == "slow" and first:
+(out / f"raylet-{seed}").write_text(os.environ.get("RAY_RAYLET_PID", ""))
+if (what == "slow" or what == "slow-0" and seed == 0) and first:
     time.sleep(600)
 if what == "killed" and seed == 1:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -324,22 +325,20 @@ def test_ray_goes_on_when_a_node_is_killed(
 ) -> None:
     from memory_bench.running.on_ray import Ray
 
-    asked, first = jobs("rmt", seeds="2"), node_of(nodes)
+    asked = jobs("rmt", seeds="2")
+    for _ in range(2):
+        node_of(nodes)
     ends: dict[int, str] = {}
-    with closing(Ray(nodes.address, command=command("slow")).run(asked)) as events:
-        threading.Thread(target=_replace_when_busy, args=(nodes, first, tmp_path), daemon=True).start()
+    with closing(Ray(nodes.address, command=command("slow-0")).run(asked)) as events:
         for event in events:
             if event.ends:
                 ends[event.cell.training.seed] = "lost" if event.record is None else event.record.status
+                while "0" not in attempts(tmp_path):
+                    time.sleep(0.1)
+                if len(ends) == 1:  # that of seed 1; the other is at work
+                    os.kill(int((tmp_path / "raylet-0").read_text()), signal.SIGKILL)
     assert ends == {0: "ok", 1: "ok"}
-    assert sorted(attempts(tmp_path)) == ["0", "0", "1", "1"], "each began on both nodes"
-
-
-def _replace_when_busy(nodes: Any, first: Any, place: Path) -> None:
-    while len(attempts(place)) < 2:
-        time.sleep(0.1)
-    nodes.remove_node(first, allow_graceful=False)
-    node_of(nodes)
+    assert attempts(tmp_path).count("0") == 2, "once on each node"
 
 
 @pytest.mark.cluster
