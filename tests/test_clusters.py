@@ -34,10 +34,10 @@ if "--prepare" in sys.argv:
     sys.exit(0)
 from memory_bench.running.orphans import watch
 watch()
+(out / f"raylet-{seed}").write_text(os.environ.get("RAY_RAYLET_PID", ""))
 with open(out / "attempts", "a") as attempts:
     attempts.write(f"{seed}\\n")
 first = (out / "attempts").read_text().split().count(str(seed)) == 1
-(out / f"raylet-{seed}").write_text(os.environ.get("RAY_RAYLET_PID", ""))
 if (what == "slow" or what == "slow-0" and seed == 0) and first:
     time.sleep(600)
 if what == "killed" and seed == 1:
