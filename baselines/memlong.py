@@ -126,7 +126,7 @@ class MemLong(MemoryModel[MemLongState]):
         "attention, the paper's counters, the overflow of its local cache."
     )
     axes = Axes(
-        unit="chunk kv", capacity="fixed", overflow="evict least used", write="direct",
+        unit="chunk kv", capacity="fixed", overflow="drop oldest", write="direct",
         read="by similarity per piece", inject="some layers", fusion="one softmax", order="lost",
         trained="all",
     )  # fmt: skip

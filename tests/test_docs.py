@@ -11,7 +11,10 @@ import torch
 from test_architecture import ROOT
 from typer.main import get_command
 
+from memory_bench import plugins
 from memory_bench.backbone.model import Backbone
+from memory_bench.backbone.small import TINY, small_card, small_model
+from memory_bench.budget import PRESETS
 from memory_bench.cli import app
 from memory_bench.testing import Check, model_checks
 
@@ -92,3 +95,20 @@ def test_the_example_of_a_task_is_one(tmp_path: Path) -> None:
 
 def test_the_number_of_promises_is_said_right() -> None:
     assert f"{len(model_checks())} promises" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_costs_of_models_that_no_board_has_yet_are_their_own_counts() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tiny, card = small_model(TINY, torch.Generator().manual_seed(0)), small_card("tiny", TINY, "")
+
+    def per_token(name: str) -> float:
+        kind = plugins.load("models", name)
+        model = kind(tiny, kind.fit(card, PRESETS["cpu-minutes"]), torch.Generator().manual_seed(0))
+        step = model.traits.segment or card.window
+        return float(sum(model.flops(step, start) for start in range(0, 2048, step))) / 2048
+
+    new = ("autocompressor", "emllm", "extended-mind", "infini-attention", "infllm", "memlong", "sirllm")
+    for name in new:
+        said = re.search(rf"^\| `{name}` \| [^|]* \| ([\d.]+)(, growing)? \|", text, flags=re.M)
+        assert said is not None, name
+        assert float(said[1]) == pytest.approx(per_token(name) / per_token("truncation"), abs=0.0051), name
