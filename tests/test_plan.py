@@ -11,7 +11,7 @@ import torch
 from memory_bench import plugins
 from memory_bench.backbone.small import TINY, small_card, small_model
 from memory_bench.budget import Budget, BudgetExceeded, load_budget
-from memory_bench.command import commands
+from memory_bench.command import commands, preparing
 from memory_bench.command.foretelling import foretold, planner_of
 from memory_bench.corpus import TextCorpus
 from memory_bench.driver.meter import Meter
@@ -34,14 +34,14 @@ from memory_bench.running.worker import run_cell
 from memory_bench.store import Store
 
 MODELS = "truncation,full-context,hmt,rmt,armt,mplus,memorizing,longmem,retrieval,memoryllm"
-Prepare = Callable[..., tuple[commands.Prepared, Options]]
+Prepare = Callable[..., tuple[preparing.Prepared, Options]]
 
 
 @pytest.fixture
 def prepare(world: Any, tmp_path: Any) -> Prepare:
     """``prepare(models, tasks, budget text…)``: a run in the world, ready."""
 
-    def made(models: str, tasks: str = "pg19", budget: str = "", **changes: Any) -> tuple[commands.Prepared, Options]:
+    def made(models: str, tasks: str = "pg19", budget: str = "", **changes: Any) -> tuple[preparing.Prepared, Options]:
         path = tmp_path / "own.toml"
         path.write_text(budget or world.budget.read_text(encoding="utf-8"))
         options = Options(
@@ -54,7 +54,7 @@ def prepare(world: Any, tmp_path: Any) -> Prepare:
     return made
 
 
-def run(prepared: commands.Prepared, options: Options) -> list[Record]:
+def run(prepared: preparing.Prepared, options: Options) -> list[Record]:
     return [
         run_cell(commands.make_job(c, prepared.out, options, 1), lambda *_: None, lambda _: None)
         for c in prepared.grid.cells

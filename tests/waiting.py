@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from memory_bench.cli import main
-from memory_bench.command import commands
+from memory_bench.command import engines
 from memory_bench.running.executors import Local
 
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
@@ -23,7 +23,7 @@ BIG = ("torch", "transformers", "pandas", "pyarrow", "matplotlib", "scipy")
 
 def measured(arguments: list[str]) -> dict[str, object]:
     """Of the command with these options."""
-    commands.Local = partial(Local, command=WORKER)  # type: ignore[misc, assignment]
+    engines.Local = partial(Local, command=WORKER)  # type: ignore[misc, assignment]
     before = time.process_time()
     try:
         main(["run", *arguments])

@@ -20,8 +20,8 @@ from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, Sta
 from .block_attention import Side, joint_attention
 from .block_sight import Sight
 from .block_store import BlockStore, spans
+from .drawing import row_generator
 from .execution import Execution, executions, scatter
-from .pool_state import row_generator
 
 
 @dataclass(frozen=True, slots=True)
