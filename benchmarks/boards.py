@@ -74,7 +74,7 @@ BOARDS: Mapping[str, Board] = {
     # Below what a growing cache needs for these books: who ends at the limit, where, and what the others do with it.
     "tiny-limit": Board(
         "run --models full-context,sliding-window,rmt --tasks pg19 --set pg19.extent=bytes:20000-60000 "
-        "--budget cpu-minutes[device_bytes=200MB] --seeds 2",
+        "--budget cpu-minutes[device_bytes=200MB] --seeds 2 --limit 8",
         real=True,
     ),
     "reproduced": Board("reproduce", real=True, parent=CLAIMS, also=True),
