@@ -326,8 +326,7 @@ def test_ray_goes_on_when_a_node_is_killed(
     from memory_bench.running.on_ray import Ray
 
     asked = jobs("rmt", seeds="2")
-    for _ in range(2):
-        node_of(nodes)
+    made = [node_of(nodes) for _ in range(2)]
     ends: dict[int, str] = {}
     with closing(Ray(nodes.address, command=command("slow-0")).run(asked)) as events:
         for event in events:
@@ -336,7 +335,9 @@ def test_ray_goes_on_when_a_node_is_killed(
                 while "0" not in attempts(tmp_path):
                     time.sleep(0.1)
                 if len(ends) == 1:  # that of seed 1; the other is at work
-                    os.kill(int((tmp_path / "raylet-0").read_text()), signal.SIGKILL)
+                    raylet = int((tmp_path / "raylet-0").read_text())
+                    (busy,) = (one for one in made if one.all_processes["raylet"][0].process.pid == raylet)
+                    nodes.remove_node(busy, allow_graceful=False)
     assert ends == {0: "ok", 1: "ok"}
     assert attempts(tmp_path).count("0") == 2, "once on each node"
 
