@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -343,12 +344,13 @@ def test_ray_goes_on_when_a_node_is_killed(
 
 
 @pytest.mark.cluster
-def test_ray_says_what_it_has_not(jobs: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "6379", "ray://127.0.0.1:x", "h:99999999"])
+def test_an_address_without_a_cluster_is_a_sentence(address: str, jobs: Prepare) -> None:
     needs_package("ray")
     from memory_bench.running.on_ray import Ray
 
-    with pytest.raises(UserError, match=r"There is no Ray cluster at 127\.0\.0\.1:1: "):
-        followed(Ray("127.0.0.1:1"), jobs("rmt"))
+    with pytest.raises(UserError, match=re.escape(f"There is no Ray cluster at {address}: ")):
+        followed(Ray(address), jobs("rmt"))
 
 
 @pytest.mark.cluster

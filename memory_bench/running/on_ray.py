@@ -6,6 +6,7 @@ again on another one, as often as `RETRIES`; then its cell stays to be done.
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ RETRIES = 3  # of a task whose node was lost
 PERIOD = 1.0  # seconds until tasks that were handed in meanwhile are looked at too
 STORE_BYTES = 100_000_000  # for objects of a cluster of our own: only sentences are passed
 ADDRESS = "RAY_ADDRESS"
+PATIENCE = 10.0  # seconds until a cluster answers
 
 
 class Ray(Cluster):
@@ -59,6 +61,7 @@ class Ray(Cluster):
                 )
 
     def _join(self) -> None:
+        _refuse_unreachable(self._address)
         given: dict[str, Any] = {"address": self._address or "local", "log_to_driver": False}
         given |= {"configure_logging": False, "logging_level": "error", "include_dashboard": False}
         if not self._address:
@@ -116,6 +119,22 @@ class Ray(Cluster):
         if self._own:
             self._ray.shutdown()
             self._own = False
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Raise for an address at which nobody listens, of which Ray itself says so after minutes.
+
+    Raises:
+        UserError: so, or it is no address of this kind.
+    """
+    if address in ("", "auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    except (OSError, ValueError, OverflowError) as error:
+        where = "give HOST:PORT, or auto on a machine of the cluster"
+        raise UserError(f"There is no Ray cluster at {address}: {error}; {where}.") from error
 
 
 def load() -> Any:
