@@ -217,3 +217,20 @@ class Usage:
     activation_bytes: int | None = None
     train_joules: float | None = None
     eval_joules: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a training spent; its cells' usage repeats it."""
+
+    train_tokens: int
+    train_steps: int
+    train_flops: float
+    train_seconds: float
+    peak_device_bytes: int
+    peak_host_bytes: int
+    training_ended_by: str
+    gradient_bytes: int | None = None
+    optimizer_bytes: int | None = None
+    activation_bytes: int | None = None
+    train_joules: float | None = None

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SAMPLES = "samples.parquet"
+TRAINING = "training.json"  # beside the weights of a trained memory
 KNOWN = ".known.json"
 SOUND = "finite"
 """The entry of a record that says whether all scores in the samples it vouches for are finite: none needs to look."""

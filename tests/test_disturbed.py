@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from memory_bench.budget import BudgetExceeded
+from memory_bench.budget import BudgetExceeded, Usage
 from memory_bench.command import commands
 from memory_bench.errors import MachineError
 from memory_bench.running import faults, going_on, obituary, worker
@@ -343,6 +343,25 @@ def test_a_kill_of_the_system_for_want_of_memory_is_a_limit(
     monkeypatch.setattr(obituary, "oom_kills", lambda: 10**9)  # more than when the watcher began
     (job,) = jobs("rmt", seeds="1,")
     assert [end.split()[0] for end in ends(list(local("kill").run([job])))] == ["over_budget"]
+
+
+def test_what_a_training_spent_is_charged_to_a_cell_that_was_ended_after_it(jobs: Prepare, tmp_path: Path) -> None:
+    (job,) = jobs("rmt", seeds="1,")
+    assert [end.split()[0] for end in ends(list(Inline().run([job])))] == ["ok"]
+    store, key = Store(job.out), job.cell.training.key
+    record = store.record(job.cell.key)
+    assert record is not None
+    seen = Usage(eval_seconds=3.0, peak_device_bytes=10**12, train_seconds=10.0**6)
+    charged = obituary.with_training(seen, store, key)
+    own = record.usage
+    assert (charged.train_tokens, charged.train_flops, charged.train_seconds) == (
+        own.train_tokens, own.train_flops, own.train_seconds,
+    )  # fmt: skip
+    assert charged.train_tokens > 0
+    assert (charged.eval_seconds, charged.peak_device_bytes) == (3.0, 10**12)
+    facts = store.checkpoint_folder(key) / "training.json"
+    facts.write_text(facts.read_text(encoding="utf-8").replace('"train_tokens"', '"train_token"'), encoding="utf-8")
+    assert obituary.with_training(seen, store, key) == seen
 
 
 def test_a_record_that_was_whole_before_the_kill_counts(jobs: Prepare, local: Callable[[str], Local]) -> None:

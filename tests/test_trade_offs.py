@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memory_bench.budget import Usage
 from memory_bench.files.artefacts import Damaged
 from memory_bench.record import Record
 from memory_bench.report.board import Board, collect
 from memory_bench.report.build import build
 from memory_bench.report.comparison import compare
+from memory_bench.report.costs import cost
 from memory_bench.report.fronts import front
 from memory_bench.report.limits import Struck, read_detail
 from memory_bench.report.looks import assigned
@@ -311,3 +313,20 @@ def test_a_board_says_what_is_equal(tmp_path: Path, budget: str, ended: str, sai
     (axes, *_) = panels(report.boards[0], "headline")
     what = {"train_tokens": "tokens", "train_flops": "FLOPs", "train_seconds": "time"}[ended]
     assert f"at equal training {what}" in axes.get_title(loc="left")
+
+
+def test_what_was_seen_of_a_cell_that_was_ended_from_outside_is_on_the_board(tmp_path: Path) -> None:
+    store = Store.open_or_create(tmp_path / "run")
+    store.write_run({})
+    for name in ("truncation", "full-context"):
+        record = make_record(make_cell(name), text_samples(0, 0.0))
+        if name == "full-context":
+            usage = Usage(train_tokens=204_800, train_flops=7e11, train_seconds=21.0, training_ended_by="train_tokens",
+                          peak_device_bytes=195_700_000, peak_host_bytes=720_000_000)  # fmt: skip
+            limit = "device_bytes 200 MB, more was asked for at segment 290/535"
+            record = replace(record, status="over_budget", detail=limit, metrics=(), usage=usage, learned=None)
+        store.write_record(record, None if record.status == "over_budget" else text_samples(0, 0.0))
+    (board,) = collect(store, TASKS)
+    told = cost(next(row for row in board.everything if row.label == "full-context"))
+    assert (told.peak_device_bytes, told.train_tokens, told.train_seconds) == (195_700_000, 204_800, 21.0)
+    assert (told.eval_tokens, told.added_parameters, told.weight_bytes) == (None, None, None)

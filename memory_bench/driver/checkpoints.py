@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from memory_bench.budget import Usage
+from memory_bench.budget import Spent, Usage
 from memory_bench.cell import Training, training_from_json
 from memory_bench.driver.tensor_file import write_tensors
 from memory_bench.driver.train import Build, Trained
@@ -24,26 +24,10 @@ from memory_bench.files.artefacts import SUMS, Damaged, Notice, damage, read_jso
 from memory_bench.files.shapes import conform
 from memory_bench.protocol import MemoryModel, is_added
 from memory_bench.recipe import Recipe
+from memory_bench.store import TRAINING
 
 SCHEMA = 1
-FACTS, WEIGHTS = "training.json", "weights.safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """What a training spent; its cells' usage repeats it."""
-
-    train_tokens: int
-    train_steps: int
-    train_flops: float
-    train_seconds: float
-    peak_device_bytes: int
-    peak_host_bytes: int
-    training_ended_by: str
-    gradient_bytes: int | None = None
-    optimizer_bytes: int | None = None
-    activation_bytes: int | None = None
-    train_joules: float | None = None
+WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +66,7 @@ def save_checkpoint(
     with replacing(folder, training.key) as part:
         part.mkdir()
         write_tensors(part / WEIGHTS, state)
-        write_json(part / FACTS, {"schema": SCHEMA, **asdict(facts)})
+        write_json(part / TRAINING, {"schema": SCHEMA, **asdict(facts)})
 
 
 def load_checkpoint(
@@ -140,15 +124,15 @@ def _read_facts(folder: Path, training: Training) -> dict[str, Any]:
         Damaged: it holds something else, or tells of another training.
         OSError: there is none.
     """
-    facts = read_json(folder / FACTS)
+    facts = read_json(folder / TRAINING)
     conform(Facts, facts)
     conform(Asked, facts["recipe"])
     if facts.get("schema", SCHEMA) != SCHEMA:
-        raise Damaged(f"{FACTS} has schema {facts['schema']}, this version reads {SCHEMA}")
+        raise Damaged(f"{TRAINING} has schema {facts['schema']}, this version reads {SCHEMA}")
     try:
         of = training_from_json(facts["training"]).key
     except (KeyError, TypeError, ValueError, UserError) as error:  # a budget refuses limits below zero
-        raise Damaged(f"{FACTS} names no training ({error})") from error
+        raise Damaged(f"{TRAINING} names no training ({error})") from error
     if of != training.key:
         raise Damaged(f"it is of another training ({of})")
     return facts

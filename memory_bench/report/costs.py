@@ -49,8 +49,10 @@ class Cost:
 
 
 def cost(row: Row) -> Cost:
-    """The columns of spend; cells that never built a model do not count."""
+    """The columns of spend; of cells that were ended from outside, what was seen from there."""
     used = [r.usage for r in row.records if r.usage.parameters]
+    seen = [r.usage for r in row.records if r.usage.parameters or r.usage.peak_device_bytes]
+    trained = [u for u in seen if u.parameters or u.training_ended_by]
     read = [u for u in used if u.eval_tokens]
 
     def over(pick: Callable[[Usage], float | None], usages: Sequence[Usage] = used, how: Any = np.mean) -> float | None:
@@ -71,14 +73,14 @@ def cost(row: Row) -> Cost:
         added_parameters=whole(over(lambda u: u.added_parameters)),
         added_fraction=over(lambda u: u.added_parameters / max(1, u.parameters - u.added_parameters)),
         # What a released model's training took is not known; it was no part of this run.
-        train_tokens=None if row.pretrained else whole(over(lambda u: u.train_tokens)),
-        train_flops=None if row.pretrained else over(lambda u: u.train_flops),
-        train_seconds=None if row.pretrained else over(lambda u: u.train_seconds),
+        train_tokens=None if row.pretrained else whole(over(lambda u: u.train_tokens, trained)),
+        train_flops=None if row.pretrained else over(lambda u: u.train_flops, trained),
+        train_seconds=None if row.pretrained else over(lambda u: u.train_seconds, trained),
         eval_tokens=whole(over(lambda u: u.eval_tokens)),
         eval_flops_per_token=flops / tokens if flops and tokens else None,
         eval_tokens_per_second=tokens / seconds if seconds and tokens else None,
-        peak_device_bytes=whole(over(lambda u: u.peak_device_bytes, how=np.max)),
-        peak_host_bytes=whole(over(lambda u: u.peak_host_bytes, how=np.max)),
+        peak_device_bytes=whole(over(lambda u: u.peak_device_bytes, seen, np.max)),
+        peak_host_bytes=whole(over(lambda u: u.peak_host_bytes, seen, np.max)),
         state_bytes=most(lambda u: u.state_bytes + u.state_host_bytes + (u.state_disk_bytes or 0)),
         scored_tokens=whole(over(lambda u: u.scored_tokens)),
         weight_bytes=most(lambda u: u.weight_bytes),

@@ -8,15 +8,16 @@ import signal
 from dataclasses import replace
 from typing import Any
 
-from memory_bench.budget import Usage
+from memory_bench.budget import Spent, Usage
 from memory_bench.errors import MachineError
-from memory_bench.files.artefacts import remove
+from memory_bench.files.artefacts import damage, read_json, remove
+from memory_bench.files.shapes import conform
 from memory_bench.record import Record, provenance
 from memory_bench.running.faults import said_in
 from memory_bench.running.guard import Guard
 from memory_bench.running.processes import Worker
 from memory_bench.running.refusals import oom_kills, refused_in
-from memory_bench.store import Store
+from memory_bench.store import TRAINING, Store
 
 ABORTS = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS)  # of native code that was refused memory
 OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGXCPU", "SIGPWR", "SIGUSR1", "SIGUSR2")
@@ -55,9 +56,10 @@ def settled(
         verdict = guard.verdict
     if verdict is not None:
         remove(store.unfinished_folder(job.cell.training.key))  # it would end there again
-        return _file(
-            store, obituary(job, started, "over_budget", str(verdict), _most(own, guard.usage, guard.children))
-        )
+        spent = _most(own, guard.usage, guard.children)
+        if own is None:
+            spent = with_training(spent, store, job.cell.training.key)
+        return _file(store, obituary(job, started, "over_budget", str(verdict), spent))
     if own is None:
         if why := worker.trouble or (killed(code) and f"its process {killed(code)}") or said_in(worker.log):
             raise MachineError(why)
@@ -83,6 +85,21 @@ def _most(own: Record | None, seen: Usage, children: bool = False) -> Usage:
     if children:
         names += ["train_seconds", "eval_seconds", "control_seconds"]
     return replace(own.usage, **{name: max(getattr(own.usage, name), getattr(seen, name)) for name in names})
+
+
+def with_training(seen: Usage, store: Store, key: str) -> Usage:
+    """What was `seen` of a cell from outside, with what its training spent, where that has ended and was saved."""
+    folder = store.checkpoint_folder(key)
+    try:
+        if damage(folder, key):
+            return seen
+        told = read_json(folder / TRAINING)["usage"]
+        conform(Spent, told)
+        spent = {name: told[name] for name in Spent.__slots__}
+    except (OSError, ValueError, KeyError, TypeError):
+        return seen
+    peaks = {name: max(spent[name], getattr(seen, name)) for name in ("peak_device_bytes", "peak_host_bytes")}
+    return replace(seen, **{**spent, **peaks})
 
 
 def _file(store: Store, record: Record) -> Record:
