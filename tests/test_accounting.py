@@ -28,6 +28,7 @@ CPU = torch.device("cpu")
 MODELS = {e.name: e for e in entry_points(group="memory_bench.models") if e.value.startswith("memory_bench.")}
 NAMED = pytest.mark.parametrize("entry", [pytest.param(e, id=name) for name, e in sorted(MODELS.items())])
 SMALL: dict[str, dict[str, Any]] = {  # stores that a few segments fill
+    "autocompressor": {"max_summaries": 8},
     "extended-mind": {"slots": 24},
     "hmt": {"cache": 4},
     "longmem": {"memory_size": 24},
@@ -38,6 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {  # stores that a few segments fill
 }
 GROWING = (  # before they are full
     *(
+        "autocompressor",
         "emllm",
         "extended-mind",
         "full-context",

@@ -239,7 +239,7 @@ MUTANTS = {
     ),
     "only the last stay": ("state.mask if self.config.accumulate else", "", "llama-accumulate"),
     "all stay": ("if self.config.accumulate else", "if True else", "opt-replace-generate"),
-    "summaries have positions": (".masked_fill(~text, -1)", "", "opt-substeps"),
+    "summaries have positions": (".masked_fill(~text, NOWHERE)", "", "opt-substeps"),
     "positions count text alone": ("self.backbone.positions(seen)", "self.backbone.positions(text)", "llama-gqa"),
     "summaries are detached": ("hidden[:, slots + tokens :]", "hidden[:, slots + tokens :].detach()", "llama-gqa"),
     "summaries of the text": ("hidden[:, slots + tokens :]", "hidden[:, slots + tokens - 1 : -1]", "llama-gqa"),
