@@ -178,8 +178,8 @@ def test_adapters_have_a_rate_of_their_own() -> None:
     )
 
 
-def test_only_adapt_has_adapters() -> None:
-    assert {r.name for r in RECIPES.values() if r.lora_rank} == {"adapt"}
+def test_what_is_for_pretrained_backbones_has_adapters_of_one_rank() -> None:
+    assert {r.name: r.lora_rank for r in RECIPES.values() if r.lora_rank} == {"adapt": 16, "infini-attention-adapt": 16}
     assert {r.name: r.version for r in RECIPES.values() if r.version != 1} == {"adapt": 2}
 
 
