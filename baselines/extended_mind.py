@@ -45,7 +45,7 @@ class ExtendedMindConfig:
     """Options of Extended Mind; the official code's names in brackets."""
 
     segment: int = 512  # text tokens per step [stride of its perplexity script]
-    window: int = 2048  # tokens read at once, the segment included [local]
+    history: int = 1536  # tokens before the segment that are read with it again
     top_k: int = 10  # entries retrieved per query and head [topk]; 0: memory off
     layers: tuple[int, ...] | None = None  # layers with memory, from 0 [use_external_mind_by_layer]; None: all
     slots: int = 100_000  # newest tokens kept
@@ -60,8 +60,8 @@ class ExtendedMindConfig:
     def __post_init__(self) -> None:
         if min(self.segment, self.slots, self.memory_stride) < 1 or self.top_k < 0:
             raise UserError("extended-mind: segment, slots and memory_stride must be at least 1, top_k at least 0.")
-        if self.window < self.segment:
-            raise UserError(f"extended-mind: window must be at least the segment, {self.segment} tokens.")
+        if self.history < 0:
+            raise UserError("extended-mind: history cannot be negative; 0 reads every segment alone.")
         if self.memory_context < self.memory_stride:
             raise UserError("extended-mind: memory_context must be at least memory_stride, or tokens are left out.")
         check_choices("extended-mind", self)
@@ -72,9 +72,9 @@ class ExtendedMindConfig:
         return cls(window_start="end", special_ids=(0, 1, 2))
 
     @property
-    def history(self) -> int:
-        """Tokens before a whole segment that are read with it."""
-        return self.window - self.segment
+    def window(self) -> int:
+        """Tokens read at once with a whole segment [local]."""
+        return self.history + self.segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,11 @@ class ExtendedMind(MemoryModel[ExtendedMindState]):
             slot = 2 * 4 * card.layers * card.kv_heads * card.head_width  # bytes, in float32
             slots = max(1, min(slots, budget.device_bytes // STORE_SHARE // slot))
         return ExtendedMindConfig(
-            segment=segment, window=card.window, memory_stride=segment, memory_context=card.window, slots=slots
+            segment=segment,
+            history=card.window - segment,
+            memory_stride=segment,
+            memory_context=card.window,
+            slots=slots,
         )
 
     def open(self, rows: int, *, seeds: Sequence[int] | None = None) -> ExtendedMindState:

@@ -111,7 +111,6 @@ PLAIN = (
     "memoryllm",
     "mplus",
     "retrieval",
-    "sirllm",
     "sliding-window",
     "truncation",
     "xl-cache",

@@ -15,7 +15,7 @@ from memory_bench.protocol import Segment
 from memory_bench.shipped import parity_folder
 from memory_bench.testing import measured_flops, tiny_backbone
 
-SIZES = {"segment": 8, "window": 12, "top_k": 3, "slots": 64, "memory_stride": 4, "memory_context": 12}
+SIZES = {"segment": 8, "history": 4, "top_k": 3, "slots": 64, "memory_stride": 4, "memory_context": 12}
 
 
 def build(kind: str = "llama", **options: Any) -> ExtendedMind:
@@ -143,7 +143,7 @@ def test_entries_of_the_reading_pass_are_others() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"window": 4}, "window must be at least the segment"),
+        ({"history": -1}, "history cannot be negative"),
         ({"memory_context": 3}, "memory_context must be at least memory_stride"),
         ({"selection": "best"}, "similarity"),
         ({"layers": (5,)}, "layers 0 to 1"),

@@ -110,6 +110,14 @@ def test_operations_are_counted_for_every_option(options: dict[str, Any]) -> Non
         assert model.flops(tokens, 40) == counted
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("odd", ["mistral-window", "ministral", "smollm3-window", "ministral3", "granite"])
+def test_a_first_segment_is_read_as_the_backbone_itself_reads_it(odd: str) -> None:
+    model, ids = build(odd, segment=24, scored=40), text(24, rows=2)
+    logits = model.step(model.open(2), Segment.full(ids))[0].logits()
+    torch.testing.assert_close(logits, model.backbone.model(ids).logits, atol=2e-5, rtol=1e-4)  # type: ignore[operator]
+
+
 def test_sizes_that_leave_no_room_are_refused() -> None:
     with pytest.raises(UserError, match="a segment of 8 tokens needs recent"):
         build(recent=1, scored=6)

@@ -90,7 +90,7 @@ def _document(case: Case, options: dict[str, Any], new_tokens: int) -> dict[str,
     inputs = case.tensors("inputs")
     text = Segment.full(inputs["input_ids"])
     tokens = text.ids.shape[1]
-    model = _build(case, segment=tokens, window=tokens, window_start="segment", **options)  # all of it, from 0
+    model = _build(case, segment=tokens, history=0, window_start="segment", **options)  # all of it, from 0
 
     def read(name: str) -> ExtendedMindState:
         return model.absorb(model.open(len(text.ids)), Segment.full(inputs[name]))
@@ -115,7 +115,7 @@ def _document(case: Case, options: dict[str, Any], new_tokens: int) -> dict[str,
 def _stream(case: Case, options: dict[str, Any], lengths: list[int], window: int) -> dict[str, Tensor]:
     """A text is read segment by segment; what the window no longer shows is memory."""
     inputs = case.tensors("inputs")
-    model = _build(case, segment=max(lengths), window=window, **options)
+    model = _build(case, segment=max(lengths), history=window - max(lengths), **options)
     keeper = ExtendedMind(model.backbone, replace(model.config, layers=None), torch.Generator()).eval()
     ids = inputs["input_ids"]
     got: dict[str, Tensor] = {}
