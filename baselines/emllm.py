@@ -22,7 +22,6 @@ from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.choices import check_choices
 from memory_bench.errors import UserError
 from memory_bench.protocol import Readout
 
@@ -60,14 +59,11 @@ class EMLLMConfig(BlockOptions):
             raise UserError("emllm: retrieved_tokens, refine_from_layer and contiguity_buffer_size are at least 0.")
         if not math.isfinite(self.threshold_gamma):
             raise UserError("emllm: threshold_gamma must be a finite number.")
-        if self.boundary_shift not in (0, 1):
-            raise UserError("emllm: boundary_shift must be 0 or 1.")
         if self.contiguity_buffer and self.selection == "token":
             raise UserError(
                 "emllm: the contiguity buffer follows one choice of an execution block: it needs selection causal, "
                 "official or random."
             )
-        check_choices("emllm", self)
 
     @classmethod
     def official(cls) -> "EMLLMConfig":

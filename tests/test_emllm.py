@@ -236,7 +236,7 @@ def test_ragged_rows_have_their_own_events(make_backbone: Make) -> None:
         ({"contiguity_buffer": True, "selection": "token"}, "contiguity buffer"),
         ({"similarity_metric": "modular"}, "modularity"),
         ({"statistics": "oficial"}, "official"),
-        ({"boundary_shift": 2}, "boundary_shift must be 0 or 1"),
+        ({"boundary_shift": 2}, "Unknown emllm.boundary_shift '2'. Valid: 0, 1"),
         ({"threshold_gamma": float("nan")}, "finite"),
         ({"execution_block": 32}, "must not exceed local_window"),
     ],
