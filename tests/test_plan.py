@@ -13,6 +13,7 @@ from memory_bench.backbone.small import TINY, small_card, small_model
 from memory_bench.budget import Budget, BudgetExceeded, load_budget
 from memory_bench.command import commands, preparing
 from memory_bench.command.foretelling import foretold, planner_of
+from memory_bench.command.jobs import make_job
 from memory_bench.corpus import TextCorpus
 from memory_bench.driver.meter import Meter
 from memory_bench.driver.stream import walk
@@ -56,7 +57,7 @@ def prepare(world: Any, tmp_path: Any) -> Prepare:
 
 def run(prepared: preparing.Prepared, options: Options) -> list[Record]:
     return [
-        run_cell(commands.make_job(c, prepared.out, options, 1), lambda *_: None, lambda _: None)
+        run_cell(make_job(c, prepared.out, options, 1), lambda *_: None, lambda _: None)
         for c in prepared.grid.cells
     ]
 
@@ -134,7 +135,7 @@ def test_a_training_that_cells_share_weighs_once(prepare: Prepare) -> None:
     for cell in prepared.grid.cells:
         plan = {"peak_bytes": 1, "train_seconds": 30.0, "eval_seconds": 2.0, "control_seconds": 0.0}
         planner.calibrations.keep(cell, plan | {"start_seconds": 5.0, "seconds": 37.0, "how": "measured here"})
-    jobs = [commands.make_job(cell, prepared.out, options, 1) for cell in prepared.grid.cells]
+    jobs = [make_job(cell, prepared.out, options, 1) for cell in prepared.grid.cells]
     _, remaining = foretold(jobs, options, 1)
     trainings = {cell.training.key for cell in prepared.grid.cells}
     assert len(trainings) < len(jobs), "some cells share one"
@@ -244,7 +245,7 @@ def test_boards_of_several_budgets_stay_apart(prepare: Prepare, tmp_path: Path) 
 
 def test_plan_against_actual_comes_from_records(prepare: Prepare) -> None:
     prepared, options = prepare("truncation", controls=False)
-    job = commands.make_job(prepared.grid.cells[0], prepared.out, options, 1)
+    job = make_job(prepared.grid.cells[0], prepared.out, options, 1)
     plan = {"peak_bytes": 10**8, "seconds": 9.0, "start_seconds": 6.0, "how": "measured here"}
     record = run_cell(replace(job, plan=plan), lambda *_: None, lambda _: None)
     assert record.provenance["plan"] == {"peak_bytes": 10**8, "seconds": 3.0, "how": "measured here"}
