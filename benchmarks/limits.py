@@ -206,6 +206,7 @@ def shown(row: Row, executor: str) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Print the table."""
     from memory_bench.command import commands
+    from memory_bench.command.jobs import make_job
     from memory_bench.driver.memory import resident
     from memory_bench.running.environment import cache_folder
     from memory_bench.running.executors import Inline, Local
@@ -230,7 +231,7 @@ def main(arguments: Sequence[str]) -> None:
                 )  # fmt: skip
                 cells = commands.prepare(options).grid.cells
                 Store.open_or_create(out)
-                return [commands.make_job(cell, out, options, 1) for cell in cells]
+                return [make_job(cell, out, options, 1) for cell in cells]
 
             made = prepared(cases, Path(folder), jobs, resident().now)
             for row in rows(cases, made, Inline() if executor == "inline" else Local(1)):
