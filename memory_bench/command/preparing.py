@@ -154,7 +154,9 @@ def _superseded(cell: Cell, todo: Sequence[Cell], store: Store) -> dict[str, str
     keys = {cell.training.key} | {
         c.training.key for c in todo if backbone.name in CLOSED and c.training.backbone == backbone
     }
-    return {key: found for key in keys if (found := store.checkpoint_stamp(key))}
+    places = {key: store.checkpoint_stamp(key) for key in keys}
+    places |= {f"unfinished/{key}": store.unfinished_stamp(key) for key in keys}
+    return {place: found for place, found in places.items() if found}
 
 
 def _todo(cells: tuple[Cell, ...], store: Store, options: Options) -> list[Cell]:

@@ -179,8 +179,9 @@ class Cluster(Local):
                 return
             for task, said in ended.items():
                 with self._lock:
-                    job, prepare = self._tasks.pop(task)
-                self._start(_tell, events, job, prepare, said)
+                    known = self._tasks.pop(task, None)
+                if known is not None:  # else all was stopped meanwhile
+                    self._start(_tell, events, *known, said)
             if not tasks:
                 time.sleep(0.05)
 
