@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
@@ -107,10 +106,6 @@ class EMLLM(BlockModel[EventState]):
         "the surprising token (official: one earlier), every token read has a surprisal, no event is attended to "
         "twice, the room for events is that of a full call."
     )
-    axes = Axes(
-        unit="chunk kv", capacity="grows", write="direct", read="by similarity per piece",
-        inject="all layers", fusion="one softmax", order="lost",
-    )  # fmt: skip
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {**ABLATIONS, "nothing retrieved": {"retrieved_tokens": 0}}
 
     @classmethod

@@ -11,7 +11,7 @@ Unusual here:
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,10 @@ from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.errors import UserError, unknown
+from memory_bench.choices import check_choices
+from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 
-UPDATES = ("linear", "delta")
 CLOSED = -3.0  # initial gate on a pretrained backbone: nearly the plain model, with a gradient
 
 
@@ -33,7 +33,9 @@ class InfiniAttentionConfig:
     """Hyper-parameters of Infini-attention."""
 
     segment: int = 512  # text tokens per step; paper: 2048
-    update: str = "linear"  # linear: values are added; delta: what is found under their keys is taken off first
+    update: Literal["linear", "delta"] = (
+        "linear"  # linear: values are added; delta: what is found under their keys is taken off first
+    )
     gate_init: float = 0.0  # every head's first gate; paper: beta; sigmoid(gate) weighs the memory
     epsilon: float = 1e-10  # divisions are by no less; 0: no bound, as Beomi/InfiniTransformer
     gate_empty: bool = False  # Beomi/InfiniTransformer: the gate scales local attention while there is no memory, too
@@ -42,8 +44,7 @@ class InfiniAttentionConfig:
     def __post_init__(self) -> None:
         if self.segment < 1 or self.epsilon < 0:
             raise UserError("infini-attention: segment must be at least 1, and epsilon not negative.")
-        if self.update not in UPDATES:
-            raise unknown("update of infini-attention", self.update, UPDATES)
+        check_choices("infini-attention", self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memory_bench.axes import Axes
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.errors import UserError
@@ -53,10 +52,6 @@ class InfLLM(BlockModel[BlockState]):
         "one before it chooses (no look-ahead), pending tokens are far once they left the window (official: attended "
         "twice), the backbone's own rotary frequencies, rows with padding. Blocks stay on the device, no cache of them."
     )
-    axes = Axes(
-        unit="chunk kv", capacity="grows", write="direct", read="by similarity per piece",
-        inject="all layers", fusion="one softmax", order="lost",
-    )  # fmt: skip
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {**ABLATIONS, "nothing retrieved": {"selected_blocks": 0}}
 
     def __init__(self, backbone: Any, config: InfLLMConfig, rng: torch.Generator) -> None:

@@ -39,7 +39,7 @@ from memory_bench.files.artefacts import (
     write_atomically,
     write_json,
 )
-from memory_bench.files.remembered import Remembered, facts_of
+from memory_bench.files.remembered import Remembered, facts_of, identity
 from memory_bench.files.shapes import RunShape, conform
 from memory_bench.finite import unsound, unsound_scores
 from memory_bench.record import SCHEMA, Record, versions
@@ -267,11 +267,11 @@ class Store:
         """What a record's file holds; parsed once as long as the file stays the same."""
         status = path.stat()
         known = self._known.get(path.parent.name)
-        if known is not None and settled(status) and known.status == _identity(status):
+        if known is not None and settled(status) and known.status == identity(status):
             return known
         data = read_json(path)
         # {}: an older version wrote it
-        read = _Read(Record.from_json(data), data.get("samples", {}), CHECKSUM in data, _identity(status))
+        read = _Read(Record.from_json(data), data.get("samples", {}), CHECKSUM in data, identity(status))
         self._known[path.parent.name] = read
         return read
 
@@ -325,7 +325,7 @@ class _Read:
     record: Record
     vouched: Any
     summed: bool
-    status: tuple[int, ...]
+    status: list[int]
 
 
 @lru_cache(maxsize=1)
@@ -334,10 +334,6 @@ def _code() -> str:
     here = Path(__file__).parent
     judges = [here / f"{name}.py" for name in ("store", "samples", "record", "cell", "budget", "recipe", "finite")]
     return digest([path.read_text(encoding="utf-8") for path in (*judges, *sorted((here / "files").glob("*.py")))])
-
-
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _scores(file: Path | io.BytesIO) -> tuple[list[float | None], list[float | None]]:

@@ -57,8 +57,7 @@ def prepare(world: Any, tmp_path: Any) -> Prepare:
 
 def run(prepared: preparing.Prepared, options: Options) -> list[Record]:
     return [
-        run_cell(make_job(c, prepared.out, options, 1), lambda *_: None, lambda _: None)
-        for c in prepared.grid.cells
+        run_cell(make_job(c, prepared.out, options, 1), lambda *_: None, lambda _: None) for c in prepared.grid.cells
     ]
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, State, Traits
 
@@ -70,6 +71,10 @@ class BlockModel(MemoryModel[S]):
     """
 
     families: ClassVar[tuple[str, ...]] = ("llama",)  # keys must be there without their positions
+    axes = Axes(
+        unit="chunk kv", capacity="grows", write="direct", read="by similarity per piece",
+        inject="all layers", fusion="one softmax", order="lost",
+    )  # fmt: skip
     per_head = False  # every query head chooses alone
 
     def __init__(self, backbone: Backbone, config: Any, rng: torch.Generator) -> None:

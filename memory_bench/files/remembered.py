@@ -4,6 +4,7 @@ A finding belongs to the files' sizes, times of the last changes and inodes, and
 were changed a moment ago are not remembered: clocks of file systems tick slowly (`memory_bench.files.artefacts`).
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +52,11 @@ class Remembered:
             self._changed = False
 
 
+def identity(status: os.stat_result) -> list[int]:
+    """By what a file is known to be the one that was looked at: see `Facts`."""
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
 def facts_of(files: Sequence[Path]) -> tuple[Facts, bool]:
     """The facts of files, and whether another change of them would show."""
     found, still = Facts(), True
@@ -60,6 +66,6 @@ def facts_of(files: Sequence[Path]) -> tuple[Facts, bool]:
         except OSError:
             found.append(None)
         else:
-            found.append([s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns])
+            found.append(identity(s))
             still = still and settled(s)
     return found, still
