@@ -10,7 +10,7 @@ Unusual here:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,12 @@ from memory_bench.axes import Axes
 from memory_bench.backbone.model import NOWHERE, Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.errors import UserError, unknown
+from memory_bench.choices import check_choices
+from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 from memory_bench.weights.released import Release, Shape
 from memory_bench.weights.transfer import Layout, Place, backbone_places, embedding_width
 
-INITS = ("random", "eos", "overwritten")
 RATIO = 30  # text tokens per summary token, about that of the paper's training: 1536 to 50
 LONGEST = 20  # segments whose summaries stay at most, as many as the paper's longest training compressed
 
@@ -38,8 +38,9 @@ class AutoCompressorConfig:
     summary_tokens: int = 50  # vectors that a segment writes; paper: kappa; 0: segments are independent
     accumulate: bool = True  # the summaries of all segments stay; False: the last segment's alone, as in RMT
     max_summaries: int | None = None  # vectors that are kept at most, the oldest are dropped (not official)
-    summary_init: str = "random"  # as the embedding table is spread; eos: its end-of-text row, which the paper says;
-    # overwritten: what the official code leaves of that, its initialiser's normal distribution
+    # random: as the embedding table is spread; eos: its end-of-text row, which the paper says; overwritten: what the
+    # official code leaves of that, its initialiser's normal distribution
+    summary_init: Literal["random", "eos", "overwritten"] = "random"
     write_padding: bool = False  # official: a segment of padding alone is summarised, too
     read_padding: bool = False  # official Llama class with its default use_cache: padding is read as if it were text
     checkpoint: str = ""  # folder, file or hub id of released weights, which are loaded instead of training
@@ -52,8 +53,7 @@ class AutoCompressorConfig:
                 f"autocompressor: max_summaries = {self.max_summaries} has no room for the {self.summary_tokens} "
                 f"summary tokens of one segment: use {self.summary_tokens} or more, or none for all."
             )
-        if self.summary_init not in INITS:
-            raise unknown("summary_init of autocompressor", self.summary_init, INITS)
+        check_choices("autocompressor", self)
 
     @classmethod
     def official(cls) -> "AutoCompressorConfig":

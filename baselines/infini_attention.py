@@ -33,9 +33,8 @@ class InfiniAttentionConfig:
     """Hyper-parameters of Infini-attention."""
 
     segment: int = 512  # text tokens per step; paper: 2048
-    update: Literal["linear", "delta"] = (
-        "linear"  # linear: values are added; delta: what is found under their keys is taken off first
-    )
+    # linear: values are added; delta: what is found under their keys is taken off first
+    update: Literal["linear", "delta"] = "linear"
     gate_init: float = 0.0  # every head's first gate; paper: beta; sigmoid(gate) weighs the memory
     epsilon: float = 1e-10  # divisions are by no less; 0: no bound, as Beomi/InfiniTransformer
     gate_empty: bool = False  # Beomi/InfiniTransformer: the gate scales local attention while there is no memory, too

@@ -25,7 +25,8 @@ from memory_bench.backbone.embedder import Embedder
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.errors import UserError, unknown
+from memory_bench.choices import check_choices
+from memory_bench.errors import UserError
 from memory_bench.protocol import MemoryModel, Readout, Segment, State, Traits
 
 from .parts.bm25 import BM25
@@ -48,8 +49,7 @@ class RetrievalConfig:
     selection: Literal["best", "random"] = field(default="best", metadata={"left_out": True})  # random: a control
 
     def __post_init__(self) -> None:
-        if self.selection not in ("best", "random"):
-            raise unknown("retrieval.selection", self.selection, ("best", "random"))
+        check_choices("retrieval", self)
         if min(self.segment, self.chunk, self.retrieved) < 1 or self.exclude < 0:
             raise UserError("retrieval: segment, chunk and retrieved must be at least 1, and exclude at least 0.")
         if self.chunks is not None and self.chunks < 1:
