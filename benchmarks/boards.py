@@ -62,13 +62,14 @@ BOARDS: Mapping[str, Board] = {
     "retention-tiny": Board("run --suite retention-tiny"),
     "tiny-real": Board("run --suite tiny", real=True),
     "squad-real": Board(
-        "run --models memorizing,sliding-window,full-context --tasks squad-retention --backbone smollm2-135m-q4 "
-        "--budget cpu-smol --limit 6",
+        "run --models memorizing,sliding-window,full-context,infllm,emllm,extended-mind,sirllm --tasks squad-retention "
+        "--backbone smollm2-135m-q4 --budget cpu-smol --limit 6",
         real=True,
     ),
     "smollm2-real": Board(
         "run --suite cpu-smol --no-controls --backbone smollm2-135m-q4 "
-        "--models truncation,sliding-window,memorizing,memorizing[top_k=0],retrieval,full-context,xl-cache",
+        "--models truncation,sliding-window,memorizing,memorizing[top_k=0],retrieval,full-context,xl-cache,"
+        "infllm,emllm,extended-mind,sirllm",
         real=True,
     ),
     # Below what a growing cache needs for these books: who ends at the limit, where, and what the others do with it.
