@@ -16,7 +16,7 @@ Decisions where a stream of segments needs what the official code does not have:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ from memory_bench.axes import Axes
 from memory_bench.backbone.model import Backbone
 from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
-from memory_bench.errors import UserError, unknown
+from memory_bench.choices import check_choices
+from memory_bench.errors import UserError
 from memory_bench.protocol import Traits
 
 from .memoryllm import fit_pool
@@ -42,8 +43,6 @@ from .parts.pool_state import (
     take_rows,
 )
 
-QUERIES = ("given", "all")
-
 
 @dataclass(frozen=True, slots=True)
 class MPlusConfig(PoolConfig):
@@ -52,7 +51,7 @@ class MPlusConfig(PoolConfig):
     retrieved_tokens: int = 160  # long-term rows per layer in front of the pool
     retriever_width: int = 32
     retriever_layers: int = 2  # Linear - SiLU - Linear, or 1: Linear
-    retrieval_query: str = "given"  # "given": given tokens or else the previous segment; "all": official, looks ahead
+    retrieval_query: Literal["given", "all"] = "given"  # given or else the previous segment; official: all, looks ahead
     merge_every: int = 8  # writes after which the pending rows enter the long-term store
     initial_recall_frequency: float = 16.0  # an entry lives this / recall_decay merges, its own included
     recall_decay: float = 1.0
@@ -63,8 +62,7 @@ class MPlusConfig(PoolConfig):
     def __post_init__(self) -> None:
         # Spelled out: zero-argument super() does not survive dataclass(slots=True).
         PoolConfig.__post_init__(self)
-        if self.retrieval_query not in QUERIES:
-            raise unknown("retrieval_query", self.retrieval_query, QUERIES)
+        check_choices("mplus", self)
         if self.retriever_layers not in (1, 2):
             raise UserError(f"retriever_layers = {self.retriever_layers}; valid are 1 and 2.")
         if self.merge_every < 1:
