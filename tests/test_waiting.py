@@ -14,15 +14,15 @@ import pytest
 
 from memory_bench.errors import DataError, MachineError, UserError
 from memory_bench.running import forks as module
-from memory_bench.running.forks import apart
+from memory_bench.running.forks import in_fork
 from memory_bench.store import Store
 
 HERE = Path(__file__).parent
 
 
 def in_light_process(code: str) -> str:
-    """What a process without torch says when it runs `code`; `apart` forks there."""
-    code = f"import sys; from memory_bench.running.forks import apart\n{code}"
+    """What a process without torch says when it runs `code`; `in_fork` forks there."""
+    code = f"import sys; from memory_bench.running.forks import in_fork\n{code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -51,7 +51,7 @@ def test_what_a_fork_loads_is_gone_with_it() -> None:
         "    import wave\n"
         "    print('inside')\n"
         "    return {'a': [1, 2]}\n"
-        "print(apart(work), 'wave' in sys.modules)"
+        "print(in_fork(work), 'wave' in sys.modules)"
     )  # fmt: skip
     assert said == "inside\n{'a': [1, 2]} False\n"
 
@@ -64,7 +64,7 @@ def test_errors_of_a_fork_are_raised_here(error: Exception) -> None:
     said = in_light_process(
         "from memory_bench.errors import *\n"
         f"def work(): raise {error!r}\n"
-        "try: apart(work)\n"
+        "try: in_fork(work)\n"
         "except Exception as e: print(repr(e), 'in work' in ''.join(e.__notes__))"
     )
     assert said == f"{error!r} True\n"
@@ -75,7 +75,7 @@ def test_an_error_that_cannot_be_sent_is_told() -> None:
         "def work():\n"
         "    class Own(Exception): pass\n"
         "    raise Own('words')\n"
-        "try: apart(work)\n"
+        "try: in_fork(work)\n"
         "except RuntimeError as e: print('words' in str(e))"
     )
     assert said == "True\n"
@@ -85,7 +85,7 @@ def test_a_killed_fork_is_the_machines_fault() -> None:
     said = in_light_process(
         "import os\n"
         "from memory_bench.errors import MachineError\n"
-        "try: apart(lambda: os.kill(os.getpid(), 9))\n"
+        "try: in_fork(lambda: os.kill(os.getpid(), 9))\n"
         "except MachineError as e: print(e)"
     )
     assert said == "A process of this command was ended (SIGKILL).\n"
@@ -93,9 +93,9 @@ def test_a_killed_fork_is_the_machines_fault() -> None:
 
 def test_a_fork_ends_with_its_command(tmp_path: Path) -> None:
     code = (
-        "import os, time; from pathlib import Path; from memory_bench.running.forks import apart\n"
+        "import os, time; from pathlib import Path; from memory_bench.running.forks import in_fork\n"
         f"def work(): Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()) + ' '); time.sleep(600)\n"
-        "apart(work)"
+        "in_fork(work)"
     )
     command = subprocess.Popen([sys.executable, "-c", code])
     while not (said := (tmp_path / "pid").read_text() if (tmp_path / "pid").exists() else "").endswith(" "):
@@ -110,7 +110,7 @@ def test_a_fork_ends_with_its_command(tmp_path: Path) -> None:
 def test_here_where_torch_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", sys)
     monkeypatch.setattr(module.os, "fork", lambda: pytest.fail("forked"))
-    assert apart(os.getpid) == os.getpid()
+    assert in_fork(os.getpid) == os.getpid()
 
 
 @pytest.mark.parametrize("kind", [UserError, DataError, MachineError])

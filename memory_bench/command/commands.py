@@ -21,7 +21,7 @@ from memory_bench.errors import MachineError, UserError, unknown
 from memory_bench.files.artefacts import write_json
 from memory_bench.record import Record
 from memory_bench.running.console import Display, error, show
-from memory_bench.running.forks import apart, here
+from memory_bench.running.forks import here, in_fork
 from memory_bench.running.options import Options
 from memory_bench.shipped import THIRD_PARTY, parity_folder, parity_text, read_certificates
 from memory_bench.store import Store, link_latest
@@ -60,7 +60,7 @@ def run(options: Options) -> int:
 
     With a process per cell this one only waits: planning and reporting, which load torch and pandas, are in forks.
     """
-    inside = here if options.executor == "inline" else apart
+    inside = here if options.executor == "inline" else in_fork
     with _terminable():
         work, asked = inside(lambda: _begin(options))
     records = perform(work, options)

@@ -27,7 +27,7 @@ def here(work: Callable[[], Result]) -> Result:
     return work()
 
 
-def apart(work: Callable[[], Result]) -> Result:
+def in_fork(work: Callable[[], Result]) -> Result:
     """What `work` returns, or raises, from a fork of this process: something that can be pickled.
 
     Where a fork is not safe (another system, other threads) or saves nothing (torch is here already), from here.
