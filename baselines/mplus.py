@@ -27,13 +27,14 @@ from memory_bench.budget import Budget
 from memory_bench.card import BackboneCard
 from memory_bench.choices import check_choices
 from memory_bench.errors import UserError
-from memory_bench.protocol import Traits
+from memory_bench.protocol import Segment, Traits
 
 from .memoryllm import fit_pool
 from .parts.drawing import row_generator
 from .parts.long_term import Retriever, StartingStore, Store, oldest_first, pick, relevance
 from .parts.pool import PoolModel, Reading, Written
 from .parts.pool_layout import MPlusLayout
+from .parts.pool_others import Others
 from .parts.pool_state import (
     PoolConfig,
     PoolState,
@@ -123,6 +124,7 @@ class MPlus(PoolModel[MPlusState]):
         "equal ages, seeded draws; adapters without dropout; the retriever's negatives are the other rows of the "
         "batch."
     )
+    divides = True
     axes = Axes(
         unit="layer vectors", capacity="fixed", overflow="drop oldest", write="extra tokens",
         written_with_gradient=True, read="all, and by similarity per segment", inject="all layers",
@@ -279,29 +281,41 @@ class MPlus(PoolModel[MPlusState]):
             host_unmerged=torch.zeros_like(state.host_unmerged),
         )
 
-    def reading_loss(self, state: MPlusState, reading: Reading) -> Tensor | None:
+    def others(self, state: MPlusState, segment: Segment) -> Others | None:
+        """The rows of other processes, among which are negatives of `reading_loss`."""
+        if self.beside is None or not (self.training and torch.is_grad_enabled()):
+            return None
+        return Others.seen(self.beside, state.pool, state.host_pool_own, segment, state.host_writes)
+
+    def reading_loss(self, state: MPlusState, reading: Reading, others: Others | None) -> Tensor | None:
         """The retriever's loss while training: pool rows of the own stream should score 1, those of others 0.
 
         The paper's stage 2 in a batch of streams: candidates are the pool rows of all rows of the batch, queries a
         random beginning of the text (for `query`) and the newest block (for `encoder_query`). Inputs are detached.
-        None before anything has been written.
+        None before anything has been written. Of rows that other processes read, the pools are candidates here too,
+        and their queries ask there.
         """
-        if not reading.inputs or not bool(state.host_pool_own.any()):
+        pool, own = state.pool.detach(), state.host_pool_own
+        if others is not None:
+            pool, own = torch.cat([pool, others.pool]), torch.cat([own, others.own])
+        if not reading.inputs or not bool(own.any()):
             return None
-        pool, own = state.pool.detach(), state.host_pool_own.to(state.pool.device)
+        own = own.to(pool.device)
         rows, text = reading.hidden.shape[:2]
-        mine = torch.eye(rows, dtype=torch.bool, device=pool.device)
+        mine = torch.eye(rows, len(pool), dtype=torch.bool, device=pool.device)
         asking = torch.arange(text) < _random_lengths(state, text)[:, None]
         total = pool.new_zeros((), dtype=torch.float32)
         for layer, hidden in enumerate(reading.inputs):
             retriever = self.retriever.at(layer)
             memory = self.backbone.norm_input(layer, pool[:, layer]).detach()
-            keys = retriever.key(memory).flatten(0, 1).expand(rows, -1, -1)  # [rows, rows * pool_tokens, width]
+            keys = retriever.key(memory).flatten(0, 1).expand(rows, -1, -1)  # [rows, all rows * pool_tokens, width]
             positive = (mine[:, :, None] & own[None, :, layer]).flatten(1)
             queries = retriever.query(self.backbone.norm_input(layer, hidden.detach()).detach())
-            newest = retriever.encoder_query(memory[:, -self.config.tokens_per_block :])
-            total = total + _contrast(relevance(queries, asking.to(queries), keys), positive)
-            total = total + _contrast(relevance(newest, torch.ones_like(newest[..., 0]), keys), positive)
+            newest = retriever.encoder_query(memory[:rows, -self.config.tokens_per_block :])
+            hits = own[:, layer].sum()
+            of = hits, len(pool) * own[:, layer].numel() - hits  # of all rows' queries: positives, negatives
+            total = total + _contrast(relevance(queries, asking.to(queries), keys), positive, *of)
+            total = total + _contrast(relevance(newest, torch.ones_like(newest[..., 0]), keys), positive, *of)
         return total / len(reading.inputs)
 
     def recalled(self, remembered: int) -> int:
@@ -364,8 +378,11 @@ def _random_lengths(state: MPlusState, text: int) -> Tensor:
     return torch.cat(draws)
 
 
-def _contrast(scores: Tensor, positive: Tensor) -> Tensor:
-    """Mean of -log(score) over positives and of -log(1 - score) over negatives, averaged; 0 where there are none."""
+def _contrast(scores: Tensor, positive: Tensor, hits: Tensor, misses: Tensor) -> Tensor:
+    """Mean of -log(score) over positives and of -log(1 - score) over negatives, averaged; 0 where there are none.
+
+    There are `hits` and `misses` of them in the whole batch, of which these scores may be a part.
+    """
     hit, miss = -torch.log(scores + 1e-5), -torch.log(1 - scores + 1e-5)
-    loss = (hit * positive).sum() / positive.sum().clamp(min=1)
-    return (loss + (miss * ~positive).sum() / (~positive).sum().clamp(min=1)) / 2
+    loss = (hit * positive).sum() / hits.clamp(min=1)
+    return (loss + (miss * ~positive).sum() / misses.clamp(min=1)) / 2

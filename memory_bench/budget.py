@@ -113,6 +113,9 @@ class BudgetExceeded(Exception):
         super().__init__(f"{limit} {bound}, {spent} at {where or 'the start'}")
         self.limit, self.allowed, self.used, self.where = limit, allowed, used, where
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.limit, self.allowed, self.used, self.where)
+
 
 GB = 10**9
 FRACTIONS = ("train_seconds", "train_flops", "eval_seconds")  # limits that need not be whole numbers

@@ -21,7 +21,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,18 @@ class DecodePlan:
     fold: bool = True  # write the open segment into memory once it is full
 
 
+class Batch(Protocol):
+    """The rows of a training's batch that other processes read (`memory_bench.driver.peers`)."""
+
+    def gathered(self, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """What each of the other processes shows of its rows in this step, without gradients.
+
+        Args:
+            tensors: what is shown of the rows here, the row first; all processes show the same kinds, once a step.
+        """
+        ...
+
+
 class MemoryModel(nn.Module, ABC, Generic[S]):
     """A language model with memory. The class is the plug-in: an entry point in ``memory_bench.models`` names it.
 
@@ -159,6 +171,10 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
         released: how the authors' own checkpoints are laid out; None: none are known.
         ablations: variants that a comparison needs beside the model (title to changed config fields), run as controls.
         axes: what kind of memory it has; None: the class does not say.
+        divides: where `beside` stands, `Readout.aux_loss` is this process's part of the whole batch's.
+
+    Others:
+        beside: in a training that several processes share, the batch's rows that others read; else None.
     """
 
     Config: ClassVar[type[Any]]
@@ -169,6 +185,8 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
     released: ClassVar[Layout | None] = None
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     axes: ClassVar[Axes | None] = None
+    divides: ClassVar[bool] = False
+    beside: Batch | None = None
 
     traits: Traits
     backbone: Backbone

@@ -19,6 +19,7 @@
 - `pool.py`: passes over a pool: what MemoryLLM and M+ share
 - `pool_frame.py`: one decoder layer over memory and text rows: positions, masks, keys
 - `pool_layout.py`: official checkpoints of MemoryLLM and M+
+- `pool_others.py`: rows of a batch that other processes read
 - `pool_state.py`: the pool as data: options, dropping, filling
 - `questions.py`: what a segment is searched for by
 - `ring.py`: a ring buffer of keys and values as a value

@@ -42,14 +42,23 @@ def alike(keys: Tensor) -> list[Tensor | None]:
     return [(kind == k).nonzero()[:, 0] for k in range(int(kind.max()) + 1)]
 
 
+def facts_of(segment: Segment, schedule: Tensor) -> Tensor:
+    """``[rows, 3]`` int64 on the host, equal for rows of one group: tokens, having given ones or not, `schedule`."""
+    given = _asked(segment).any(dim=1).long()
+    return torch.cat([torch.stack([segment.lengths, given], dim=1).cpu(), schedule[:, None]], dim=1)
+
+
+def _asked(segment: Segment) -> Tensor:
+    return segment.given & segment.mask if segment.given is not None else torch.zeros_like(segment.mask)
+
+
 def group_rows(segment: Segment, schedule: Tensor) -> list[Group]:
     """The segment's rows in groups of equal length, `schedule` ``[rows]`` (host) and having given tokens or not."""
-    asked = segment.given & segment.mask if segment.given is not None else torch.zeros_like(segment.mask)
-    facts = torch.stack([segment.lengths, asked.any(dim=1).long()], dim=1).cpu()
-    groups = []
-    for index in alike(torch.cat([facts, schedule[:, None]], dim=1)):
+    facts, groups = facts_of(segment, schedule), []
+    asked = _asked(segment)
+    for index in alike(facts):
         first = 0 if index is None else int(index[0])
-        tokens, has_given = facts[first].tolist()
+        tokens, has_given, _ = facts[first].tolist()
         ids, mask, given = segment.ids, segment.mask, asked
         if index is not None:
             at = index.to(ids.device)

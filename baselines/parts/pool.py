@@ -24,6 +24,7 @@ from memory_bench.protocol import DecodePlan, MemoryModel, Readout, Segment, Tra
 
 from .grouping import group_rows, join_rows, scatter_rows
 from .pool_frame import Cached, Frame, asking_from, run_layer
+from .pool_others import Others
 from .pool_state import PoolState, draw_permutations, fill_pool
 
 P = TypeVar("P", bound=PoolState)
@@ -117,6 +118,7 @@ class PoolModel(MemoryModel[P]):
     def step(self, state: P, segment: Segment, *, write: bool = True) -> tuple[Readout, P]:
         """Predict the segment with the pool as it is; then, with `write`, run the write pass and merge its block."""
         groups = group_rows(segment, state.host_writes)
+        others = self.others(state, segment)
         hidden: list[Tensor] = []
         states: list[P] = []
         losses: list[Tensor] = []
@@ -128,10 +130,13 @@ class PoolModel(MemoryModel[P]):
                 continue
             reading = self.read(own, group.ids, group.given)
             hidden.append(reading.hidden)
-            loss = self.reading_loss(own, reading)
-            losses += [loss * len(group.ids)] if loss is not None else []
+            beside = None if others is None else others.alike(segment, state.host_writes, group.index)
+            loss = self.reading_loss(own, reading, beside)
+            rows = len(group.ids) + (0 if beside is None else len(beside.pool))
+            losses += [loss * rows] if loss is not None else []
             states.append(self.write(own, group.ids) if write else own)
-        aux = torch.stack(losses).sum() / len(segment.ids) if losses else None
+        batch = len(segment.ids) + (0 if others is None else len(others.pool))
+        aux = torch.stack(losses).sum() / batch if losses else None
         readout = Readout(scatter_rows(segment, groups, hidden), self.backbone.head, aux)
         return readout, join_rows(groups, states) if write else state
 
@@ -178,8 +183,15 @@ class PoolModel(MemoryModel[P]):
         """Rows ``[rows, n, width]`` from beyond the pool for this layer's prefix; here none."""
         return hidden[:, :0]
 
-    def reading_loss(self, state: P, reading: Reading) -> Tensor | None:
-        """A training loss of the model's own; here none."""
+    def others(self, state: P, segment: Segment) -> Others | None:
+        """Rows of the batch that other processes read, where `reading_loss` asks for them; here never."""
+        return None
+
+    def reading_loss(self, state: P, reading: Reading, others: Others | None) -> Tensor | None:
+        """A training loss of the model's own; here none.
+
+        Where there are `others`, rows of the same kind in other processes, it is this process's part of all rows' loss.
+        """
         return None
 
     def in_step(self, state: P) -> P:

@@ -4,7 +4,7 @@ Every limit is looked at with every step of the model, in training, reading, que
 Seconds are those of `memory_bench.driver.clock`. Whoever watches from outside learns of every step by the beacon.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from memory_bench.driver.beacon import Beacon, Place
 from memory_bench.driver.clock import Clock
 from memory_bench.driver.ledger import Ledger
 from memory_bench.driver.memory import forget_peak, peak_bytes, resident
+from memory_bench.driver.others import Others, Spending
 from memory_bench.driver.stream import Watcher
 from memory_bench.protocol import MemoryModel, State
 
@@ -46,11 +47,19 @@ class Meter(Watcher):
         budget: the limits.
         device: where the model runs; on CPU device memory is the process's peak above its start.
         beacon: told of every step, and of every beginning and end of a phase.
+        others: what other processes of the training spend (`memory_bench.driver.others`).
+
+    Attributes:
+        counted: in a training that several processes share, (rows, tokens, real tokens) that all of them step after so
+            many tokens: they are counted in place of this process's own.
     """
 
-    def __init__(self, budget: Budget, device: torch.device, beacon: Beacon | None = None) -> None:
+    def __init__(
+        self, budget: Budget, device: torch.device, beacon: Beacon | None = None, others: Others | None = None
+    ) -> None:
         self.budget, self.device, self.beacon = budget, device, beacon
-        self.usage, self.ledger = Usage(), Ledger()
+        self.usage, self.ledger, self.others = Usage(), Ledger(), others or Others()
+        self.counted: Callable[[int], tuple[int, int, int]] | None = None
         self.accounting = Accounting(self.usage, device)
         self.train_passes = TRAIN_PASSES  # one more where activations are recomputed
         self._phase = "start"
@@ -78,7 +87,7 @@ class Meter(Watcher):
     def another(self) -> "Meter":
         """A meter for a training of its own under the same budget, charged from the same start."""
         self.read_memory()  # beginning anew forgets the peak
-        other = Meter(self.budget, self.device, self.beacon)
+        other = Meter(self.budget, self.device, self.beacon, self.others.another())
         other.held = self.held
         return other
 
@@ -108,8 +117,9 @@ class Meter(Watcher):
 
     def _tell(self) -> None:
         if self.beacon is not None:
-            began = self._mark.before(self._spent())
-            self.beacon.tell(Place(self._phase, self.where, began, self.held))
+            own = self._spent() - (self.others.seconds if self._phase == "train" else 0.0)
+            began = self._mark.before(own)  # what others compute their watcher sees itself
+            self.beacon.tell(Place(self._phase, self.where, began, self.held + self.others.held))
 
     # Phases and their clocks
 
@@ -132,6 +142,8 @@ class Meter(Watcher):
             self.read_memory()
             self.ledger.rest()
             self._enter(outer)
+            if name == "train":
+                self.others.add_to(self.usage, wall=self.device.type != "cpu")
             self._tell()
 
     @contextmanager
@@ -203,6 +215,26 @@ class Meter(Watcher):
         self._settle()
         return self._spent()
 
+    def spending(self) -> Spending:
+        """What this process has spent and held in the phase, as it tells the first one."""
+        self._settle()
+        self.read_memory()
+        u = self.usage
+        kinds = (u.gradient_bytes or 0, u.optimizer_bytes or 0, u.activation_bytes or 0)
+        host = self.others.own_held + max(0, u.peak_host_bytes - self.held)
+        return Spending(self._spent(), u.peak_device_bytes, u.peak_reserved_bytes, host, *kinds)
+
+    def count_others(self, spent: Sequence[Spending]) -> None:
+        """Charge the phase with what the other processes have spent since they were last counted; see `Others`.
+
+        Raises:
+            BudgetExceeded: see `enforce`.
+        """
+        self._settle()
+        self.usage.train_seconds += self.others.count(spent)
+        self._tell()
+        self.enforce()
+
     # What was spent
 
     def stepped(
@@ -222,6 +254,8 @@ class Meter(Watcher):
         if self._phase == "control":
             return
         if self._phase == "train":
+            if self.counted is not None:
+                rows, tokens, real = self.counted(before)
             self.usage.train_tokens += real
             self.usage.train_flops += training_flops(model, rows, tokens, before, self.train_passes, absorbed)
         else:
@@ -251,8 +285,9 @@ class Meter(Watcher):
         if allowed is not None and added > allowed:
             raise BudgetExceeded("added_parameters", allowed, added, self.where)
 
-    def charge_training(self, spent: Usage) -> None:
-        """Count another training, without which this one could not begin."""
+    def charge_training(self, spent: Usage, others: Others | None = None) -> None:
+        """Count another training, without which this one could not begin, and what `others` spent in it."""
+        self.others.seconds += 0.0 if others is None else others.seconds
         self.usage.train_tokens += spent.train_tokens
         self.usage.train_flops += spent.train_flops
         self.usage.train_seconds += spent.train_seconds
@@ -277,13 +312,14 @@ class Meter(Watcher):
     def read_memory(self) -> None:
         """Update the peaks."""
         own, used = resident(), self.usage
-        used.peak_host_bytes = max(used.peak_host_bytes, own.peak)
+        beside = self.others.most
+        used.peak_host_bytes = max(used.peak_host_bytes, own.peak + beside.host)
         if self.device.type == "cuda":
-            held = torch.cuda.max_memory_allocated(self.device)
-            used.peak_reserved_bytes = max(used.peak_reserved_bytes, torch.cuda.max_memory_reserved(self.device))
+            held, reserved = torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
+            used.peak_reserved_bytes = max(used.peak_reserved_bytes, reserved + beside.reserved)
         else:
             held = max(0, own.peak - self.held)
-        used.peak_device_bytes = max(used.peak_device_bytes, held, self.ledger.total)
+        used.peak_device_bytes = max(used.peak_device_bytes, max(held, self.ledger.total) + beside.device)
 
     # What it may be
 
@@ -331,3 +367,14 @@ class Meter(Watcher):
         if tokens and b.train_seconds is not None and not b.counts:
             shares.append((self.elapsed() / b.train_seconds if b.train_seconds else 1.0, "train_seconds"))
         return max(shares)
+
+
+class Following(Meter):
+    """The meter of a process beside the first one of a training: it counts, and leaves all limits to the first's."""
+
+    def enforce(self) -> None:
+        """See `Meter.enforce`."""
+        self.read_memory()
+
+    def in_time(self) -> None:
+        """See `Meter.in_time`."""

@@ -49,6 +49,13 @@ def plain(model: nn.Module) -> dict[str, Any]:
     return {name: _listed(value) for name, value in found.items()}
 
 
+def mark(model: nn.Module, device: torch.device) -> tuple[object, ...]:
+    """What is equal before and after a step exactly where chance, buffers and plain numbers are as they were."""
+    states = [state.cpu().numpy().tobytes() for state in tensors(model, device).values()]
+    buffers = [(id(buffer), buffer._version) for buffer in model.buffers()]
+    return states, buffers, repr(plain(model))
+
+
 def put_back_plain(states: dict[str, Any], model: nn.Module) -> None:
     """Inverse of `plain`."""
     random.setstate(_python(states["python"]))

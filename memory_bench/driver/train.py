@@ -19,17 +19,18 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from memory_bench.budget import Budget, BudgetExceeded
 from memory_bench.corpus import Corpus, Line
-from memory_bench.driver import randomness
+from memory_bench.driver import backward, randomness
 from memory_bench.driver.meter import TRAIN_PASSES, Meter
+from memory_bench.driver.peers import Peers
 from memory_bench.driver.standing import Standing
-from memory_bench.driver.stream import Progress, segment_length, walk
+from memory_bench.driver.stream import Progress, segment_length
 from memory_bench.driver.unfinished import CannotGoOn, Facts, Keeper, Kept, digest
 from memory_bench.errors import NotFinite
 from memory_bench.files.artefacts import Damaged
@@ -39,6 +40,7 @@ from memory_bench.recipe import Recipe, Stage, fixed_steps
 LAST = 3  # steps whose longest says how long the next one takes
 FAR = 1.2  # times a guard's seconds: what ends beyond is not begun
 
+Found = TypeVar("Found")
 Build = Callable[[Any], MemoryModel[Any]]
 """Makes the model of a config over the one backbone of this training."""
 
@@ -86,7 +88,7 @@ def _optimizer(model: MemoryModel[Any], recipe: Recipe) -> torch.optim.AdamW | N
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas) if groups else None
 
 
-def train(
+def train(  # noqa: PLR0913
     build: Build,
     config: Any,
     recipe: Recipe,
@@ -96,6 +98,7 @@ def train(
     seed: int,
     progress: Progress | None = None,
     keeper: Keeper | None = None,
+    peers: Peers | None = None,
 ) -> Trained:
     """Train the model of `config` on `corpus` until the recipe or the budget ends it.
 
@@ -108,32 +111,24 @@ def train(
         seed: of the data order.
         progress: told (thousandths done, 1000).
         keeper: of this training on its way; what it finds is gone on from, to the same end.
+        peers: processes that do the same, each with some rows of every batch; of them the first has a keeper.
 
     Raises:
+        Gone: one of the peers does not answer; other errors of theirs are raised here too.
         CannotGoOn: what the keeper has found does not lead on; nothing was changed but what the corpus has drawn.
         BudgetExceeded: memory; time, where it is no limit of training but a guard; or whatever leaves no room for the
             first step.
         NotFinite: the loss or its gradient is not finite, with the optimiser step (from 0).
     """
-    loop = _Loop(recipe, corpus, meter, torch.Generator().manual_seed(seed), progress or (lambda done, total: None))
-    if keeper is not None:
-        loop.find(keeper)
-    model, current = None, None
-    for number, stage in enumerate(recipe.stages):
-        wanted = stage_config(config, stage)
-        if model is None or wanted != current:
-            model, current = _next_model(build(wanted), model), wanted
-            loop.optimise(model)
-        if loop.idle:
-            continue
-        if loop.behind(model, number):
-            continue
-        loop.run(model, number)
-        if loop.ended_by not in ("", "steps"):
-            break
-    assert model is not None, "a recipe has at least one stage"
+    loop = _Loop(
+        recipe, corpus, meter, torch.Generator().manual_seed(seed), progress or (lambda done, total: None), peers
+    )
+    with nullcontext() if peers is None else peers.together():
+        model, current = loop.through(build, config, keeper)
     if current != config:
         model = _next_model(build(config), model)
+    if peers is not None:
+        model.beside = None
     meter.usage.training_ended_by = loop.ended_by if loop.steps else "none"
     return Trained(model.eval().requires_grad_(False), loop.curve, meter.usage.training_ended_by)
 
@@ -150,8 +145,12 @@ def _next_model(fresh: MemoryModel[Any], old: MemoryModel[Any] | None) -> Memory
 class _Loop:
     """Optimiser steps, one stage after the other; one schedule spans them all."""
 
-    def __init__(self, recipe: Recipe, corpus: Corpus, meter: Meter, rng: torch.Generator, progress: Progress) -> None:
+    def __init__(
+        self, recipe: Recipe, corpus: Corpus, meter: Meter, rng: torch.Generator, progress: Progress,
+        peers: Peers | None = None,
+    ) -> None:  # fmt: skip
         self.recipe, self.corpus, self.meter, self.rng, self.progress = recipe, corpus, meter, rng, progress
+        self.peers = peers
         self.fixed = fixed_steps(recipe)
         self.none = untrained(meter.budget, recipe)
         budget = meter.budget
@@ -170,8 +169,36 @@ class _Loop:
         self._keeper: Keeper | None = None
         self._kept: Kept | None = None  # what is gone on from, until it has been
 
+    def through(self, build: Build, config: Any, keeper: Keeper | None) -> tuple[MemoryModel[Any], Any]:
+        """All stages; the last one's model and its config. Arguments and errors as of `train`."""
+        if keeper is not None or self.peers is not None:
+            self.find(keeper)
+        model, current = None, None
+        for number, stage in enumerate(self.recipe.stages):
+            wanted = stage_config(config, stage)
+            if model is None or wanted != current:
+                model, current = _next_model(build(wanted), model), wanted
+                self.optimise(model)
+            if self.idle or self.behind(model, number):
+                continue
+            self.run(model, number)
+            if self.ended_by not in ("", "steps"):
+                break
+        assert model is not None, "a recipe has at least one stage"
+        return model, current
+
+    def _decided(self, decide: Callable[[], Found]) -> Found:
+        """What is decided here, or by the first of the peers."""
+        if self.peers is None or self.peers.rank == 0:
+            return decide() if self.peers is None else self.peers.decided(decide)
+        with self.meter.aside():  # the first one may be at work for the harness
+            return self.peers.decided(decide)
+
     def optimise(self, model: MemoryModel[Any]) -> None:
         """Make ready to train `model`."""
+        if self.peers is not None and not self.none:
+            model.beside = self.peers
+            self.peers.same(model)
         chosen = trained_parameters(model, self.recipe)
         for name, p in model.named_parameters():
             p.requires_grad_(name in chosen)
@@ -183,14 +210,15 @@ class _Loop:
         """The budget leaves no room for training, or the model has nothing that the recipe trains."""
         return self.none or self._optimizer is None
 
-    def find(self, keeper: Keeper) -> None:
-        """Keep this training with `keeper`, and go on from what it finds.
+    def find(self, keeper: Keeper | None) -> None:
+        """Keep this training with `keeper`, and go on from what it, or the first peer's, finds.
 
         Raises:
             CannotGoOn: it is not of such a recipe.
         """
         with self.meter.aside():
-            self._keeper, self._kept = keeper, keeper.found()
+            self._keeper = keeper
+            self._kept = self._decided(lambda: None if keeper is None else keeper.found())
         if self._kept is None:
             return
         facts, made = self._kept.facts, self._kept.facts.stages
@@ -260,7 +288,7 @@ class _Loop:
         final = number == len(self.recipe.stages) - 1  # ends with the limit, not with a sum of rounded shares
         last = sum(self._made[:number]) + stage.steps if self.fixed and stage.steps is not None else None
         while True:
-            share, limit = self.meter.spent_share(tokens=self.counted)
+            share, limit = self._decided(lambda: self.meter.spent_share(tokens=self.counted))
             if self.steps == last:
                 self.ended_by = "steps"
                 return
@@ -290,10 +318,10 @@ class _Loop:
         """Make one optimiser step at the share `done` of the training; False where time has ended training instead."""
         before, started = self.steps, self.meter.elapsed()
         place = f"optimiser step {before + 1}"
-        if self._late(started, place):
+        if self._decided(lambda: self._late(started, place)):
             return False
         try:
-            with self.meter.within(place):
+            with self.meter.within(place), nullcontext() if self.peers is None else self.peers.together():
                 lines = self._lines = self.corpus.batch(stage.rows, stage.segments, segment_length(model), self.rng)
                 self._check_room(lines, place)
                 assert self._optimizer is not None
@@ -345,19 +373,10 @@ class _Loop:
             group["lr"] = group["factor"] * recipe.rate(done, self.steps)
         ledger = self.meter.ledger
         ledger.hold(model)
-        with nullcontext() if stage is self._seen else ledger.saving():
-            lengths = recipe.lengths(segment_length(model), self.rng.initial_seed(), self.steps)
-            options: dict[str, Any] = {"detach_every": recipe.bptt, "recompute": recipe.checkpoint}
-            pieces = list(walk(model, lines, lengths=lengths, watcher=self.meter, **options))
+        batch = backward.Batch(model, lines, recipe, self.rng.initial_seed(), self.steps, done >= recipe.aux_from)
+        worked = backward.Worked(self.meter, self._optimizer, first=stage is not self._seen)
         self._seen = stage
-        loss = torch.stack([p.nll.sum() for p in pieces]).sum() / max(1, sum(int(p.scored.sum()) for p in pieces))
-        aux = [p.aux for p in pieces if p.aux is not None] if done >= recipe.aux_from else []
-        value = float(loss.detach())
-        whole = loss + torch.stack(aux).mean() if aux else loss
-        if not math.isfinite(total := float(whole.detach())):
-            raise NotFinite(f"non-finite: the training loss became {total} at optimiser step {self.steps}")
-        self._optimizer.zero_grad(set_to_none=True)
-        whole.backward()
+        value = backward.alone(batch, worked) if self.peers is None else backward.shared(batch, worked, self.peers)
         norm = float(nn.utils.clip_grad_norm_([p for p in self._parameters if p.grad is not None], recipe.clip))
         if not math.isfinite(norm):  # clipping by it would make every weight NaN
             raise NotFinite(

@@ -42,6 +42,11 @@ def children_bytes(pid: int, resident: int, children: Collection[int]) -> tuple[
     return max(0, sum(s.private for s in sizes), proportional), sum(s.shared for s in sizes)
 
 
+def own_bytes(pid: int) -> int:
+    """Bytes that are a process's own alone; its resident size where nothing says."""
+    return _rollup(pid).private
+
+
 class _Rollup(NamedTuple):
     """Bytes that are a process's own alone, its proportional size, and its part of maps that are shared.
 
