@@ -41,7 +41,10 @@ CHOICES = ("model", "backbone", "corpus", "recipe")
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """A trained model; every task whose cells name the same training shares it."""
+    """A trained model; every task whose cells name the same training shares it.
+
+    `processes` is how many train it together, with some rows of every batch each.
+    """
 
     model: Choice
     backbone: Choice
@@ -49,6 +52,7 @@ class Training:
     recipe: Choice
     budget: Budget
     seed: int
+    processes: int = 1
 
     @property
     def key(self) -> str:
@@ -115,7 +119,9 @@ def limits(training: Training) -> dict[str, Any]:
 
 
 def _ruled(training: dict[str, Any]) -> dict[str, Any]:
-    """`training`; whether its curriculum obeys the budget's tokens and FLOPs is left where that may alter it.
+    """`training`; what does not alter it is left out.
+
+    Whether its curriculum obeys the budget's tokens and FLOPs is left where that may alter it.
 
     Curricula were always their own limit once, so keys name only those that are not.
     """
@@ -123,6 +129,8 @@ def _ruled(training: dict[str, Any]) -> dict[str, Any]:
     counted = budget["train_tokens"] is not None or budget["train_flops"] is not None
     if budget["own_curriculum"] or not counted or recipe is None or not fixed_steps(recipe):
         del budget["own_curriculum"]
+    if training["processes"] == 1:  # as keys have always been
+        del training["processes"]
     return training
 
 
@@ -148,4 +156,5 @@ def training_from_json(data: dict[str, Any]) -> Training:
     """The training in a cell that `to_json` wrote."""
     parts = {name: Choice(**data[name]) for name in CHOICES}
     # Where a budget does not say, it is from before one could: a curriculum was its own limit.
-    return Training(**parts, budget=Budget(**{"own_curriculum": True, **data["budget"]}), seed=data["seed"])
+    budget, processes = Budget(**{"own_curriculum": True, **data["budget"]}), data.get("processes", 1)
+    return Training(**parts, budget=budget, seed=data["seed"], processes=processes)

@@ -46,6 +46,9 @@ ExecutorName = Annotated[str, typer.Option("--executor", help="local (a process 
 Every = Annotated[
     str, typer.Option(help="Keep trainings on their way, every 500 optimiser steps or every 10m; default: never.")
 ]
+Processes = Annotated[
+    str, typer.Option(help="Processes that train each model together, on a GPU each (2); default: one.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Mlflow = Annotated[
@@ -79,6 +82,7 @@ def run(
     no_controls: NoControls = False,
     executor: ExecutorName = "local",
     checkpoint_every: Every = "",
+    processes: Processes = "",
     ray_address: Annotated[
         str, typer.Option("--ray-address", help="A running Ray cluster: HOST:PORT or auto; default: one is started.")
     ] = "",
@@ -99,7 +103,7 @@ def run(
     options = Options(
         models, tasks, backbone, budget, seeds, suite, _data_folder(data), not no_stand_ins, out, limit,
         tuple(settings or ()), not no_controls, executor, retry, force, quiet, as_json, _cache(), _hub(), mlflow,
-        checkpoint_every, ray_address,
+        checkpoint_every, ray_address, processes,
     )  # fmt: skip
     try:
         code = commands.plan(options) if dry_run else commands.run(options)

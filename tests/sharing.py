@@ -78,10 +78,6 @@ def trained(what: dict[str, Any], peers: Peers | None, spoil: Any = None) -> tup
     return {**tensors, **first}, facts
 
 
-class Dropping(nn.Module):
-    """A step whose hidden states are dropped at random, by the process's generator."""
-
-
 def spoiling(how: str, rank: int) -> Any:
     """Makes a model fail in process 1: ``error``, ``hang``, ``exit``; or draw in all: ``dropout``."""
 

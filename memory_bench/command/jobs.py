@@ -10,6 +10,7 @@ import psutil
 from memory_bench.budget import GB
 from memory_bench.card import BackboneCard
 from memory_bench.cell import Cell
+from memory_bench.errors import UserError
 from memory_bench.running.job import Job
 from memory_bench.running.options import Options
 from memory_bench.running.remaining import Remaining
@@ -57,11 +58,31 @@ def threads_for(card: BackboneCard, device: str) -> int:
     return 1 if card.parameters < SMALL else THREADS
 
 
-def workers_for(cards: Collection[BackboneCard], device: str) -> int:
-    """How many cells on these backbones run side by side; all of them are on the first GPU, if any."""
+def check_processes(processes: int, executor: str) -> None:
+    """Refuse several processes in a cell where they cannot be.
+
+    Raises:
+        UserError: a cell has no process of its own, or there is not a GPU for each.
+    """
+    if processes == 1:
+        return
+    if executor == "inline":
+        raise UserError(f"--processes {processes} needs a process for every cell: leave out --executor inline.")
+    if executor == "local" and cuda_here():
+        import torch
+
+        if (found := torch.cuda.device_count()) < processes:
+            raise UserError(
+                f"--processes {processes} needs a GPU for each of them; this machine has {found}: "
+                f"give --processes {found}, or more machines with --executor slurm or ray."
+            )
+
+
+def workers_for(cards: Collection[BackboneCard], device: str, processes: int = 1) -> int:
+    """How many cells on these backbones run side by side; all of them are on the first GPU(s), if any."""
     if device == "cuda" or not cards:
         return 1
-    busy = max(threads_for(card, device) for card in cards)
+    busy = max(threads_for(card, device) for card in cards) * processes
     room = psutil.virtual_memory().total // CELL_BYTES if busy > 1 else cores()
     return max(1, min(cores() // busy, room))
 

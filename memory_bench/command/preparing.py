@@ -8,7 +8,7 @@ from typing import Any
 from memory_bench.backbone.small import CLOSED
 from memory_bench.cell import Cell, digest, to_json
 from memory_bench.command.foretelling import foretold
-from memory_bench.command.jobs import RUNS, Work, cuda_here, make_job, threads_for, workers_for
+from memory_bench.command.jobs import RUNS, Work, check_processes, cuda_here, make_job, threads_for, workers_for
 from memory_bench.data.library import Library
 from memory_bench.driver.every import parse_every
 from memory_bench.errors import UserError, unknown
@@ -17,7 +17,7 @@ from memory_bench.running.console import error
 from memory_bench.running.firststep import refuse_below_one_step
 from memory_bench.running.grid import Grid, Request, make_task, plan_grid, split_names
 from memory_bench.running.naming import completed
-from memory_bench.running.options import Options, parse_limits, parse_seeds, parse_settings, with_suite
+from memory_bench.running.options import Options, parse_limits, parse_processes, parse_seeds, parse_settings, with_suite
 from memory_bench.running.preflight import check_episodes
 from memory_bench.running.superseded import FOLDER as ASIDE
 from memory_bench.running.superseded import set_aside
@@ -55,6 +55,8 @@ def prepare(options: Options) -> Prepared:
             "Give --models and --tasks (or --suite); `memory-bench list models` and `list tasks` show them. To begin: "
             "memory-bench run --suite tiny"
         )
+    processes = parse_processes(options.processes)
+    check_processes(processes, options.executor)
     cuda = cuda_here()
     backbone = options.backbone or ("smollm2-135m" if cuda else "tiny")
     small = backbone == "tiny"
@@ -70,6 +72,7 @@ def prepare(options: Options) -> Prepared:
                 limits=parse_limits(options.limit),
                 settings=parse_settings(options.settings),
                 controls=options.controls,
+                processes=processes,
             )
         )
         for budget in budgets
@@ -132,7 +135,10 @@ def outstanding(prepared: Prepared, store: Store, options: Options) -> Work:
             error(f"Skipped: {s.model} on {s.task}: {s.reason}.")
     cards = {c.training.backbone.name: prepared.backbones.card(c.training.backbone.name) for c in todo}
     device = "cuda" if cuda_here() else "cpu"
-    workers, threads = workers_for(cards.values(), device), {n: threads_for(c, device) for n, c in cards.items()}
+    workers, threads = (
+        workers_for(cards.values(), device, prepared.request.processes),
+        {n: threads_for(c, device) for n, c in cards.items()},
+    )
     jobs = [
         replace(
             make_job(cell, prepared.out, options, threads[cell.training.backbone.name]),

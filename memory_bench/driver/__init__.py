@@ -3,6 +3,7 @@
 - `accounting.py`: what a cell holds and moves: bytes by kind and place, joules
 - `alive.py`: bytes of tensors alive at once
 - `asking.py`: questions on forks of a stream
+- `backward.py`: gradients of a batch, read here or by several processes
 - `beacon.py`: where a cell is, told to its watcher
 - `checkpoints.py`: trained memories on disk
 - `clock.py`: seconds of a cell
@@ -15,6 +16,8 @@
 - `memory.py`: what the process holds and held
 - `meter.py`: counts and stops
 - `observe.py`: episodes through a model: rows of samples
+- `others.py`: what the other processes of a training spend and hold
+- `peers.py`: processes that train one model together
 - `randomness.py`: states of generators, taken and put back
 - `standing.py`: where a training stands, as tensors in a file
 - `stream.py`: the driver: cuts, scores once, carries over, controls

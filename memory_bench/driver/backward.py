@@ -71,7 +71,7 @@ class Worked:
     def back(self, whole: Tensor) -> None:
         """Gradients of a loss, and no others."""
         self.optimizer.zero_grad(set_to_none=True)
-        whole.backward()  # type: ignore[no-untyped-call]
+        whole.backward()
 
     def parameters(self) -> list[nn.Parameter]:
         """Those that train."""

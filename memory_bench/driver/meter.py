@@ -6,7 +6,7 @@ Seconds are those of `memory_bench.driver.clock`. Whoever watches from outside l
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
@@ -84,10 +84,10 @@ class Meter(Watcher):
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def another(self) -> "Meter":
+    def another(self) -> Self:
         """A meter for a training of its own under the same budget, charged from the same start."""
         self.read_memory()  # beginning anew forgets the peak
-        other = Meter(self.budget, self.device, self.beacon, self.others.another())
+        other = type(self)(self.budget, self.device, self.beacon, self.others.another())
         other.held = self.held
         return other
 

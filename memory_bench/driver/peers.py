@@ -38,22 +38,21 @@ class Peers:
     """The processes of one training, as one of them sees them.
 
     Args:
-        store: where they find each other.
+        store: of `torch.distributed`, where they find each other.
         rank: of this process, from 0.
         size: how many there are.
         device: on which this one computes.
         patience: seconds to wait for the others.
 
     Attributes:
+        mine: the error of this process that the others were told of; None: none.
         lending: rows are shown to the others; else nobody looks at a loss for which that is done.
     """
 
-    def __init__(
-        self, store: dist.Store, rank: int, size: int, device: torch.device, *, patience: float = PATIENCE
-    ) -> None:
+    def __init__(self, store: Any, rank: int, size: int, device: torch.device, *, patience: float = PATIENCE) -> None:
         self.rank, self.size, self.device = rank, size, device
         self.lending = False
-        self._mine: Exception | None = None  # the error that this one brings
+        self.mine: Exception | None = None
         self._told: Exception | None = None  # the last one that all know of
         self._shown: dict[int, tuple[Sequence[Tensor], list[Sequence[Tensor]]]] = {}
         if (name := LOOPBACK.get(sys.platform, "")) in psutil.net_if_addrs():  # all are on one machine
@@ -61,7 +60,8 @@ class Peers:
         waiting = timedelta(seconds=patience)
         with _answering():
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=waiting)
-            on_gpu = device.type == "cuda"
+            if on_gpu := device.type == "cuda":
+                os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # one that is gone is an error, and no abort
             self._sums = dist.new_group(backend="nccl", timeout=waiting) if on_gpu else dist.group.WORLD
 
     def close(self) -> None:
@@ -87,8 +87,9 @@ class Peers:
             raise
         for rank, (kind, what) in enumerate(found):
             if kind == ERROR:
-                own = self._mine if rank == self.rank else None
-                self._told = own or _unpacked(*what, rank)
+                own = self.mine if rank == self.rank else None
+                content, text = what
+                self._told = own or _unpacked(content, text, rank)
                 raise self._told
         return found
 
@@ -122,7 +123,7 @@ class Peers:
         except Exception as error:
             if error is self._told:
                 raise
-            self._mine = error
+            self.mine = error
             try:
                 self._round(ERROR, _packed(error))
             except Gone:

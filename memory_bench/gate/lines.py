@@ -242,6 +242,7 @@ def setting(record: Record) -> Setting:
         },
         training={
             **recipe.config,
+            **({} if training.processes == 1 else {"processes": training.processes}),
             "recipe": f"{recipe.name}, version {recipe.version}",
             "corpus": f"{corpus.name}, version {corpus.version}, revision {corpus.revision}",
         },

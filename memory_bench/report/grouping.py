@@ -40,7 +40,7 @@ def _identity(cell: Cell) -> tuple[str, str]:
     board = {"task": parts(cell.task), "limit": cell.limit, "backbone": parts(training.backbone),
              "budget": {k: v for k, v in limits(training).items() if k not in UNSHARED}}  # fmt: skip
     model = {"model": parts(training.model), "recipe": parts(training.recipe), "corpus": parts(training.corpus),
-             "controls": cell.controls, "scored_with": cell.scored_with}  # fmt: skip
+             "controls": cell.controls, "scored_with": cell.scored_with, "processes": training.processes}  # fmt: skip
     return digest(board), digest(model)
 
 
@@ -96,8 +96,17 @@ def _finished(record: Record) -> str:
 
 
 def labels(groups: Sequence[Sequence[Record]]) -> list[str]:
-    """A name for every row of a board; where two would share one, the version and then the key tells them apart."""
+    """A name for every row of a board; where two would share one, what follows tells them apart.
+
+    It is how many processes trained them, then the version, then the key.
+    """
     names = [_name(records[0].cell) for records in groups]
+    shared = [records[0].cell.training.processes for records in groups]
+    for name in {name for name in names if names.count(name) > 1}:
+        same = [i for i, other in enumerate(names) if other == name]
+        if len({shared[i] for i in same}) > 1:
+            for i in same:
+                names[i] += "" if shared[i] == 1 else f" ({shared[i]} processes)"
     result = []
     for name, records in zip(names, groups, strict=True):
         model = records[0].cell.training.model

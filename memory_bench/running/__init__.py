@@ -1,6 +1,7 @@
 """From names to records: the grid, its plan, a process per cell.
 
 - `apart.py`: a cell or a backbone in a process of its own, followed to its end
+- `beginning.py`: what is loaded before a cell is charged
 - `blame.py`: what a failed cell says: error, line of the plug-in, log
 - `budgets.py`: the budgets of a run: several, with other limits
 - `building.py`: what a training is made of, and the one way to a model of it
@@ -35,6 +36,8 @@
 - `planning.py`: what a run would cost
 - `preflight.py`: every task gives its episodes once before anything is trained
 - `processes.py`: the one way in which a worker process is started
+- `rank.py`: a process of a training beside the first
+- `ranks.py`: these processes, started and ended by the worker
 - `recipes.py`: how a model is trained: the recipe chosen, and what its adapters leave
 - `refusals.py`: which errors say that memory was refused
 - `remaining.py`: how long a run still takes

@@ -11,6 +11,7 @@ import torch
 from memory_bench.budget import Budget, BudgetExceeded
 from memory_bench.driver.beacon import Beacon, Place
 from memory_bench.driver.meter import Meter
+from memory_bench.driver.others import Others
 from memory_bench.running.fence import Bound, DataLimit, FileLimit, next_limit
 from memory_bench.running.refusals import refused, too_large
 from memory_bench.running.starting import settle
@@ -18,16 +19,18 @@ from memory_bench.running.starting import settle
 
 @contextmanager
 def metered(
-    budget: Budget, device: str, beacon: Beacon | None
+    budget: Budget, device: str, beacon: Beacon | None, held: int = 0
 ) -> Iterator[tuple[Meter, Bound | None, FileLimit | None]]:
     """Charges what happens inside; in a process of its own, the system refuses what is not allowed.
+
+    What other processes of a training `held` before, nobody is charged with.
 
     Raises:
         BudgetExceeded: instead of whatever error says that memory was refused.
     """
     settle()
-    meter = Meter(budget, torch.device(device), beacon)
-    bound = next_limit(budget, device, meter.held) if beacon is not None else None
+    meter = Meter(budget, torch.device(device), beacon, Others(held))
+    bound = next_limit(budget, device, meter.held + held) if beacon is not None else None
     if beacon is not None:
         beacon.await_watcher()
     limit = None if bound is None or not device.startswith("cpu") else DataLimit(bound.left)

@@ -39,8 +39,8 @@ class Needs:
     """What a cell is given by a scheduler; cells with equal needs can be handed in as one array.
 
     Attributes:
-        cpus: cores.
-        gpus: graphics processors.
+        cpus: cores, of all processes of a cell.
+        gpus: graphics processors, one for each of them.
         memory: bytes of main memory, whole gigabytes.
         minutes: until the scheduler takes it for lost.
     """
@@ -56,10 +56,12 @@ def needs(job: Any, *, prepare: bool = False) -> Needs:
 
     Memory is that of the worker: what it is charged with and the process itself, never more than its limits allow.
     """
-    gpus = int(str(job.device).startswith("cuda"))
-    cpus = min(job.threads, CPUS_BESIDE_GPU) if gpus else job.threads
+    processes = 1 if prepare else job.cell.training.processes
+    gpus = processes * int(str(job.device).startswith("cuda"))
+    cpus = processes * max(1, min(job.threads, CPUS_BESIDE_GPU) if gpus else job.threads)
     minutes = UNKNOWN_MINUTES if prepare else _minutes(job)
-    return Needs(max(1, cpus), gpus, -(-_memory(job, gpus, prepare) // 10**9) * 10**9, -(-minutes // MINUTES) * MINUTES)
+    memory = _memory(job, gpus, prepare) + (processes - 1) * PROCESS_BYTES
+    return Needs(cpus, gpus, -(-memory // 10**9) * 10**9, -(-minutes // MINUTES) * MINUTES)
 
 
 def _memory(job: Any, gpus: int, prepare: bool) -> int:
@@ -89,8 +91,9 @@ def absolute(job: Any) -> Any:
     """
     wanted = needs(job)
     data = None if job.data is None else job.data.resolve()
+    each = wanted.cpus // job.cell.training.processes
     return replace(
-        job, out=job.out.resolve(), data=data, cache=job.cache.resolve(), threads=wanted.cpus, deadline=None,
+        job, out=job.out.resolve(), data=data, cache=job.cache.resolve(), threads=each, deadline=None,
         allotted=wanted.memory,
     )  # fmt: skip
 

@@ -8,6 +8,10 @@ from memory_bench.running.orphans import watch
 def main() -> int:
     """See `memory_bench.running.worker.main`."""
     watch()
+    if sys.argv[1:] == ["--rank"]:
+        from memory_bench.running.rank import main as beside
+
+        return beside()
     from memory_bench.running.worker import main as work
 
     return work(sys.argv[1:])

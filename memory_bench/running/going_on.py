@@ -24,6 +24,7 @@ from memory_bench.record import versions
 from memory_bench.running.building import Parts
 from memory_bench.running.fence import FileLimit
 from memory_bench.running.job import Job
+from memory_bench.running.ranks import Ranks
 from memory_bench.store import Store
 
 
@@ -81,6 +82,7 @@ def train_on(
     corpus: Callable[[], Corpus],
     meter: Meter,
     progress: Progress,
+    ranks: Ranks,
 ) -> Trained:
     """The trained model of `parts`, saved in the store; what was kept on the way is gone when its training has ended.
 
@@ -91,13 +93,15 @@ def train_on(
         corpus: gives one of which nothing was drawn yet.
         meter: of the cell.
         progress: as of `train`.
+        ranks: the other processes of this training.
 
     Raises:
         BudgetExceeded, NotFinite: as of `train`.
+        MachineError: as of `Ranks.training`.
     """
     try:
         with meter.phase("train"):
-            trained = _trained(parts, keeper, corpus, meter, progress)
+            trained = _trained(parts, keeper, corpus, meter, progress, ranks)
     except (BudgetExceeded, NotFinite):
         keeper.forget()  # it would end there again
         raise
@@ -109,14 +113,17 @@ def train_on(
     return trained
 
 
-def _trained(parts: Parts, keeper: Keeper, corpus: Callable[[], Corpus], meter: Meter, progress: Progress) -> Trained:
+def _trained(
+    parts: Parts, keeper: Keeper, corpus: Callable[[], Corpus], meter: Meter, progress: Progress, ranks: Ranks
+) -> Trained:
     while True:
         with meter.aside():
             drawn = corpus()
         try:
-            return train(
-                parts.build, parts.config, parts.recipe, drawn, meter, seed=parts.training.seed, progress=progress,
-                keeper=keeper,
-            )  # fmt: skip
+            with ranks.training(parts.training.key) as peers:
+                return train(
+                    parts.build, parts.config, parts.recipe, drawn, meter, seed=parts.training.seed, progress=progress,
+                    keeper=keeper, peers=peers,
+                )  # fmt: skip
         except CannotGoOn as error:
             keeper.put_aside(str(error))

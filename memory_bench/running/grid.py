@@ -18,7 +18,14 @@ from memory_bench.driver.train import adapts
 from memory_bench.episode import Task
 from memory_bench.errors import UserError, unknown
 from memory_bench.recipe import Recipe, find_recipe
-from memory_bench.running.recipes import beside_adapters, check_adapters, check_ends, choose_recipe, usual_recipe
+from memory_bench.running.recipes import (
+    beside_adapters,
+    check_adapters,
+    check_ends,
+    choose_recipe,
+    together,
+    usual_recipe,
+)
 from memory_bench.zoo.compared import check_agreement
 from memory_bench.zoo.named import Backbones
 from memory_bench.zoo.pretrained import match
@@ -46,6 +53,7 @@ class Request:
         limits: documents or questions by task; ``""`` is for those that are not named. None of either: all.
         settings: options by plug-in name (``--set hmt.segment=64``).
         controls: also run the models a comparison needs, and the controls inside each cell.
+        processes: that train each model together.
     """
 
     models: tuple[str, ...]
@@ -56,6 +64,7 @@ class Request:
     limits: Mapping[str, int] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     controls: bool = True
+    processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +261,7 @@ def plan_grid(request: Request, library: Library, backbones: Backbones) -> Grid:
                     budget=request.budget,
                     seed=seed,
                 )
+                training = together(training, request.processes)
                 cells.append(
                     Cell(training, task_choice, limit, request.controls, w.role, w.label, scored_with=w.part(TEST))
                 )

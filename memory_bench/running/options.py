@@ -11,6 +11,7 @@ from memory_bench.errors import UserError, unknown
 from memory_bench.files.plain import shortened, toml_table, whole
 
 MOST_SEEDS, LARGEST_SEED = 1_000, 2**32 - 1  # numpy's generators take no larger ones
+MOST_PROCESSES = 64  # of one training; more are on more machines than one
 MOST = 10**9  # documents or questions; no data set has as many
 
 
@@ -40,6 +41,7 @@ class Options:
     mlflow: str | None = None
     checkpoint_every: str = ""
     ray_address: str = ""
+    processes: str = ""
 
 
 def with_suite(options: Options) -> Options:
@@ -121,6 +123,18 @@ def parse_seeds(text: str, default: int) -> tuple[int, ...]:
     if len(numbers) > MOST_SEEDS:
         raise UserError(f"{said}at most {MOST_SEEDS:,} of them.")
     return numbers
+
+
+def parse_processes(text: str) -> int:
+    """How many processes train a model together: 1 where nothing is said.
+
+    Raises:
+        UserError: it is no such number.
+    """
+    try:
+        return whole(text, 1, MOST_PROCESSES) if text.strip() else 1
+    except ValueError:
+        raise UserError(f"--processes {shortened(text)}: give a number from 1 to {MOST_PROCESSES}.") from None
 
 
 def parse_settings(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:

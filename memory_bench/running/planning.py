@@ -101,6 +101,8 @@ class Planner:
 
     def _found(self, cell: Cell, place: str) -> dict[str, Any] | None:
         """The calibration of a cell, made now if it may be."""
+        if cell.training.processes > 1:  # one process was measured
+            return None
         job, trained = self.jobs[cell.key], trains(cell.training)
         key = self.calibrations.key(cell, job.threads, trained=trained)
         found = self.calibrations.find(cell, job.threads, trained=trained)

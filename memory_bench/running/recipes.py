@@ -40,6 +40,11 @@ def trains(training: Training) -> bool:
     return not training.model.config.get("checkpoint") and not untrained(training.budget, make_recipe(training.recipe))
 
 
+def together(training: Training, processes: int) -> Training:
+    """The training by so many processes, where anything is trained."""
+    return replace(training, processes=processes) if processes > 1 and trains(training) else training
+
+
 def check_ends(recipe: Recipe, budget: Budget) -> None:
     """A recipe without a number of steps of its own trains until a limit is reached: there must be one."""
     limits = (budget.train_tokens, budget.train_flops, budget.train_seconds)

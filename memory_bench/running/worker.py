@@ -7,7 +7,6 @@ progress as JSON lines. Whatever a cell does is a record: a limit that was passe
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,18 +15,15 @@ from typing import IO, Any
 import pandas as pd
 import torch
 
-from memory_bench import plugins
-from memory_bench.backbone.tokenizer import Tokens
 from memory_bench.budget import Budget, BudgetExceeded, Usage
 from memory_bench.cell import Cell, Training
-from memory_bench.corpus import Corpus
 from memory_bench.data.library import Library
 from memory_bench.driver.asking import Row
 from memory_bench.driver.beacon import Beacon
 from memory_bench.driver.meter import Meter
 from memory_bench.driver.observe import observe
 from memory_bench.driver.train import Trained, trained_parameters, untrained
-from memory_bench.episode import Episode, Estimate, Task
+from memory_bench.episode import Estimate
 from memory_bench.errors import MachineError, NotFinite, UserError
 from memory_bench.files.artefacts import Notice
 from memory_bench.finite import unsound
@@ -36,19 +32,19 @@ from memory_bench.recipe import Recipe
 from memory_bench.record import Record, now, provenance
 from memory_bench.report.rows import marked
 from memory_bench.running import blame
+from memory_bench.running.beginning import Begun, Say, begin, device_name
 from memory_bench.running.building import Parts, gather, over, window_training
 from memory_bench.running.charging import metered, refusals
 from memory_bench.running.faults import told_apart
 from memory_bench.running.fence import Bound, FileLimit
-from memory_bench.running.going_on import Keeping, train_on
-from memory_bench.running.grid import make_task, refuse_changed
+from memory_bench.running.going_on import train_on
 from memory_bench.running.job import Job
 from memory_bench.running.measuring import Measured, measure
 from memory_bench.running.orphans import leave
 from memory_bench.running.processes import own_beacon
 from memory_bench.running.recipes import trains
 from memory_bench.running.refusals import refused
-from memory_bench.running.starting import settle, warm_up
+from memory_bench.running.starting import settle
 from memory_bench.statistics.growth import fit_growth
 from memory_bench.statistics.learned import judge
 from memory_bench.statistics.pairing import judged
@@ -58,8 +54,6 @@ from memory_bench.zoo.named import Backbones, Loaded
 
 LOST = 75
 """Exit code of a worker that leaves no record, as sysexits.h has it for what may go well another time."""
-Say = Callable[[str, int, int], None]
-"""Told (phase, done, total)."""
 
 
 def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None, beacon: Beacon | None = None) -> Record:
@@ -84,10 +78,10 @@ def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None, beacon:
     )
     try:
         with told_apart(job.out, job.cache):
-            begun = _begin(job, store, say)
-            with metered(cell.training.budget, job.device, beacon) as (meter, bound, files):
-                counted, usage = meter, meter.usage
-                work = _gathered(job, begun, meter, bound, files)
+            begun = begin(job, store, say)
+            with begun.joined() as ranks, metered(cell.training.budget, job.device, beacon, ranks.held) as charged:
+                counted, usage = charged[0], charged[0].usage
+                work = _gathered(job, begun, *charged)
                 seen = _observed(work, cell)
             result, samples = _judged(work, seen, result)
     except MachineError:
@@ -101,7 +95,8 @@ def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None, beacon:
             result = replace(result, status="over_budget", detail=str(BudgetExceeded("host_bytes", None, None, "")))
         else:
             result = replace(result, detail=blame.told(error, cell, store))
-    facts = provenance(device=_device_name(job.device), threads=torch.get_num_threads(), started=started)
+    facts = provenance(device=device_name(job.device), threads=torch.get_num_threads(), started=started)
+    facts |= {"processes": cell.training.processes} if cell.training.processes > 1 else {}
     facts["vector_unit"] = torch.backends.cpu.get_cpu_capability()
     if job.plan:
         of_device = job.plan["seconds"] - (job.plan.get("start_seconds") or 0.0)  # what usage has beside it
@@ -115,70 +110,18 @@ def run_cell(job: Job, say: Say, notice: Notice = lambda sentence: None, beacon:
     return result
 
 
-@dataclass(slots=True)
-class _Begun:
-    """What is the same for every model, and loaded before the meter starts: task, data, tokenizer."""
-
-    task: Task
-    library: Library
-    backbones: Backbones
-    encode: Tokens
-    episodes: list[Episode]
-    pretrained: bool
-    store: Store
-    say: Say
-    keeping: Keeping
-    _corpus: Corpus | None = None
-
-    def has_checkpoint(self, key: str) -> bool:
-        """Whether something stands where a training's checkpoint is kept, and counts."""
-        return self.store.checkpoint_stamp(key) not in ("", self.keeping.superseded.get(key))
-
-    def read_corpus(self) -> None:
-        """Load what is trained on, encoded."""
-        self.say("data", 0, 1)
-        plan = self.task.plan(self.library, pretrained=self.pretrained)
-        self._corpus = self.task.corpus(self.library, plan, self.encode)
-
-    def corpus(self) -> Corpus:
-        """What is trained on; each training has one of its own, of which nothing was drawn yet."""
-        if self._corpus is None:
-            self.read_corpus()
-        given, self._corpus = self._corpus, None
-        assert given is not None
-        return given
-
-
-def _begin(job: Job, store: Store, say: Say) -> _Begun:
-    cell, training = job.cell, job.cell.training
-    warm_up()
-    plugins.load("models", training.model.name)  # with the libraries that it imports
-    library = Library(job.data, job.cache, stand_ins=job.stand_ins, hub=job.hub, notice=store.warn)
-    backbones = Backbones(library, job.cache, hub=job.hub, notice=store.warn)
-    task, card = make_task(cell.task), backbones.card(training.backbone.name)
-    refuse_changed(cell, task, card, library)
-    encode = backbones.tokens(training.backbone.name)
-    episodes = list(task.episodes(library, cell.limit))
-    begun = _Begun(task, library, backbones, encode, episodes, card.pretrained, store, say,
-                   Keeping.of(job, store, _device_name(job.device)))  # fmt: skip
-    if trains(training) and not begun.has_checkpoint(training.key):
-        begun.read_corpus()
-        begun.keeping.ready(training.key)
-    return begun
-
-
 @dataclass(frozen=True, slots=True)
 class _Work:
     """A cell at work: what its model is made of, what it is asked, who counts, which limits are next."""
 
     parts: Parts
-    begun: _Begun
+    begun: Begun
     meter: Meter
     bound: Bound | None = None
     files: FileLimit | None = None
 
 
-def _gathered(job: Job, begun: _Begun, meter: Meter, *limits: Any) -> _Work:
+def _gathered(job: Job, begun: Begun, meter: Meter, *limits: Any) -> _Work:
     return _Work(gather(job.cell.training, begun.backbones, job.device, begun.encode), begun, meter, *limits)
 
 
@@ -195,6 +138,8 @@ class _Seen:
 def _observed(work: _Work, cell: Cell) -> _Seen:
     parts, meter, begun = work.parts, work.meter, work.begun
     trained = _locked(work)
+    begun.ranks.close()
+    meter.others.left()
     model = parts.scored(trained.model, cell.scored_with)
     _count_parameters(model, parts.recipe, meter.usage)
     rows: list[Row] = []
@@ -278,7 +223,7 @@ def _trained(work: _Work) -> Trained:
     if (first := window_training(parts.training, work.begun.backbones)) is not None:
         _train_backbone(work, first)
     progress = partial(work.begun.say, "train")
-    return train_on(parts, store, keeper, work.begun.corpus, meter, progress)
+    return train_on(parts, store, keeper, work.begun.corpus, meter, progress, work.begun.ranks)
 
 
 def load_trained(job: Job, notice: Notice) -> tuple[MemoryModel[Any], Loaded]:
@@ -288,9 +233,10 @@ def load_trained(job: Job, notice: Notice) -> tuple[MemoryModel[Any], Loaded]:
         UserError, BudgetExceeded: as a cell's own evaluation would.
     """
     torch.set_num_threads(job.threads)
-    begun = _begin(job, Store(job.out, notice), lambda *_: None)
+    begun = begin(job, Store(job.out, notice), lambda *_: None)
     work = _gathered(job, begun, Meter(job.cell.training.budget, torch.device(job.device)))
-    return work.parts.scored(_locked(work).model, job.cell.scored_with), work.parts.loaded
+    with begun.ranks:
+        return work.parts.scored(_locked(work).model, job.cell.scored_with), work.parts.loaded
 
 
 def calibrate(job: Job) -> Measured:
@@ -299,7 +245,7 @@ def calibrate(job: Job) -> Measured:
     Raises:
         UserError, BudgetExceeded: as the cell itself would.
     """
-    begun = _begin(job, Store(job.out), lambda *_: None)
+    begun = begin(job, Store(job.out), lambda *_: None)
     settle()
     meter = Meter(Budget("calibration"), torch.device(job.device))
     parts = _gathered(job, begun, meter).parts
@@ -315,11 +261,7 @@ def _train_backbone(work: _Work, first: Training) -> None:
     parts = work.parts
     spent = work.meter.another()
     _locked(replace(work, parts=over(first, parts.loaded, work.begun.backbones, None, parts.device), meter=spent))
-    work.meter.charge_training(spent.usage)
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device.startswith("cuda") else device
+    work.meter.charge_training(spent.usage, spent.others)
 
 
 def _count_parameters(model: MemoryModel[Any], recipe: Recipe, usage: Usage) -> None:
