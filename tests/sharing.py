@@ -1,4 +1,4 @@
-"""One process of a training that several share, for `test_processes.py`: ``RANK SIZE PORT OUT`` and a JSON of what."""
+"""One process of trainings that several share, for `test_processes.py`: ``RANK SIZE PORT OUT`` and a JSON of them."""
 
 import json
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed import TCPStore
 
 from memory_bench import plugins
 from memory_bench.budget import Budget
@@ -104,17 +104,18 @@ def spoiling(how: str, rank: int) -> Any:
     return spoil if how else None
 
 
-def main(rank: int, size: int, port: int, out: Path, what: dict[str, Any]) -> None:
-    """Train, and write what came of it."""
+def main(rank: int, size: int, port: int, out: Path, whats: list[dict[str, Any]]) -> None:
+    """Train one after the other, and write what came of each."""
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, size, is_master=False)
-    peers = Peers(store, rank, size, CPU, patience=what.get("patience", 60.0))
-    try:
-        tensors, facts = trained(what, peers, spoiling(what.get("spoil", ""), rank))
-        save_file(tensors, out / f"{rank}.safetensors")
-    except Exception as error:
-        facts = {"error": f"{type(error).__name__}: {error}"}
-    (out / f"{rank}.json").write_text(json.dumps(facts))
+    store = TCPStore("127.0.0.1", port, size, is_master=False)
+    peers = Peers(store, rank, size, CPU, patience=whats[0].get("patience", 120.0))
+    for number, what in enumerate(whats):
+        try:
+            tensors, facts = trained(what, peers, spoiling(what.get("spoil", ""), rank))
+            save_file(tensors, out / f"{number}-{rank}.safetensors")
+        except Exception as error:
+            facts = {"error": f"{type(error).__name__}: {error}"}
+        (out / f"{number}-{rank}.json").write_text(json.dumps(facts))
     peers.close()
 
 

@@ -170,6 +170,7 @@ def _params(record: Record) -> dict[str, str]:
         "seed": training.seed, "recipe": training.recipe.name, "corpus": training.corpus.name,
         "limit": cell.limit or "all", "controls": cell.controls, "budget": budget.pop("name"),
         "model.version": training.model.version,
+        **({"processes": training.processes} if training.processes > 1 else {}),
         **{f"budget.{k}": v for k, v in budget.items()},
         **{f"model.{k}": v for k, v in {**training.model.config, **getattr(cell, "scored_with", {})}.items()},
         **{f"backbone.{k}": v for k, v in training.backbone.config.items()},

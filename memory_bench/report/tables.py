@@ -228,6 +228,8 @@ def notes(row: Row, board: Board) -> str:
     said += [f"{board.unequal[row.label]}: not ranked"] if row.label in board.unequal else []
     said += ["one seed"] if row.headline and len(row.seeds) < 2 and not row.pretrained else []
     said += other_threads(row, board) + other_adapters(row, board)
+    processes = row.records[0].cell.training.processes  # the same for all of a row
+    said += [f"trained by {processes} processes"] if processes > 1 else []
     return "; ".join(said)
 
 
