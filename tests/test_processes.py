@@ -27,13 +27,14 @@ from memory_bench.driver.backward import counts
 from memory_bench.driver.meter import Meter
 from memory_bench.driver.others import Others, Spending
 from memory_bench.driver.peers import Peers
-from memory_bench.errors import UserError
+from memory_bench.errors import MachineError, UserError
 from memory_bench.gate.lines import setting
 from memory_bench.record import Record
 from memory_bench.report.grouping import _identity, labels
 from memory_bench.running.cluster import absolute, needs
 from memory_bench.running.executors import Local
 from memory_bench.running.options import parse_processes
+from memory_bench.running.ranks import Ranks
 from memory_bench.store import Store
 from memory_bench.testing import card_of, tiny_backbone
 from synthetic import make_cell
@@ -341,6 +342,37 @@ def test_a_cell_of_two_processes(jobs: Callable[..., list[Any]], tmp_path: Path)
     weights = [load_file(o / "checkpoints" / k / "weights.safetensors") for o, k in (
         (job.out, both.cell.training.key), (alone.out, one.cell.training.key))]  # fmt: skip
     assert all(near(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+@pytest.mark.parametrize(
+    ("ended", "kills", "kind", "says"),
+    [
+        (["exit 76", "kill -KILL $$"], 0, MachineError, "process 2 of the 3 of its training was ended from outside"),
+        (["kill -TERM $$", "exit 76"], 0, MachineError, "process 1 of the 3 of its training was ended from outside"),
+        (["exit 76", "kill -KILL $$"], 1, MemoryError, "process 2 of the 3 of its training was refused memory"),
+        (["exit 76", "exit 3"], 0, RuntimeError, "process 2 of the 3 of its training ended with code 3"),
+        (["exit 76", "kill -SEGV $$"], 0, RuntimeError, "process 2 of the 3 of its training ended with code -11"),
+        (["sleep 60", "exit 76"], 0, MachineError, "one of the 3 processes of its training does not answer"),
+    ],
+)  # fmt: skip
+def test_why_one_is_gone(
+    ended: list[str], kills: int, kind: type[Exception], says: str, jobs: Callable[..., list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A kill from outside is no result; a crash of its own, or memory that was refused, is one."""
+    (job,) = jobs("rmt")
+    job = replace(job, cell=replace(job.cell, training=replace(job.cell.training, processes=3)))
+    with Ranks(job) as ranks:
+        ranks._processes = [subprocess.Popen(["sh", "-c", how], stdin=-1, stdout=-1, text=True) for how in ended]
+        for process, how in zip(ranks._processes, ended, strict=True):
+            if not how.startswith("sleep"):
+                process.wait()
+        before = ranks._oom_kills
+        monkeypatch.setattr("memory_bench.running.ranks.oom_kills", lambda: before + kills)
+        why = ranks._why("timed out")
+    assert type(why) is kind
+    assert str(why).startswith(says)
+    assert all(process.poll() is not None for process in ranks._processes)
 
 
 def near(one: Tensor, other: Tensor) -> bool:

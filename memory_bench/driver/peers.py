@@ -167,7 +167,8 @@ class Peers:
         for tensor in (t for t in (*model.parameters(), *model.buffers()) if t.numel()):
             whole = tensor.detach().contiguous()
             with _answering():
-                dist.broadcast(whole, 0, group=self._sums)
+                group = self._sums if tensor.is_cuda else dist.group.WORLD
+                dist.broadcast(whole.reshape(-1).view(torch.uint8), 0, group=group)
             if self.rank and whole.data_ptr() != tensor.data_ptr():
                 tensor.detach().copy_(whole)
 

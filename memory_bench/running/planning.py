@@ -153,6 +153,8 @@ class Planner:
         return replace(told, **asdict(spent))
 
     def _computed(self, cell: Cell) -> tuple[int | None, str]:
+        if cell.training.processes > 1:
+            return None, UNKNOWN
         try:
             return computed_peak(self.counter, cell), COMPUTED
         except (UserError, RuntimeError, NotImplementedError, ValueError) as error:

@@ -22,11 +22,9 @@ from memory_bench.running.beginning import Begun, begin
 from memory_bench.running.building import Parts, gather, over, window_training
 from memory_bench.running.held import own_bytes
 from memory_bench.running.job import Job
-from memory_bench.running.ranks import HOST
+from memory_bench.running.ranks import GONE, HOST
 from memory_bench.running.starting import settle
 from memory_bench.store import Store
-
-GONE = 76  # exit code of one whose others have ended
 
 
 def main() -> int:

@@ -25,6 +25,7 @@ from memory_bench.running.processes import PARENT, WORKER
 from memory_bench.running.refusals import oom_kills
 
 HOST = "127.0.0.1"
+GONE = 76  # exit code of one whose others have ended
 SOON = 2.0  # seconds after which one whose connection broke has ended
 
 
@@ -140,6 +141,6 @@ class Ranks:
                     return MemoryError(f"{of.format(rank)} was refused memory")
                 return MachineError(f"{of.format(rank)} {killed(code)}")
         for rank, code in codes:
-            if code:
+            if code not in (None, 0, GONE):
                 return RuntimeError(f"{of.format(rank)} ended with code {code} without a word but what is in the log")
         return MachineError(f"one of the {self._size} processes of its training does not answer ({said})")
