@@ -45,7 +45,7 @@ class Record:
         usage: what was spent.
         provenance: of `provenance`; ``look_ahead``: how many tokens past the predicting position the model may see;
             ``state_growth``: how the state of a row grew with the tokens read; ``plan`` where there was one:
-            ``peak_bytes``, ``seconds``, and ``how`` they were found.
+            ``peak_bytes``, ``seconds``, and ``how`` they were found; ``processes`` that trained it, where several did.
         learned: whether a trained memory learned anything: ``verdict`` (one of `VERDICTS`), ``lift``, ``low``,
             ``high`` and ``against`` (the control it was measured against).
         levels: reference levels of the headline, for example chance and majority.
@@ -73,7 +73,7 @@ class Record:
         at_least("usage", {name: getattr(self.usage, name) for name in COUNTED})
         at_least("metrics", {"n": min((m.n for m in self.metrics), default=0)})
         at_least("cell", {"seed": self.cell.training.seed})
-        at_least("cell", {"limit": self.cell.limit}, 1)
+        at_least("cell", {"limit": self.cell.limit, "processes": self.cell.training.processes}, 1)
 
     @cached_property
     def key(self) -> str:

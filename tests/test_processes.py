@@ -1,5 +1,6 @@
 """Several processes that train one model are one: the same gradients, one record, and one end for all."""
 
+import contextlib
 import json
 import os
 import signal
@@ -241,6 +242,14 @@ def test_one_process_is_what_keys_have_always_been() -> None:
     assert len(keys) == 2
     assert "processes" not in cell._plain()["training"]
     assert asdict(cell)["training"]["processes"] == 1
+    record = Record(cell, "ok", "", (), Usage(), {}, None, {})
+    for odd in (0, -2, None, "two", True, 1.5, [2]):
+        plain = record.to_json()
+        plain["cell"]["training"]["processes"] = odd
+        with contextlib.suppress(TypeError, AttributeError):
+            plain["key"] = from_json(plain["cell"]).key
+        with pytest.raises(ValueError, match="processes"):
+            Record.from_json(plain)
 
 
 def test_numbers_of_processes(jobs: Callable[..., list[Any]], world: Any) -> None:
