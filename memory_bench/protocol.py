@@ -171,10 +171,8 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
         released: how the authors' own checkpoints are laid out; None: none are known.
         ablations: variants that a comparison needs beside the model (title to changed config fields), run as controls.
         axes: what kind of memory it has; None: the class does not say.
-        divides: where `beside` stands, `Readout.aux_loss` is this process's part of the whole batch's.
-
-    Others:
-        beside: in a training that several processes share, the batch's rows that others read; else None.
+        beside: in a training that several processes share, the batch's rows that the others read; else None.
+        divides: where something is `beside`, `Readout.aux_loss` is this process's part of that of all rows.
     """
 
     Config: ClassVar[type[Any]]
@@ -185,8 +183,8 @@ class MemoryModel(nn.Module, ABC, Generic[S]):
     released: ClassVar[Layout | None] = None
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     axes: ClassVar[Axes | None] = None
-    divides: ClassVar[bool] = False
     beside: Batch | None = None
+    divides: ClassVar[bool] = False
 
     traits: Traits
     backbone: Backbone

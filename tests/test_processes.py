@@ -99,7 +99,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What came of all trainings by two processes, by their numbers and the process's."""
     out = tmp_path_factory.mktemp("two")
     for process in together([*TWO.values(), *WRONG.values(), *EVERY.values()], 2, out):
-        assert process.wait(600) == 0
+        assert process.wait(1500) == 0
     return out
 
 
@@ -108,7 +108,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """By three, of which the third has no row."""
     out = tmp_path_factory.mktemp("three")
     for process in together([{**TWO["mplus"], "rows": 2}], 3, out):
-        assert process.wait(600) == 0
+        assert process.wait(1500) == 0
     return out
 
 
@@ -179,7 +179,7 @@ def test_an_error_of_one_is_that_of_all(name: str, says: str, two: Path) -> None
 def test_one_that_is_gone_is_not_waited_for(how: str, tmp_path: Path) -> None:
     started = together([{**TWO["rmt"], "spoil": how, "patience": 20.0}], 2, tmp_path)
     try:
-        assert started[0].wait(600) == 0
+        assert started[0].wait(1500) == 0
         assert facts(tmp_path, 0)["error"].startswith("Gone: ")
     finally:
         for process in started:
