@@ -11,12 +11,14 @@
 - `memlong.py`: MemLong
 - `memorizing.py`: Memorizing Transformer
 - `memoryllm.py`: MemoryLLM
+- `memoryprompt.py`: MemoryPrompt
 - `mplus.py`: M+
 - `retrieval.py`: the chunks of earlier text that match best
 - `rmt.py`: RMT
 - `sirllm.py`: SirLLM
 - `sliding_window.py`: recent tokens and sinks
 - `truncation.py`: the window
+- `unimix.py`: UniMix: recurrent tokens, a window and search in one model
 - `xl_cache.py`: the previous segment
 """
 

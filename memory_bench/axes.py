@@ -9,7 +9,17 @@ where it enters, how it is mixed in, and whether its order is still known. A cla
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-Unit = Literal["none", "token kv", "chunk kv", "layer vectors", "segment vectors", "matrix", "weights", "text"]
+Unit = Literal[
+    "none",
+    "token kv",
+    "chunk kv",
+    "layer vectors",
+    "segment vectors",
+    "token kv and segment vectors",
+    "matrix",
+    "weights",
+    "text",
+]
 Capacity = Literal["none", "fixed", "grows"]
 Overflow = Literal[
     "none", "overwrite", "drop oldest", "drop at random", "drop least surprising", "evict least used", "merge", "clear"
@@ -23,9 +33,12 @@ Read = Literal[
     "by similarity per piece",
     "by similarity per segment",
     "all, and by similarity per segment",
+    "by position, and by similarity per token",
     "by a question",
 ]
-Inject = Literal["none", "input", "all layers", "some layers", "one layer", "side network", "text"]
+Inject = Literal[
+    "none", "input", "all layers", "some layers", "one layer", "input and some layers", "side network", "text"
+]
 Fusion = Literal["none", "one softmax", "gated mix", "prefix", "residual add", "weights"]
 Order = Literal["none", "kept", "coarse", "lost"]
 Trained = Literal["nothing", "added parts", "all"]

@@ -25,4 +25,5 @@
 - `ring.py`: a ring buffer of keys and values as a value
 - `side_network.py`: its official side block, with ALiBi
 - `text_memory.py`: MemLong's memory: chunks of text with keys and values of one layer
+- `window_and_beyond.py`: a store read by position and, beyond that, by similarity
 """

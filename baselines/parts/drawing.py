@@ -26,7 +26,15 @@ def row_seeds(rows: int, seeds: Sequence[int] | None) -> Tensor:
 
 @torch.no_grad()
 def draw_slots(
-    valid: Tensor, k: int, mask: Tensor, heads: int, seeds: Tensor, writes: Tensor, purpose: int = 0
+    valid: Tensor,
+    k: int,
+    mask: Tensor,
+    heads: int,
+    seeds: Tensor,
+    writes: Tensor,
+    purpose: int = 0,
+    *,
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """`k` different slots for every token and head, all equally likely: ``[rows, heads, tokens, k]``, -1 for none.
 
@@ -41,6 +49,7 @@ def draw_slots(
         seeds: ``[rows]``.
         writes: ``[rows]``, how much was written before.
         purpose: tells several draws of one step apart (a layer).
+        allowed: ``[rows, tokens, slots]`` bool, those of the valid slots that a token may draw; None: all.
     """
     rows, tokens = mask.shape
     drawn = valid.new_full((rows, tokens, heads, min(k, valid.shape[1])), -1, dtype=torch.int64)
@@ -51,5 +60,9 @@ def draw_slots(
             continue
         for part in real.split(max(1, BLOCK // (heads * len(places)))):
             numbers = torch.rand(len(part), heads, len(places), generator=generator)
-            drawn[row, part, :, :wanted] = places[numbers.topk(wanted, dim=-1).indices.to(places.device)]
+            if allowed is not None:
+                numbers = numbers.masked_fill(~allowed[row, part][:, None, places].cpu(), -1.0)
+            top = numbers.topk(wanted, dim=-1)
+            chosen = places[top.indices.to(places.device)]
+            drawn[row, part, :, :wanted] = chosen.masked_fill((top.values < 0).to(places.device), -1)
     return drawn.transpose(1, 2)
