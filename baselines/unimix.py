@@ -197,9 +197,7 @@ class UniMix(MemoryModel[UniMixState]):
         store = self._stored(state.store, keys, values, columns, stored)
         return readout, UniMixState(memory, state.known | real, store, state.host_seeds)
 
-    def _stored(
-        self, store: Ring, keys: list[Tensor], values: list[Tensor], columns: Tensor, stored: Tensor
-    ) -> Ring:
+    def _stored(self, store: Ring, keys: list[Tensor], values: list[Tensor], columns: Tensor, stored: Tensor) -> Ring:
         """The store after the entries at `columns` ``[rows, tokens]`` of the pass, where `stored` says so."""
         if not self.layers:
             return store
@@ -243,7 +241,9 @@ class UniMix(MemoryModel[UniMixState]):
         near = newest(store, self.window, where)
         window_at = -1 - near.age if self.config.window_position == "kept" else torch.zeros_like(near.age)
         own = itself(seen[:, None, :].expand(-1, tokens, -1).tril())
-        joint = backbone.windowed(torch.cat([near.seen, own], dim=2), where, torch.cat([window_at, where], dim=1), first)
+        joint = backbone.windowed(
+            torch.cat([near.seen, own], dim=2), where, torch.cat([window_at, where], dim=1), first
+        )
         return _Sight(
             turn=backbone.rotation(where[:, first:], queries=True),
             turn_keys=backbone.rotation(where),

@@ -149,10 +149,10 @@ def trains(budget: Budget, recipe: Recipe) -> str:
     if untrained(budget, recipe):
         return "Nothing is trained: the backbone as it is, memories without parameters or with their first ones."
     if recipe.trains == "all":
-        return "All weights train; LongMem's backbone stays frozen."
+        return "All weights train; the backbones of LongMem and MemoryPrompt stay frozen."
     return (
         f"The backbone is frozen. What a method adds trains, and adapters of rank {recipe.lora_rank} beside all "
-        "projections of every model's backbone but LongMem's."
+        "projections of every model's backbone but LongMem's and MemoryPrompt's."
     )
 
 

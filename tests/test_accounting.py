@@ -36,6 +36,7 @@ SMALL: dict[str, dict[str, Any]] = {  # stores that a few segments fill
     "memorizing": {"slots": 24},
     "mplus": {"initial_recall_frequency": 4.0, "merge_every": 4},
     "retrieval": {"chunks": 6},
+    "unimix": {"store_segments": 3},
 }
 GROWING = (  # before they are full
     *(
@@ -50,6 +51,7 @@ GROWING = (  # before they are full
         "memorizing",
         "mplus",
         "retrieval",
+        "unimix",
     ),
 )
 

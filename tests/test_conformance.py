@@ -109,6 +109,7 @@ PLAIN = (
     "memlong",
     "memorizing",
     "memoryllm",
+    "memoryprompt",
     "mplus",
     "retrieval",
     "sliding-window",

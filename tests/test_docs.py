@@ -107,7 +107,10 @@ def test_costs_of_models_that_no_board_has_yet_are_their_own_counts() -> None:
         step = model.traits.segment or card.window
         return float(sum(model.flops(step, start) for start in range(0, 2048, step))) / 2048
 
-    new = ("autocompressor", "emllm", "extended-mind", "infini-attention", "infllm", "memlong", "sirllm")
+    new = (
+        *("autocompressor", "emllm", "extended-mind", "infini-attention", "infllm", "memlong", "memoryprompt"),
+        *("sirllm", "unimix"),
+    )
     for name in new:
         said = re.search(rf"^\| `{name}` \| [^|]* \| ([\d.]+)(, growing)? \|", text, flags=re.M)
         assert said is not None, name

@@ -16,6 +16,7 @@
 - `grouping.py`: rows of unequal length without padding
 - `knn.py`: search and attention over stored keys and values: what Memorizing Transformer and LongMem share
 - `long_term.py`: M+'s store and retriever
+- `lstm.py`: a recurrent cell
 - `pool.py`: passes over a pool: what MemoryLLM and M+ share
 - `pool_frame.py`: one decoder layer over memory and text rows: positions, masks, keys
 - `pool_layout.py`: official checkpoints of MemoryLLM and M+
