@@ -177,7 +177,8 @@ class MemoryPrompt(MemoryModel[MemoryPromptState]):
         passed = self.backbone.flops(inputs, inputs, predicted=tokens)
         if self.cell is None:
             return passed
-        return passed + 2 * (self.layers["weight_1"].numel() + self.layers["weight_2"].numel()) + self.cell.flops()
+        layers: int = self.layers["weight_1"].numel() + self.layers["weight_2"].numel()
+        return passed + 2 * layers + self.cell.flops()
 
 
 def added(width: int, prompt: int, inner: int) -> int:
