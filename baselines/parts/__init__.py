@@ -24,6 +24,7 @@
 - `pool_state.py`: the pool as data: options, dropping, filling
 - `questions.py`: what a segment is searched for by
 - `ring.py`: a ring buffer of keys and values as a value
+- `selection.py`: which tokens of a cache are attended to, by scores
 - `side_network.py`: its official side block, with ALiBi
 - `text_memory.py`: MemLong's memory: chunks of text with keys and values of one layer
 - `window_and_beyond.py`: a store read by position and, beyond that, by similarity

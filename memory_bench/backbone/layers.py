@@ -99,6 +99,17 @@ class Layers(nn.Module):
         own = float(getattr(attention, "scaling", usual))
         return q if math.isclose(own, usual) else q * (own / usual), k, v
 
+    def query_weight(self, layer: int) -> Tensor:
+        """What turns a layer's normalised input into queries, ``[heads, head, hidden_width]``, its adapter included.
+
+        Llama family; without biases, the norm of queries and the layer's own scale.
+        """
+        name, weight = "self_attn.q_proj", cast(Tensor, self._blocks[layer].self_attn.q_proj.weight)
+        pair = None if self.adapter is None else self.adapter.pair(layer, name)
+        if self.adapter is not None and pair is not None:
+            weight = torch.addmm(weight, pair.B, pair.A, alpha=self.adapter.scale)
+        return weight.unflatten(0, (self.heads, self.head_width))
+
     def _adapted(self, layer: int, linear: LinearFn) -> LinearFn:
         """`linear`, which is given projections that have their adapters beside them."""
         adapter = self.adapter
