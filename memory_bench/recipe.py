@@ -138,7 +138,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         *(
             Recipe(name, _growing(last), lr=3e-3, weight_decay=0.01, warmup=50, decay_from=0.6)
-            for name, last in (("key-value", 150), ("noun-recall", 200))
+            for name, last in (("key-value", 150), ("fact-updates", 150), ("noun-recall", 200))
         ),
         # One fact over one border: seconds, and yet a memory that is not written is at chance.
         Recipe(

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import torch
 
-from memory_bench.corpus import Corpus
+from memory_bench.corpus import Corpus, Line
 from memory_bench.data import Library
 from memory_bench.episode import Encode, Estimate, Task, TrainingPlan
 from memory_bench.finite import check_samples, checked, unanswered
@@ -107,6 +108,18 @@ class Retention(Task):
         """Slices of the questions, by name, nearest first; here by the distance that the label names."""
         far = asks["label"].str.extract(r"distance=(\d+)", expand=False).astype(int)
         return {f"distance={distance}": asks[far == distance] for distance in sorted(far.unique())}
+
+
+def asked_line(encode: Encode, text: str, questions: Sequence[tuple[str, str]], seed: int) -> Line:
+    """A training line: `text`, then each question with its answer; only answers are scored, questions are given."""
+    ids = encode(text)[0]
+    scored, given = [False] * len(ids), [False] * len(ids)
+    for question, answer in questions:
+        asked, right = encode(question)[0], encode(answer)[0]
+        ids = ids + asked + right
+        scored += [False] * len(asked) + [True] * len(right)
+        given += [True] * len(asked) + [False] * len(right)
+    return Line(torch.tensor(ids), torch.tensor(scored), torch.tensor(given), seed)
 
 
 def _generated(samples: pd.DataFrame) -> "pd.Series[bool]":

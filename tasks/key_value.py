@@ -22,7 +22,7 @@ from memory_bench.data.facts import SEGMENT, VALUES, FactEpisode, Setting, fact_
 from memory_bench.episode import Ask, Encode, Episode, Read, TrainingPlan
 from memory_bench.errors import UserError
 
-from .answers import Retention
+from .answers import Retention, asked_line
 
 CHOICES = tuple(f" {value}" for value in VALUES)
 
@@ -115,11 +115,4 @@ class FactsCorpus:
         return [self._line(make_facts(Random(f"train {seed}"), self.setting, segments - 1), seed) for seed in seeds]
 
     def _line(self, made: FactEpisode, seed: int) -> Line:
-        ids = self.encode(made.evidence + made.filler)[0]
-        scored, given = [False] * len(ids), [False] * len(ids)
-        for question, answer in made.questions:
-            asked, right = self.encode(question)[0], self.encode(answer)[0]
-            ids = ids + asked + right
-            scored += [False] * len(asked) + [True] * len(right)
-            given += [True] * len(asked) + [False] * len(right)
-        return Line(torch.tensor(ids), torch.tensor(scored), torch.tensor(given), seed)
+        return asked_line(self.encode, made.evidence + made.filler, made.questions, seed)

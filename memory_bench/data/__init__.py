@@ -6,6 +6,7 @@
 - `folder.py`: plain files under `--data`
 - `hub.py`: the Hugging Face hub at pinned revisions
 - `library.py`: one door: the first origin that has it
+- `lives.py`: invented persons and places about whom something changes
 - `needles.py`: the sentences of passkey
 - `nouns.py`: lists that are read twice
 - `origins.py`: what every origin answers, and shared parsing
@@ -15,6 +16,7 @@
 - `rows.py`: records of data files, checked
 - `standins.py`: what any machine can get or make
 - `studies.py`: invented studies
+- `updates.py`: facts that change
 - `worlds.py`: a small simulated world
 """
 

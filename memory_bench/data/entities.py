@@ -11,7 +11,7 @@ one fact; a question asks for one of them, and its answer, a name that stands no
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -124,14 +124,15 @@ def _stream(topic: str, split: str) -> Iterator[Passage]:
 def _fresh(rng: Random, onsets: list[str], used: set[str], what: str) -> str:
     """A name (or first and last name) that was not used before."""
     while True:
-        parts = [_word(rng, onsets) for _ in range(2 if what == "person" else 1)]
+        parts = [invented(rng, onsets) for _ in range(2 if what == "person" else 1)]
         name = " ".join(parts)
         if not used & {name, *parts}:
             used |= {name, *parts}
             return name
 
 
-def _word(rng: Random, onsets: list[str]) -> str:
+def invented(rng: Random, onsets: Sequence[str]) -> str:
+    """A word that there is not, with a capital."""
     syllables = rng.randint(2, 3)
     inner = "".join(rng.choice(onsets) + rng.choice(VOWELS) for _ in range(syllables))
     return (inner + rng.choice(CODAS)).capitalize()

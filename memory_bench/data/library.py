@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from memory_bench.data import facts, needles, nouns
+from memory_bench.data import facts, needles, nouns, updates
 from memory_bench.data.documents import Document
 from memory_bench.data.folder import FILES, FolderData
 from memory_bench.data.hub import HubData
@@ -32,7 +32,12 @@ LABELS = {
     "nq": "nq",
     "babi": "babi",
 }
-MADE = {"key-value": facts.REVISION, "nouns": nouns.REVISION, "passkey": needles.REVISION}
+MADE = {
+    "key-value": facts.REVISION,
+    "fact-updates": updates.REVISION,
+    "nouns": nouns.REVISION,
+    "passkey": needles.REVISION,
+}
 SPLITS = {
     "books": ("train", "validation", "test"),
     "wikitext103": ("validation", "test"),

@@ -16,7 +16,7 @@ from itertools import pairwise
 from random import Random
 
 from memory_bench.data.facts import FILLERS, SEGMENT
-from memory_bench.data.studies import FILLER, OBJECTS, SUBJECTS, TIMES, VERBS
+from memory_bench.data.studies import OBJECTS, SUBJECTS, TIMES, VERBS, sentences
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -120,10 +120,4 @@ def _filler(rng: Random, words: int, prose: bool) -> str:
     """About `words` words (exactly, without prose) that begin with a blank; prose ends its list and its sentences."""
     if not prose:
         return "".join(f" {rng.choice(FILLERS)}" for _ in range(words))
-    sentences = ["."]
-    count = 0
-    while count < words:
-        text = FILLER.format(*(rng.choice(part) for part in (SUBJECTS, VERBS, OBJECTS, TIMES)))
-        sentences.append(text.removesuffix(" .").capitalize() + ".")
-        count += len(text.split()) - 1
-    return " ".join(sentences)
+    return f". {sentences(rng, words)}".rstrip()

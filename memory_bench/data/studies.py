@@ -134,3 +134,14 @@ def studies(split: str, n: int, distance: int, seed: int = 0) -> list[InventedSt
         seed: another stream of studies.
     """
     return [invent(Random(f"{split} {seed} {distance} {i}"), distance, f"{split}-{distance}-{i:04d}") for i in range(n)]
+
+
+def sentences(rng: Random, words: int) -> str:
+    """Sentences of filler as prose, of at least `words` words together, drawn with `rng`."""
+    found: list[str] = []
+    count = 0
+    while count < words:
+        text = FILLER.format(*(rng.choice(part) for part in (SUBJECTS, VERBS, OBJECTS, TIMES)))
+        found.append(text.removesuffix(" .").capitalize() + ".")
+        count += len(text.split()) - 1
+    return " ".join(found)
