@@ -6,6 +6,8 @@
 - `by_distance.py`: differences at every distance and of half-lives
 - `comparison.py`: `compare`: differences within and between runs
 - `costs.py`: what a row spent
+- `cut_panels.py`: plots of answers by updates, distance and place
+- `cuts.py`: answers by updates and by place, stale and alien rates
 - `distances.py`: accuracy by distance, and whether the order changes
 - `drawing.py`: marks, curves and canvases of all plots
 - `fronts.py`: which rows are dominated at their price, and which are on the front

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memory_bench.files.artefacts import explained, unfit, vouch, write_atomically
-from memory_bench.report import distances, planned, sweeps, words
+from memory_bench.report import cuts, distances, planned, sweeps, words
 from memory_bench.report.beside import MEANING, TITLE, Beside, find_beside
 from memory_bench.report.board import Board, collect
 from memory_bench.report.layout import to_markdown, to_tex
@@ -113,6 +113,8 @@ class Report:
         if far := distances.table(board):
             said = distances.other_order(board)
             out += [distances.heading(board), to_markdown(far), *([said] if said else [])]
+        for heading, cut in cuts.tables(board):
+            out += [heading, to_markdown(cut)]
         if board.ahead:
             out += ["Look-ahead: these predictions could see text they predict, so they are not ranked.",
                     to_markdown(look_ahead(board))]  # fmt: skip

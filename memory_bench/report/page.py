@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from memory_bench.report import distances, planned, sweeps, words
+from memory_bench.report import cuts, distances, planned, sweeps, words
 from memory_bench.report.beside import TITLE, Beside
 from memory_bench.report.board import Board
 from memory_bench.report.layout import NONE, Table
@@ -119,6 +119,8 @@ def _board(board: Board, place: int, certificates: Mapping[str, str], drawn: Seq
     if far := distances.table(board):
         said = distances.other_order(board)
         out += [f"<p>{_text(distances.heading(board))}</p>", _table(far), *([f"<p>{_text(said)}</p>"] if said else [])]
+    for heading, cut in cuts.tables(board):
+        out += [f"<p>{_text(heading)}</p>", _table(cut)]
     if board.ahead:
         out += ["<p>Look-ahead: these predictions could see text they predict, so they are not ranked.</p>"]
         out += [_table(look_ahead(board))]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from memory_bench.cell import digest
 from memory_bench.report.board import Board
+from memory_bench.report.cut_panels import CUT, shown_cuts
 from memory_bench.report.drawing import STYLE
 from memory_bench.report.looks import looks
 from memory_bench.report.panels import curves, forest, slices
@@ -25,7 +26,8 @@ from memory_bench.report.words import is_retention
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RETENTION = {"retention": retention, "half_life": half_lives, "depth": depth_by_length, "delay": by_delay}
+RETENTION = {"retention": retention, "half_life": half_lives, "depth": depth_by_length, "delay": by_delay,
+             **CUT}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ def plots(board: Board) -> list[Plot]:
     delayed = delays(board)
     if len({at for _, points in delayed[1] for at, _ in points}) > 1:
         shown["delay"] = f"{short(delayed[0])} by delay"
+    shown.update(shown_cuts(board))
     for kind, price in PRICES.items():
         if prices(board, kind):
             shown[kind] = f"{metric} against {price.caption}"

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from memory_bench.budget import PRESETS, Budget
 from memory_bench.report.board import Board
 from memory_bench.report.costs import cost
+from memory_bench.report.cuts import numbers
 from memory_bench.report.tables import PERCENT, held, number, scaled, short
 from memory_bench.statistics.retention import HALF_LIFE, KNOWN, known_without_memory
 
@@ -57,6 +58,13 @@ RETENTION = (
 )  # fmt: skip
 
 
+KINDS_OF_WRONG = (
+    ("stale rate", "answers that are an older value of the same key, and `alien rate`, those that are a value of "
+     "another key or one that was never stated: with the accuracy they add up to one; `stale chance` and "
+     "`alien chance` are what a guess among the choices has"),
+)  # fmt: skip
+
+
 GROWTH = ("memory state", "bytes of one stream's state, the largest in evaluation; `constant`: it has stopped growing "
           "with the text, else the slope of what fits its sizes better, a line over the tokens or over their logarithm "
           "(`/doubling`)")  # fmt: skip
@@ -80,6 +88,7 @@ def legend(boards: Sequence[Board]) -> tuple[tuple[str, str], ...]:
     return (
         LEGEND
         + (RETENTION if any(is_retention(board) for board in boards) else ())
+        + (KINDS_OF_WRONG if any(numbers(board, "updates", "stale_rate") for board in boards) else ())
         + ((GROWTH,) if grown else ())
         + tuple((term, meaning) for term, meaning in MEASURED if term in shown)
     )
