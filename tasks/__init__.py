@@ -3,6 +3,7 @@
 - `answers.py`: hits, metrics and training of the tasks about retention
 - `babi.py`: facts scattered in books
 - `fact_updates.py`: facts that are replaced
+- `folder.py`: any folder of text files
 - `interleaved.py`: PG-19, two books in turn
 - `key_value.py`: facts over distance
 - `language_modeling.py`: PG-19 and WikiText-103

@@ -206,8 +206,8 @@ class WikiText103(LanguageModeling):
 _EXTENT: re.Pattern[str] = re.compile(r"bytes:(\d+)-(\d+)")
 
 
-def parse_extent(extent: str) -> tuple[int, int] | None:
-    """(first, last) byte of ``bytes:FIRST-LAST``; None for ``full``.
+def parse_extent(extent: str, task: str = "pg19") -> tuple[int, int] | None:
+    """(first, last) byte of ``bytes:FIRST-LAST``; None for ``full``; `task` is named where it is neither.
 
     Raises:
         UserError: it is neither.
@@ -216,7 +216,7 @@ def parse_extent(extent: str) -> tuple[int, int] | None:
         return None
     match = _EXTENT.fullmatch(extent)
     if match is None or int(match[1]) >= int(match[2]):
-        raise UserError(f"pg19: extent is 'full' or 'bytes:FIRST-LAST' with FIRST below LAST, not '{extent}'.")
+        raise UserError(f"{task}: extent is 'full' or 'bytes:FIRST-LAST' with FIRST below LAST, not '{extent}'.")
     return int(match[1]), int(match[2])
 
 

@@ -16,6 +16,7 @@
 - `rows.py`: records of data files, checked
 - `standins.py`: what any machine can get or make
 - `studies.py`: invented studies
+- `texts.py`: any folder of text files
 - `updates.py`: facts that change
 - `worlds.py`: a small simulated world
 """
