@@ -11,6 +11,7 @@
 - `nouns.py`: lists that are read twice
 - `origins.py`: what every origin answers, and shared parsing
 - `packages.py`: pinned files through pip, checked by SHA-256
+- `pairs.py`: pairs of keys and values, one of which is asked for
 - `passages.py`: questions about passages, stories: what they are, and their files
 - `pubmedqa_split.py`: ids of the official test split
 - `rows.py`: records of data files, checked

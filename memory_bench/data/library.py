@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from memory_bench.data import facts, needles, nouns, updates
+from memory_bench.data import facts, needles, nouns, pairs, updates
 from memory_bench.data.documents import Document
 from memory_bench.data.folder import FILES, FolderData
 from memory_bench.data.hub import HubData
@@ -35,6 +35,7 @@ LABELS = {
 MADE = {
     "key-value": facts.REVISION,
     "fact-updates": updates.REVISION,
+    "lost-in-the-middle": pairs.REVISION,
     "nouns": nouns.REVISION,
     "passkey": needles.REVISION,
 }

@@ -27,7 +27,8 @@ MEASURED = (
 SHORT = {"bits_per_byte": "bits/byte", "accuracy": "accuracy", "macro_f1": "macro F1", "ppl_token": "ppl/token",
          "ppl_word": "ppl/word", "nll": "nats/token", "half_life": "half-life"}  # fmt: skip
 FINE = ("bits_per_byte", "nll")
-PERCENT = ("accuracy", "macro_f1", "stale_rate", "stale_chance", "alien_rate", "alien_chance")
+PERCENT = ("accuracy", "macro_f1", "stale_rate", "stale_chance", "alien_rate", "alien_chance",
+           "primacy", "recency")  # fmt: skip
 
 
 def quality(board: Board, axis: str = "") -> Table:
