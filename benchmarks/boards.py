@@ -60,6 +60,7 @@ BOARDS: Mapping[str, Board] = {
     # README's first command, with five seeds instead of two: it draws its conclusions here.
     "tiny-stand-ins": Board("run --models hmt,rmt,mplus --tasks pg19,pubmedqa --seeds 5"),
     "retention-tiny": Board("run --suite retention-tiny"),
+    "fact-updates": Board("run --suite fact-updates"),
     "tiny-real": Board("run --suite tiny", real=True),
     "squad-real": Board(
         "run --models memorizing,sliding-window,full-context,infllm,emllm,extended-mind,sirllm --tasks squad-retention "

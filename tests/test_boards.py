@@ -220,7 +220,7 @@ def test_dry_run_prints_exact_commands(boards: ModuleType, tmp_path: Path, capsy
     assert f"memory-bench run --models hmt,rmt,mplus --tasks pg19,pubmedqa --seeds 5 --out {out}/tiny-stand-ins" in text
     assert f"memory-bench run --suite tiny --data {tmp_path} --no-stand-ins --out {out}/tiny-real" in text
     assert "reproduce" not in text  # only where it is named
-    assert len(re.findall(r"^# [\w-]+: \d+ core minutes$", text, flags=re.M)) == 6
+    assert len(re.findall(r"^# [\w-]+: \d+ core minutes$", text, flags=re.M)) == 7
     assert boards.main(["--dry-run", "--only", "reproduced"]) == 0
     assert "memory-bench reproduce --data" in capsys.readouterr().out
 
