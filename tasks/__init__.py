@@ -7,6 +7,7 @@
 - `interleaved.py`: PG-19, two books in turn
 - `key_value.py`: facts over distance
 - `language_modeling.py`: PG-19 and WikiText-103
+- `locomo.py`: questions about long conversations
 - `lost_in_the_middle.py`: one of many pairs, by its place
 - `noun_recall.py`: lists that are read again
 - `passkey.py`: a number in irrelevant text

@@ -70,6 +70,8 @@ def test_the_newest_value_answers_and_older_ones_are_named(library: Library, key
             segments = [at // SEGMENT for at, _ in stated]
             assert len(set(segments)) == len(segments)
             assert event.answer.split() == [stated[-1][1]]
+            evidence = [e.text for e in episode.events if isinstance(e, Read) and e.tag == event.evidence]
+            assert evidence == [f" {event.prompt.split()[-1]}{event.answer}"]
             assert said_of(event.label, "older").split("|") == ([v for _, v in stated[:-1]] or [""])
             assert set(said_of(event.label, "others").split("|")) - {""} == {*values} - {v for _, v in stated}
             assert int(said_of(event.label, "updates")) == len(stated) - 1

@@ -1,5 +1,6 @@
 """Where data comes from: a folder, the Hugging Face hub, or a stand-in that any machine can get.
 
+- `conversations.py`: long conversations, and LoCoMo's file
 - `documents.py`: a text with its identity
 - `entities.py`: passages about invented things
 - `facts.py`: facts to keep over distance
@@ -17,6 +18,7 @@
 - `rows.py`: records of data files, checked
 - `standins.py`: what any machine can get or make
 - `studies.py`: invented studies
+- `talks.py`: invented conversations
 - `texts.py`: any folder of text files
 - `updates.py`: facts that change
 - `worlds.py`: a small simulated world

@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from memory_bench.data.conversations import Conversation, conversations
 from memory_bench.data.documents import Document
 from memory_bench.data.origins import Study, articles, reading, some
 from memory_bench.data.passages import Passage, Story, stories
@@ -40,6 +41,7 @@ FILES = {
     },
     "nq": {"test": "nq/nq-open-oracle.jsonl.gz"},
     "babi": {str(task): f"babi/en/qa{task}_{name}_test.txt.gz" for task, name in BABI.items()},
+    "locomo": {"test": "locomo/locomo10.json.gz"},
     "pubmedqa": {"studies": "pubmedqa/ori_pqal.json.gz", "test ids": "pubmedqa/test_ground_truth.json"},
 }
 """Need and part to the file that holds it."""
@@ -99,6 +101,11 @@ class FolderData:
         """See `Origin.babi`."""
         path, data = self._read("babi", str(task))
         return some(list(stories(data, path, task)), path)
+
+    def conversations(self) -> list[Conversation]:
+        """See `Origin.conversations`."""
+        path, data = self._read("locomo", "test")
+        return some(list(conversations(data, path)), path)
 
     def _read(self, need: str, part: str) -> tuple[Path, bytes]:
         """A file's path, and what is in it."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from memory_bench.data.conversations import Conversation
 from memory_bench.data.documents import Document
 from memory_bench.data.origins import Study, articles, some
 from memory_bench.data.passages import Passage, Story
@@ -74,6 +75,10 @@ class HubData:
     def babi(self, task: int) -> list[Story]:
         """Never there."""
         raise DataError(f"The hub is not asked for bAbI ({task}).")
+
+    def conversations(self) -> list[Conversation]:
+        """Never there."""
+        raise DataError("The hub is not asked for LoCoMo.")
 
 
 def _book(row: Mapping[str, Any]) -> dict[str, Any]:

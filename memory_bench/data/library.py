@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from memory_bench.data import facts, needles, nouns, pairs, updates
+from memory_bench.data.conversations import Conversation
 from memory_bench.data.documents import Document
 from memory_bench.data.folder import FILES, FolderData
 from memory_bench.data.hub import HubData
@@ -31,6 +32,7 @@ LABELS = {
     "squad": "squad",
     "nq": "nq",
     "babi": "babi",
+    "locomo": "locomo",
 }
 MADE = {
     "key-value": facts.REVISION,
@@ -46,6 +48,7 @@ SPLITS = {
     "squad": ("train", "test"),
     "nq": ("train", "test"),
     "babi": ("1", "2", "3", "4", "5"),
+    "locomo": ("test",),
 }
 
 
@@ -119,6 +122,7 @@ class Library:
             "wikitext103": self.wikitext,
             "pubmedqa": self.pubmedqa,
             "babi": lambda task: self.babi(int(task)),
+            "locomo": lambda split: self.conversations(),
         }
         for split in SPLITS.get(need, ()):
             if split != "validation":
@@ -153,6 +157,10 @@ class Library:
     def babi(self, task: int) -> list[Story]:
         """The test questions of one of bAbI's tasks 1 to 5, with the facts told before them."""
         return self._origin("babi", str(task)).babi(task)
+
+    def conversations(self) -> list[Conversation]:
+        """LoCoMo's conversations, each with its questions."""
+        return self._origin("locomo", "test").conversations()
 
     def _origin(self, need: str, split: str) -> Origin:
         if split not in SPLITS[need]:

