@@ -44,7 +44,7 @@ class Locomo(Retention):
         # LoCoMo's categories: 1 several turns, 2 time, 3 common knowledge, 4 one turn.
         categories: tuple[int, ...] = (1, 2, 3, 4)
         # Questions of every conversation, drawn; 0: all of them.
-        questions: int = 0
+        questions: int = 20
         # Tokens of an answer.
         max_tokens: int = 32
         # official: the original's prompt.

@@ -18,7 +18,7 @@ from memory_bench.protocol import MemoryModel, Segment
 from memory_bench.testing import Check, card_of, check_task, measure_look_ahead, model_checks, tiny_backbone
 
 KINDS = {"llama": ("llama", "qwen3", "smollm3-window"), "gpt2": ("gpt2",), "opt": ("opt",)}
-EMBEDDED = ("pubmedqa", "squad", "nq", *MADE)  # data that are made by a program, at least where nothing else is had
+EMBEDDED = ("pubmedqa", "squad", "nq", "locomo", *MADE)  # data that are made by a program, at least where nothing else is had
 TASKS = {e.name: e for e in entry_points(group="memory_bench.tasks") if e.value.startswith("memory_bench.")}
 MODELS = {e.name: e for e in entry_points(group="memory_bench.models") if e.value.startswith("memory_bench.")}
 
@@ -85,6 +85,11 @@ def test_the_page_names_every_published_way_that_looks_ahead() -> None:
 def test_installed_tasks_keep_their_promises(name: str, origin: str, tmp_path: Path) -> None:
     task = TASKS[name].load()()
     folder = os.environ.get("MEMORY_BENCH_DATA")
+    if name == "folder":  # any folder of texts, which is made here
+        origin, folder = "data folder", str(tmp_path / "data")
+        (tmp_path / "data/texts").mkdir(parents=True)
+        for number in range(5):
+            (tmp_path / f"data/texts/{number}.txt").write_text(f"A text of one's own, number {number}.")
     if origin == "data folder" and not folder:
         pytest.skip("MEMORY_BENCH_DATA names no data folder")
     if origin == "stand-in" and task.needs not in EMBEDDED:
