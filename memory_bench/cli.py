@@ -176,7 +176,7 @@ def report(
     """
     from memory_bench.command import commands
 
-    raise typer.Exit(commands.report(out, quiet=quiet, axis=group_by))
+    raise typer.Exit(commands.report(out, quiet=quiet, axis=group_by, cache=_cache()))
 
 
 @app.command()

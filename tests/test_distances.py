@@ -35,7 +35,7 @@ def test_accuracy_stands_in_a_column_for_every_distance(tmp_path: Path) -> None:
     own = next(row for row in report.boards[0].rows if row.label == "rmt").find("accuracy", "distance=16384")
     assert own is not None
     assert next(row for row in table.rows if row[0] == "rmt")[-1].startswith(f"{100 * own.value:.1f} % [")
-    for text in (report.markdown(), report.html([[]])):
+    for text in (report.markdown(), report.html()):
         assert "Accuracy by distance, in tokens" in text
         assert "another than the headline" not in text
 
@@ -48,7 +48,7 @@ def test_another_order_at_the_largest_distance_is_said(tmp_path: Path) -> None:
     start = "At the largest distance, 16,384 tokens, the order is another than the headline's: hmt 5"
     assert sentence.startswith(start)
     assert sentence in report.markdown()
-    assert "another than the headline" in report.html([[]])
+    assert "another than the headline" in report.html()
 
 
 def test_what_did_not_finish_has_no_place_in_the_order(tmp_path: Path) -> None:

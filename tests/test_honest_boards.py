@@ -149,7 +149,7 @@ def test_a_board_without_numbers_says_nothing_of_better(tmp_path: Path) -> None:
     (board,) = collect(store, TASKS)
     report = build(store, TASKS)
     assert direction(board) == winners(board) == ""
-    for text in (report.markdown(), report.html([[]])):
+    for text in (report.markdown(), report.html()):
         assert "is better" not in text
     assert {line["higher_is_better"] for line in csv.DictReader(io.StringIO(report.csv()))} == {""}
     assert "is better" not in compare(store, [], TASKS)[0].markdown()

@@ -37,6 +37,7 @@ def test_suites_and_cases_are_listed_as_data() -> None:
     wanted = [f for name in ("parity", "reported") for f in (ROOT / "results" / name).rglob("*") if f.is_file()]
     wanted += [f for name in ("suites", "budgets") for f in (ROOT / "memory_bench" / name).glob("*.toml")]
     wanted += (ROOT / "tasks" / "lm_eval").glob("*.yaml")
+    wanted += (ROOT / "memory_bench" / "report" / "assets").iterdir()
     wanted.append(ROOT / "memory_bench" / "py.typed")
     assert len(wanted) > 50
     assert set(wanted) <= carried
@@ -77,7 +78,7 @@ def test_tested_versions_are_those_required() -> None:
     pinned = {line.split("==")[0] for line in lines if line and not line.startswith("#")}
     extras = PYPROJECT["project"]["optional-dependencies"]
     required = [r for r in extras["dev"] if not r.startswith("memory-bench[")] + extras["lm-eval"] + extras["mlflow"]
-    required += extras["ray"] + extras["slurm"]
+    required += extras["ray"] + extras["slurm"] + extras["page"]
     required += PYPROJECT["project"]["dependencies"]
     names = {requirement.split(">")[0].split("=")[0].strip().lower() for requirement in required}
     assert names <= pinned

@@ -370,7 +370,7 @@ def test_a_run_in_the_published_setting_is_compared(tmp_path: Path, ppl: float, 
     line = next(line for line in report.markdown().splitlines() if MATCHED in line)
     assert f"| {verdict} " in line
     assert "| 13.67 " in line
-    page = report.html([[]])
+    page = report.html()
     assert MATCHED in page
     assert "<details open><summary>Reported beside reproduced" in page
 
@@ -387,7 +387,7 @@ def test_a_run_in_another_setting_is_not(tmp_path: Path, change: dict[str, Any],
     else:
         assert (found.pairs, found.refused) == ((), REFUSED)
         assert REFUSED in report.markdown()
-        assert REFUSED in report.html([[]])
+        assert REFUSED in report.html()
 
 
 def test_the_table_is_short_and_says_how_many_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def _finish(work: Work, records: Sequence[Record], asked: Collection[Choice], op
     if records and options.executor not in CLUSTERS:  # of other machines nothing is learned for this one
         learn(records, options)
     try:
-        code = report(work.out, quiet=options.quiet, as_json=options.as_json, asked=asked)
+        code = report(work.out, quiet=options.quiet, as_json=options.as_json, asked=asked, cache=options.cache)
     except MachineError as trouble:  # what was computed is there, and a report is made from it alone
         error(f"Error: no report: {trouble}")
         return 1
@@ -158,10 +158,12 @@ def plan(options: Options) -> int:
 
 
 def report(
-    out: Path, *, quiet: bool = False, as_json: bool = False, asked: Collection[Choice] = (), axis: str = ""
-) -> int:
+    out: Path, *, quiet: bool = False, as_json: bool = False, asked: Collection[Choice] = (), axis: str = "",
+    cache: Path | None = None,
+) -> int:  # fmt: skip
     """`memory-bench report`: tables, plots and page from the records alone; `asked` are tasks named in the command."""
     from memory_bench.report.build import build
+    from memory_bench.report.libraries import find_libraries
     from memory_bench.report.scorers import scorers
 
     if axis and axis not in axes.NAMES:
@@ -170,7 +172,7 @@ def report(
     tasks = scorers([store], asked)
     texts = {name: parity_text(certificate) for name, certificate in read_certificates().items()}
     built = build(store, tasks, certificates=texts, axis=axis)
-    built.write(out)
+    built.write(out, find_libraries(cache, _note))
     for warning in store.warnings:
         error(f"Warning: {warning}")
     show(json.dumps(built.rows(), indent=1) if as_json else built.markdown())

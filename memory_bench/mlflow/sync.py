@@ -233,6 +233,7 @@ def _experiment(client: Any, name: str, artifacts: str | None, *, own: bool) -> 
 def _report(store: Store, asked: Collection[Choice]) -> None:
     """Build the tables and plots where they are missing, changed, or older than a result, or results are damaged."""
     from memory_bench.report.build import build, is_as_written
+    from memory_bench.report.libraries import find_libraries
     from memory_bench.report.scorers import scorers
     from memory_bench.shipped import parity_text, read_certificates
 
@@ -243,7 +244,7 @@ def _report(store: Store, asked: Collection[Choice]) -> None:
     if fresh and not store.warnings and is_as_written(store.folder):
         return
     certificates = {name: parity_text(certificate) for name, certificate in read_certificates().items()}
-    build(store, scorers([store], asked), certificates=certificates).write(store.folder)
+    build(store, scorers([store], asked), certificates=certificates).write(store.folder, find_libraries())
 
 
 def _long_form(board: Path, scratch: Path) -> Path | None:

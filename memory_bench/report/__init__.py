@@ -4,19 +4,25 @@
 - `board.py`: one table: ranked, paired, complete
 - `build.py`: all of it, from a run's folder alone
 - `by_distance.py`: differences at every distance and of half-lives
+- `commands.py`: the commands that make a run, or one row of it, again
 - `comparison.py`: `compare`: differences within and between runs
 - `costs.py`: what a row spent
 - `cut_panels.py`: plots of answers by updates, distance and place
 - `cuts.py`: answers by updates and by place, stale and alien rates
 - `distances.py`: accuracy by distance, and whether the order changes
+- `documents.py`: on which documents a row is best and worst
 - `drawing.py`: marks, curves and canvases of all plots
 - `fronts.py`: which rows are dominated at their price, and which are on the front
 - `grouping.py`: which records make a board and which a row
 - `layout.py`: tables of text in Markdown and LaTeX
+- `libraries.py`: the JavaScript of installed packages, packed for the page
 - `limits.py`: which limit ended a cell, from its record's detail
 - `looks.py`: colours and markers, from labels alone
 - `naming.py`: names beside marks where there is room
-- `page.py`: `leaderboard.html`
+- `page.py`: `leaderboard.html`; its own script and style are in `assets/`
+- `page_data.py`: what the page's script reads
+- `page_sections.py`: boards as plain HTML
+- `page_table.py`: the table of all rows
 - `panels.py`: the plots themselves
 - `planned.py`: what was planned beside what was spent
 - `plots.py`: which plots a board has, and their files

@@ -5,18 +5,19 @@ report that is built twice is the same to the byte.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memory_bench.files.artefacts import explained, unfit, vouch, write_atomically
 from memory_bench.report import cuts, distances, planned, sweeps, words
 from memory_bench.report.beside import MEANING, TITLE, Beside, find_beside
 from memory_bench.report.board import Board, collect
-from memory_bench.report.layout import to_markdown, to_tex
+from memory_bench.report.layout import plain_markdown, sentence_markdown, to_markdown, to_tex
+from memory_bench.report.libraries import Libraries, missing
 from memory_bench.report.rows import Scorer
 from memory_bench.report.tables import held, long_form, long_rows, look_ahead, pretrained, quality, spend
 from memory_bench.store import Store
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from memory_bench.report.plots import Drawn
 
 
+PLAIN = missing("it was made without its libraries")
 SUMS, PAGES = "leaderboard.sha256", "tables, page and plots of a run"
 
 
@@ -38,6 +40,7 @@ class Report:
         warnings: sentences about files that could not be used.
         name: of the run.
         axis: of `memory_bench.axes.Axes`, by which the rows of a board are put together; empty: by numbers alone.
+        run: ``run.json``; empty where there is none.
     """
 
     boards: tuple[Board, ...]
@@ -45,6 +48,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     name: str = ""
     axis: str = ""
+    run: Mapping[str, Any] = field(default_factory=dict)
 
     def sections(self) -> list[tuple[str, list[Board], str]]:
         """(heading, boards, sentence) for equal tokens, equal FLOPs, others; the sentence where one is missing."""
@@ -85,8 +89,8 @@ class Report:
         Args:
             links: name the plots' files.
         """
-        out = [f"# Leaderboard{f': {self.name}' if self.name else ''}"]
-        out += [f"> Warning: {warning}" for warning in self.warnings]
+        out = [f"# Leaderboard{f': {plain_markdown(self.name)}' if self.name else ''}"]
+        out += [f"> Warning: {sentence_markdown(warning)}" for warning in self.warnings]
         if not self.boards:
             return "\n\n".join([*out, "No results yet."]) + "\n"
         for heading, boards, sentence in self.sections():
@@ -95,7 +99,10 @@ class Report:
             for board in boards:
                 out += self._board(board, links)
         for place, sweep in enumerate(self.sweeps):
-            out += [f"## {sweeps.TITLE}", f"{sweep.heading}. Each budget's board is above; budgets are not paired."]
+            out += [
+                f"## {sweeps.TITLE}",
+                f"{plain_markdown(sweep.heading)}. Each budget's board is above; budgets are not paired.",
+            ]
             out += [to_markdown(sweep.table()), *([f"Plot: plots/{self._file(place)}.png"] if links else [])]
         legend = [f"- **{term}**: {meaning}." for term, meaning in self.legend()]
         if note := words.percent_note(self.boards):
@@ -103,16 +110,16 @@ class Report:
         return "\n\n".join([*out, "## How to read this", "\n".join(legend)]) + "\n"
 
     def _board(self, board: Board, links: bool) -> list[str]:
-        out = [f"### {words.title(board)}", words.scope(board), *filter(None, [words.equal(board)])]
         said = " ".join(s for s in (words.direction(board), words.levels(board), words.winners(board)) if s)
-        out += [
-            *([said] if said else []),
-            *(f"> Warning: {warning}" for warning in words.known_already(board)),
+        out = [
+            f"### {plain_markdown(words.title(board))}",
+            *map(plain_markdown, filter(None, (words.scope(board), words.equal(board), said))),
+            *(f"> Warning: {plain_markdown(warning)}" for warning in words.known_already(board)),
             to_markdown(quality(board, self.axis)),
         ]
         if far := distances.table(board):
             said = distances.other_order(board)
-            out += [distances.heading(board), to_markdown(far), *([said] if said else [])]
+            out += [distances.heading(board), to_markdown(far), *([plain_markdown(said)] if said else [])]
         for heading, cut in cuts.tables(board):
             out += [heading, to_markdown(cut)]
         if board.ahead:
@@ -147,7 +154,9 @@ class Report:
     def tex(self) -> str:
         """The quality tables as LaTeX ``tabular`` environments, one a board."""
         return "\n".join(
-            f"% {words.title(board)}\n% {words.scope(board)}\n% {words.equal(board)}\n"
+            "".join(
+                f"% {' '.join(said.split())}\n" for said in (words.title(board), words.scope(board), words.equal(board))
+            )
             + to_tex(quality(board, self.axis))
             for board in self.boards
         )
@@ -169,18 +178,18 @@ class Report:
 
         return [render_sweep(sweep, self._file(place), self._labels) for place, sweep in enumerate(self.sweeps)]
 
-    def html(self, drawn: "Sequence[Sequence[Drawn]] | None" = None) -> str:
-        """The page, with everything it shows inside.
-
-        Args:
-            drawn: of `drawn`, where that has been done before.
-        """
+    def html(self, libraries: Libraries = PLAIN) -> str:
+        """The page, with everything it shows inside; `libraries` are put into it."""
         from memory_bench.report.page import page
 
-        return page(self, self.drawn() if drawn is None else drawn, self.drawn_sweeps())
+        return page(self, libraries)
 
-    def write(self, folder: Path) -> list[Path]:
+    def write(self, folder: Path, libraries: Libraries = PLAIN) -> list[Path]:
         """Write tables, page and plots into `folder`, each file atomically.
+
+        Args:
+            folder: of the run.
+            libraries: of `html`.
 
         Returns:
             The files, the leaderboard first.
@@ -193,7 +202,7 @@ class Report:
             "leaderboard.md": self.markdown(links=True),
             "leaderboard.csv": self.csv(),
             "leaderboard.tex": self.tex(),
-            "leaderboard.html": self.html(drawn),
+            "leaderboard.html": self.html(libraries),
         }
         for plot in (plot for plots in (*drawn, self.drawn_sweeps()) for plot in plots):
             files[f"plots/{plot.plot.name}.png"] = plot.png
@@ -231,4 +240,5 @@ def build(
     asked = store.run().get("grid", {}).get("cells", []) if keys is None else []
     if absent := sum(store.record(key) is None for key in asked):
         store.warn(f"{absent} of {len(asked)} cells that were asked for have no result (yet).")
-    return Report(tuple(boards), dict(certificates or {}), tuple(store.warnings), store.folder.resolve().name, axis)
+    name = store.folder.resolve().name
+    return Report(tuple(boards), dict(certificates or {}), tuple(store.warnings), name, axis, store.run())

@@ -9,7 +9,7 @@ from memory_bench.cell import digest
 from memory_bench.errors import UserError, unknown
 from memory_bench.report import by_distance, words
 from memory_bench.report.board import Board, collect, training_goal
-from memory_bench.report.layout import NONE, Table, to_markdown
+from memory_bench.report.layout import NONE, Table, plain_markdown, sentence_markdown, to_markdown
 from memory_bench.report.rows import OVER, Row, Scorer
 from memory_bench.report.tables import delta, interval, number, short
 from memory_bench.statistics import pairing
@@ -58,12 +58,12 @@ class Comparison:
 
     def markdown(self) -> str:
         """Title, table, and what could not be compared."""
-        out = [f"### {words.title(self.board)}", *filter(None, [words.direction(self.board)])]
+        out = [f"### {plain_markdown(words.title(self.board))}", *filter(None, [words.direction(self.board)])]
         out += [to_markdown(self.table())] if self.pairs else ["Nothing to compare here."]
         if self.by_distance:
             lines = by_distance.table(self.by_distance, self.models, self.board.metric, self.verdict)
             out += ["By distance (tokens), corrected within this table:", to_markdown(lines)]
-        return "\n\n".join([*out, *self.missing])
+        return "\n\n".join([*out, *map(sentence_markdown, self.missing)])
 
     def rows(self) -> list[dict[str, Any]]:
         """One entry a pair, as plain data."""

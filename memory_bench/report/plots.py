@@ -67,9 +67,14 @@ def plots(board: Board) -> list[Plot]:
     for kind, price in PRICES.items():
         if prices(board, kind):
             shown[kind] = f"{metric} against {price.caption}"
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join([board.task, board.backbone, board.budget.name]))
-    stem += "-" + digest([board.data, board.cell.task.config, board.cell.limit, *filter(None, board.apart)])[:4]
-    return [Plot(kind, caption, f"{stem}-{kind.replace('_', '-')}") for kind, caption in shown.items()]
+    return [Plot(kind, caption, f"{stem(board)}-{kind.replace('_', '-')}") for kind, caption in shown.items()]
+
+
+def stem(board: Board) -> str:
+    """How the files and the anchors of a board begin: names for a person, and what tells boards of one name apart."""
+    names = re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join([board.task, board.backbone, board.budget.name]))
+    rest = digest([board.data, board.cell.task.config, board.cell.limit, *filter(None, board.apart)])
+    return f"{names}-{rest[:4]}"
 
 
 def draw(board: Board, plot: Plot, labels: Sequence[str] = ()) -> "Figure":

@@ -26,6 +26,8 @@ MEASURED = (
 """Columns behind `COLUMNS`, each only where some row has it: older records and other machines have less."""
 SHORT = {"bits_per_byte": "bits/byte", "accuracy": "accuracy", "macro_f1": "macro F1", "ppl_token": "ppl/token",
          "ppl_word": "ppl/word", "nll": "nats/token", "half_life": "half-life"}  # fmt: skip
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How texts begin that spreadsheets compute."""
 FINE = ("bits_per_byte", "nll")
 PERCENT = ("accuracy", "macro_f1", "stale_rate", "stale_chance", "alien_rate", "alien_chance",
            "primacy", "recency", "f1")  # fmt: skip
@@ -98,14 +100,14 @@ def spend(board: Board, certificates: Mapping[str, str]) -> Table:
             NONE if c.eval_tokens_per_second is None else f"{c.eval_tokens_per_second:,.0f}",
             NONE if c.control_seconds is None else f"{c.control_seconds:,.0f}",
             NONE if c.peak_device_bytes is None else size(c.peak_device_bytes),
-            NONE if c.state_bytes is None else _state(c),
+            NONE if c.state_bytes is None else state_text(c),
             added or NONE,
             certificates.get(row.model, "none"),
         ))  # fmt: skip
     return Table(columns, tuple(rows)).without_empty_columns()
 
 
-def _state(c: Cost) -> str:
+def state_text(c: Cost) -> str:
     """``76.5 kB, constant``: the largest state of a row, and how it grows."""
     return size(c.state_bytes or 0) + ("" if c.growth is None else f", {growth_text(c.growth)}")
 
@@ -208,15 +210,24 @@ def long_rows(boards: Sequence[Board], certificates: Mapping[str, str]) -> list[
 
 
 def long_form(rows: Sequence[Mapping[str, object]]) -> str:
-    """``leaderboard.csv``: truth values in lower case, empty for what is not known, numbers in full."""
+    """``leaderboard.csv``: truth values in lower case, empty for what is not known, numbers in full.
+
+    A text that a spreadsheet would take for a formula (a label ``=1+1``) has an apostrophe before it.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = list(rows[0]) if rows else list(COLUMNS)
     writer.writerow(columns)
     for row in rows:
         values = [row[name] for name in columns]
-        writer.writerow(["" if v is None else str(v).lower() if isinstance(v, bool) else v for v in values])
+        writer.writerow(
+            ["" if v is None else str(v).lower() if isinstance(v, bool) else _no_formula(v) for v in values]
+        )
     return out.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def notes(row: Row, board: Board) -> str:
