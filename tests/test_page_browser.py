@@ -1,6 +1,9 @@
 """The page in headless Chromium: it renders, sorts, filters, opens details, prints, and complains of nothing."""
 
+import csv
+import io
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +13,7 @@ from browser import Browser, browser, chromium
 
 from memory_bench.report.build import build
 from memory_bench.report.libraries import find_libraries
-from synthetic import TASKS, make_store
+from synthetic import TASKS, make_cell, make_record, make_store, text_samples
 
 PROGRAM = chromium()
 LIBRARIES = find_libraries()
@@ -31,6 +34,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         facts = {**record.provenance, "curve": [[1000 * i, 5.0 - 0.01 * i] for i in range(100)],
                  "versions": {"torch": "2.13.0"}}  # fmt: skip
         store.write_record(replace(record, provenance=facts), store.samples(record.key))
+    samples = text_samples(0, -0.05)
+    store.write_record(make_record(make_cell("rmt", label="=1+1", memory=2), samples), samples)
     path = tmp_path_factory.mktemp("page") / "leaderboard.html"
     path.write_text(build(store, TASKS).html(LIBRARIES), encoding="utf-8")
     return path
@@ -114,14 +119,25 @@ def test_details_open_by_keyboard_and_by_address(shown: Browser, page: Path) -> 
     assert shown.evaluate("document.querySelector('dialog h2').textContent") == "rmt"
 
 
-def test_columns_are_chosen_and_copied(shown: Browser) -> None:
+def test_columns_are_chosen_and_saved(shown: Browser, tmp_path: Path) -> None:
     heads = "[...document.querySelectorAll('#results thead th')].map((head) => head.textContent)"
     buttons = "[...document.querySelectorAll('.dt-buttons button, .dt-button-collection button')]"
     assert "seed sd" not in shown.evaluate(heads)
-    assert {"Copy", "CSV"} <= set(shown.evaluate(f"{buttons}.map((button) => button.textContent)"))
     for name in ("Columns", "seed sd"):
-        shown.evaluate(f"{buttons}.find((button) => button.textContent === {name!r}).click()")
+        shown.evaluate(f"{buttons}.find((button) => button.textContent.startsWith({name!r})).click()")
     shown.wait(f"{heads}.includes('seed sd')")
+    shown.press("Escape", 27)
+    shown.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    shown.evaluate(f"{buttons}.find((button) => button.textContent === 'CSV').click()")
+    saved = tmp_path / "leaderboard.csv"
+    for _ in range(600):
+        if saved.is_file() and saved.read_text(encoding="utf-8-sig"):
+            break
+        time.sleep(0.1)
+    lines = list(csv.DictReader(io.StringIO(saved.read_text(encoding="utf-8-sig"))))
+    assert [line["model"] for line in lines][:3] == ["xl-cache", "hmt", "rmt"]
+    assert "'=1+1" in [line["model"] for line in lines]
+    assert {"seed sd", "score [95 %]"} <= lines[0].keys()
 
 
 def test_it_is_readable_on_a_phone_and_complete_on_paper(chrome: Browser, page: Path) -> None:

@@ -86,13 +86,15 @@ def whisker(
 
 
 def line(
-    axes: "Axes", points: Sequence[tuple[float, float, float, float]], look: Look, factor: float, label: str
-) -> None:
-    """A curve with its band from (x, value, low, high)."""
+    axes: "Axes", points: Sequence[tuple[float, float, float, float]], look: Look, factor: float, label: str, *,
+    band: bool = True,
+) -> None:  # fmt: skip
+    """A curve with its band (if it is to have one) from (x, value, low, high)."""
     x, value, low, high = ([p[i] * (factor if i else 1) for p in points] for i in range(4))
     axes.plot(x, value, color=look.color, linestyle=look.line, linewidth=1.6, marker=look.marker, markersize=5.5,
               markerfacecolor=look.fill, label=label)  # fmt: skip
-    axes.fill_between(x, low, high, color=look.color, alpha=0.1, linewidth=0)
+    if band:
+        axes.fill_between(x, low, high, color=look.color, alpha=0.1, linewidth=0)
 
 
 def point(axes: "Axes", x: float, y: float, row: Row, look: Look, label: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Names beside marks where there is room: never over a mark, a line or another name."""
+"""Names beside marks where there is room, and beside the ends of curves: never over a mark, a line or another name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,3 +86,41 @@ def name_marks(
         else:
             unnamed.append(name)
     return unnamed
+
+
+def name_ends(axes: "Axes", ends: Sequence[tuple[str, float, float, str]]) -> None:
+    """Write names right of the axes, each as near the end of its curve as the others let it; a line leads there.
+
+    Args:
+        axes: with all that is drawn; its limits stay what they are.
+        ends: name, place of the curve's end in data coordinates, and colour.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    axes.set_xlim(axes.get_xlim())
+    axes.set_ylim(axes.get_ylim())
+    canvas: Any = axes.figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    frame = axes.get_window_extent(canvas.get_renderer())  # type: ignore[no-untyped-call]
+    wanted = [float(axes.transData.transform((x, y))[1]) for _, x, y, _ in ends]
+    heights = spread_out(wanted, 1.3 * SIZE * axes.figure.dpi / 72)
+    for (name, x, y, color), height in zip(ends, heights, strict=True):
+        place = (height - frame.y0) / frame.height
+        axes.annotate(name, (x, y), xytext=(1.05, place), textcoords="axes fraction", ha="left", va="center",
+                      fontsize=SIZE, color=color, annotation_clip=False,
+                      arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.7, "alpha": 0.7, "shrinkA": 1,
+                                  "shrinkB": 4})  # fmt: skip
+
+
+def spread_out(wanted: Sequence[float], least: float) -> list[float]:
+    """Places at least so far apart, in the order of those wanted and together as near them as can be."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    groups: list[list[float]] = []  # of neighbours that touch: sum of what they want, less their steps; how many
+    for step, i in enumerate(order):
+        groups.append([wanted[i] - step * least, 1])
+        while len(groups) > 1 and groups[-2][0] / groups[-2][1] >= groups[-1][0] / groups[-1][1]:
+            total, count = groups.pop()
+            groups[-1] = [groups[-1][0] + total, groups[-1][1] + count]
+    places = [total / count for total, count in groups for _ in range(int(count))]
+    found = dict(zip(order, (place + step * least for step, place in enumerate(places)), strict=True))
+    return [found[i] for i in range(len(wanted))]

@@ -13,6 +13,7 @@ from memory_bench.report import drawing
 from memory_bench.report.board import WINDOW, Board
 from memory_bench.report.limits import limit_names
 from memory_bench.report.looks import Look
+from memory_bench.report.naming import name_ends
 from memory_bench.report.rows import OVER, Row
 from memory_bench.report.tables import short
 from memory_bench.statistics import pairing
@@ -20,9 +21,12 @@ from memory_bench.statistics.pairing import Difference
 from memory_bench.statistics.shared import RATIOS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Point = tuple[float, Estimate]
+FEW = 6
+"""Rows up to which bands of the loss are drawn: documents differ more than models, so more bands hide the curves."""
 
 
 def forest(board: Board, look: Mapping[str, Look]) -> "Figure":
@@ -79,43 +83,66 @@ def curves(board: Board, look: Mapping[str, Look], kind: str) -> "Figure":
     what = "loss by position in the stream" if kind == "position" else f"{short(metric)} by distance of the evidence"
     panels = drawing.canvas(10.5 if compared else 6.4, 4.0, board, what, columns=2 if compared else 1, share=False)
     main, factor = panels[0], drawing.factor(metric)
+    bands = not compared or len(drawn) <= FEW
     for row, points in drawn:
-        label = drawing.name(row)
-        drawing.line(main, [(at, e.value, *drawing.ends(e)) for at, e in points], look[row.label], factor, label)
-        if gaps.get(row.label):
-            drawing.line(
-                panels[-1],
-                [(at, d.value, *drawing.ends(d)) for at, d in gaps[row.label]],
-                look[row.label],
-                factor,
-                label,
-            )
+        style, label = look[row.label], drawing.name(row)
+        drawing.line(main, [(at, e.value, *drawing.ends(e)) for at, e in points], style, factor, label, band=bands)
         drawing.ended(main, [(at, factor * e.value) for at, e in points], row)
-        drawing.ended(panels[-1], [(at, factor * d.value) for at, d in gaps.get(row.label, [])], row)
+        if paired := gaps.get(row.label):
+            drawing.line(panels[-1], [(at, d.value, *drawing.ends(d)) for at, d in paired], style, factor, label)
+            drawing.ended(panels[-1], [(at, factor * d.value) for at, d in paired], row)
     if compared:
         panels[1].axhline(0, color="black", linewidth=1, linestyle="--")
         panels[1].set_ylabel(f"paired difference to {WINDOW}")
-    if kind == "distance":
-        for name, value in board.levels.items():
-            main.axhline(factor * value, color=drawing.GREY, linewidth=1, linestyle=":")
-            main.annotate(name, (0.03, factor * value), xycoords=("axes fraction", "data"), xytext=(0, 2),
-                          textcoords="offset points", fontsize=8, va="bottom", color=drawing.GREY)  # fmt: skip
-        main.set_xscale("log", base=2)
-        ticks = sorted({at for _, points in drawn for at, _ in points})
-        main.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        main.minorticks_off()
-    elif max(at for _, points in drawn for at, _ in points) > 16 * min(at for _, points in drawn for at, _ in points):
-        for axes in panels:  # slices that double in length
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    for axes in panels:
-        axes.set_xlabel("tokens read before" if kind == "position" else "tokens between evidence and question")
+    _places(panels, board, drawn, factor, kind)
     main.set_ylabel(drawing.label(metric, board))
     lost = drawing.absent(main, board.rows, [row.label for row, _ in drawn])
-    handles = main.get_legend_handles_labels()
-    panels[-1].legend(*handles, loc="center left", bbox_to_anchor=(1.12 if kind == "distance" else 1.01, 0.5))
-    drawing.key(main, board, ["bands: 95 % intervals"], lost=lost)
+    _name_curves(panels, drawn, gaps if compared else None, look, factor)
+    drawing.key(main, board, ["bands: 95 % intervals" if bands else "bands: 95 % intervals, at the left in "
+                              "leaderboard.csv"], lost=lost)  # fmt: skip
     return drawing.figure(main)
+
+
+def _places(
+    panels: "Sequence[Axes]", board: Board, drawn: Sequence[tuple[Row, list[Point]]], factor: float, kind: str
+) -> None:
+    """The axes of places in the text; over distances also the levels of the headline."""
+    places = sorted({at for _, points in drawn for at, _ in points})
+    for axes in panels:
+        axes.set_xlabel("tokens read before" if kind == "position" else "tokens between evidence and question")
+        if kind == "position" and places[-1] > 16 * places[0]:  # slices that double in length
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    if kind == "distance":
+        for name, value in board.levels.items():
+            panels[0].axhline(factor * value, color=drawing.GREY, linewidth=1, linestyle=":")
+            panels[0].annotate(name, (0.03, factor * value), xycoords=("axes fraction", "data"), xytext=(0, 2),
+                               textcoords="offset points", fontsize=8, va="bottom", color=drawing.GREY)  # fmt: skip
+        panels[0].set_xscale("log", base=2)
+        panels[0].set_xticks(places, [f"{place:g}" for place in places])
+        panels[0].minorticks_off()
+
+
+def _name_curves(
+    panels: "Sequence[Axes]", drawn: Sequence[tuple[Row, list[Point]]],
+    gaps: Mapping[str, Sequence[tuple[float, Difference]]] | None, look: Mapping[str, Look], factor: float,
+) -> None:  # fmt: skip
+    """Names at the ends of the curves in the last panel; a legend for rows that have no curve there."""
+    ends = []
+    for row, points in drawn:
+        last = (points[-1][0], factor * points[-1][1].value)
+        if gaps is not None:
+            paired = gaps[row.label]
+            if not paired and row.label != WINDOW:
+                continue
+            last = (paired[-1][0], factor * paired[-1][1].value) if paired else (points[-1][0], 0.0)
+        ends.append((drawing.name(row), *last, look[row.label].color))
+    name_ends(panels[-1], ends)
+    named = {name for name, *_ in ends}
+    alone = [(handle, label) for handle, label in zip(*panels[0].get_legend_handles_labels(), strict=True)
+             if label not in named]  # fmt: skip
+    if alone:
+        panels[0].legend(*zip(*alone, strict=True), title="not paired", loc="best")
 
 
 def slices(board: Board, kind: str) -> list[tuple[Row, list[Point]]]:
