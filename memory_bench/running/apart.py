@@ -16,7 +16,7 @@ from memory_bench.record import Record, now
 from memory_bench.running.faults import fault
 from memory_bench.running.guard import Bounds, Guard
 from memory_bench.running.obituary import killed, settled
-from memory_bench.running.processes import Worker, start
+from memory_bench.running.processes import Server, Worker, start
 from memory_bench.store import Store
 
 SLACK_SECONDS = 3600.0  # of start-up, encoding and what has no limit, where nobody has predicted them
@@ -54,7 +54,12 @@ def lost(job: Any, why: str) -> Event:
 
 
 def prepare_apart(
-    job: Any, folder: Path, command: Sequence[str], tell: Callable[[Event], None], keep: Callable[[Worker], None]
+    job: Any,
+    folder: Path,
+    command: Sequence[str],
+    tell: Callable[[Event], None],
+    keep: Callable[[Worker], None],
+    server: Server | None = None,
 ) -> Event | UserError:
     """Train or convert a job's backbone in a process of its own.
 
@@ -64,12 +69,14 @@ def prepare_apart(
         command: what runs a job file.
         tell: told of notices.
         keep: told of the worker as soon as it runs.
+        server: begins it where it can (`memory_bench.running.processes.start`).
 
     Returns:
         The event ``prepared`` or, where the machine was in the way, ``unprepared``; else why it could not be.
     """
     try:
-        with start([*command, "--prepare", str(job_file(job, folder / "prepare"))], inside=folder) as worker:
+        asked = [*command, "--prepare", str(job_file(job, folder / "prepare"))]
+        with start(asked, inside=folder, server=server) as worker:
             keep(worker)
             assert worker.process.stdout is not None
             for event in filter(None, (told(job.cell, line) for line in worker.process.stdout)):
@@ -92,6 +99,7 @@ def run_apart(
     tell: Callable[[Event], None],
     keep: Callable[[Worker], None],
     stopped: Callable[[], bool] = lambda: False,
+    server: Server | None = None,
 ) -> Event | None:
     """One cell in a process of its own, watched from start to record; arguments as of `prepare_apart`.
 
@@ -100,7 +108,8 @@ def run_apart(
     """
     store, started = Store(job.out), now()
     try:
-        with start([*command, str(job_file(job, folder))], log=store.log_path(job.cell.key), inside=folder) as worker:
+        asked, log = [*command, str(job_file(job, folder))], store.log_path(job.cell.key)
+        with start(asked, log=log, inside=folder, server=server) as worker:
             keep(worker)
             code, guard = overseen(worker, job, tell)
             if stopped():

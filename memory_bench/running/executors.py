@@ -29,6 +29,7 @@ from memory_bench.running.apart import (
     why_not,
 )
 from memory_bench.running.claims import Claims
+from memory_bench.running.forkserver import ForkServer
 from memory_bench.running.obituary import settled
 from memory_bench.running.orphans import watch
 from memory_bench.running.processes import WORKER, Worker, start
@@ -133,7 +134,7 @@ def _not_enforced(jobs: Sequence[Any]) -> Generator[Event, None, None]:
 
 
 class Local:
-    """A fresh process per cell, a few at a time.
+    """A process of its own per cell, a few at a time: on a CPU the fork of a server, else a fresh program.
 
     Args:
         workers: how many cells run at once.
@@ -144,6 +145,7 @@ class Local:
         self.workers = max(1, workers)
         self.command = tuple(command)
         self._running: dict[str, Worker] = {}
+        self._server: ForkServer | None = None
         self._stopping = False
 
     def run(self, jobs: Sequence[Any]) -> Generator[Event, None, None]:
@@ -160,7 +162,7 @@ class Local:
         preparing = _first_jobs(waiting)
         busy: set[str] = set()  # training keys of cells, names of backbones
         ready: set[str] = set()
-        with TemporaryDirectory() as folder, Claims(jobs) as claims:
+        with TemporaryDirectory() as folder, Claims(jobs) as claims, ForkServer() as self._server:
             try:
                 while waiting or busy:
                     free = self.workers - len(busy)
@@ -226,15 +228,21 @@ class Local:
 
         return keep
 
+    def _serving(self, job: Any) -> ForkServer | None:
+        """The server for a job; None: a GPU's driver does not survive a fork."""
+        return self._server if job.device == "cpu" else None
+
     def _prepare(self, job: Any, folder: Path, events: "Queue[Event | UserError]") -> None:
         """Train or convert a cell's backbone, in a thread that only waits."""
         name = backbone_of(job)
-        events.put(prepare_apart(job, folder, self.command, events.put, self._kept(name)))
+        events.put(prepare_apart(job, folder, self.command, events.put, self._kept(name), self._serving(job)))
         self._running.pop(name, None)
 
     def _work(self, job: Any, folder: Path, events: "Queue[Event | UserError]") -> None:
         """One cell from start to record, in a thread that only waits."""
-        end = run_apart(job, folder, self.command, events.put, self._kept(job.cell.key), stopped=lambda: self._stopping)
+        end = run_apart(
+            job, folder, self.command, events.put, self._kept(job.cell.key), lambda: self._stopping, self._serving(job)
+        )
         self._running.pop(job.cell.key, None)
         if end is not None:
             events.put(end)

@@ -1,4 +1,4 @@
-"""The one way in which a worker process is started, whoever asks: a fresh program, or a fork of this process.
+"""The one way in which a worker process is started: a fresh program, a fork server's fork, or a fork of this process.
 
 A worker has a session of its own, so that it can be ended with all that it started; a beacon in which it says where it
 is; a private folder for temporary files, whose size its watcher knows; and a memory cgroup where one can be made.
@@ -42,6 +42,13 @@ class Process(Protocol):
 
     def wait(self, timeout: float | None = None) -> int:
         """Exit code, negative for a signal."""
+
+
+class Server(Protocol):
+    """What this file needs of `memory_bench.running.forkserver.ForkServer`."""
+
+    def begin(self, command: Sequence[str], errors: IO[str], own: Mapping[str, str]) -> Process | None:
+        """A worker that runs `command`, with `own` in its environment; None: start a fresh program."""
 
 
 class Worker:
@@ -133,7 +140,7 @@ class Worker:
         self.close()
 
 
-def start(work: Work, *, log: Path | None = None, inside: Path | None = None) -> Worker:
+def start(work: Work, *, log: Path | None = None, inside: Path | None = None, server: Server | None = None) -> Worker:
     """Start a worker.
 
     Args:
@@ -141,17 +148,18 @@ def start(work: Work, *, log: Path | None = None, inside: Path | None = None) ->
             its progress, and returns an exit code.
         log: where its standard error goes; default: a file in its folder.
         inside: the folder in which its own is made; default: that for temporary files.
+        server: begins a command where it can; None: a fresh program does.
     """
     folder = Path(tempfile.mkdtemp(prefix="worker-", dir=inside)).resolve()
     (folder / "temporary").mkdir()
     Beacon(folder / "beacon").close()
     own = {BEACON: str(folder / "beacon"), PARENT: str(os.getpid()), "TMPDIR": str(folder / "temporary")}
     log = log or folder / "log.txt"
-    process: Process
+    process: Process | None
     with log.open("w", encoding="utf-8") as errors:
         if callable(work):
             process = _Fork(work, errors, own)
-        else:
+        elif server is None or (process := server.begin(work, errors, own)) is None:
             process = subprocess.Popen(
                 list(work), stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace", start_new_session=True,
                 env={**os.environ, **own},
