@@ -15,6 +15,7 @@
 - `execution.py`: a segment in execution blocks
 - `grouping.py`: rows of unequal length without padding
 - `knn.py`: search and attention over stored keys and values: what Memorizing Transformer and LongMem share
+- `largest.py`: the largest of many scores, as `torch.topk` finds them
 - `long_term.py`: M+'s store and retriever
 - `lstm.py`: a recurrent cell
 - `pool.py`: passes over a pool: what MemoryLLM and M+ share

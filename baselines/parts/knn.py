@@ -8,7 +8,8 @@ Unusual here:
 
 - Queries are taken in blocks, so that neither scores ``[tokens, slots]`` nor gathered entries ``[tokens, k, head]``
   exist for all of them at once; in training, the blocks of a long text are computed again in the backward pass.
-- Scores are computed once: the best of them are the logits, so keys are not gathered.
+- Scores are computed once: the best of them are the logits, so keys are not gathered. Without gradients one buffer
+  holds those of all blocks in turn: fresh pages cost as much as the product.
 - In a small store (`dense_is_cheaper`) values are not gathered either: weights that are zero but for the chosen slots,
   times all values, give the same sum.
 """
@@ -21,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from .largest import largest
 
 BLOCK = 1 << 22  # floats of scores or gathered entries that exist at once: 16 MB in float32
 DENSE = 16  # stores of up to so many times k slots are summed without gathering (measured: neither is faster there)
@@ -63,6 +66,25 @@ def normalise(x: Tensor, epsilon: float = 1e-6) -> Tensor:
 def products(q: Tensor, keys: Tensor) -> Tensor:
     """Inner products ``[rows, heads, tokens, slots]`` of every query with every key of its kv head."""
     return _grouped(q, keys.shape[1]).matmul(keys.transpose(-1, -2)).view(*q.shape[:3], keys.shape[2])
+
+
+class _Products:
+    """`products` of one block after another with the same keys; each is overwritten by the next, without gradients."""
+
+    def __init__(self, keys: Tensor) -> None:
+        self.keys = keys
+        self._room = keys.new_empty(0)
+
+    def __call__(self, q: Tensor) -> Tensor:
+        keys = self.keys
+        if torch.is_grad_enabled():
+            return products(q, keys)
+        size = (q.shape[0] * keys.shape[1], q.shape[1] // keys.shape[1] * q.shape[2], keys.shape[2])
+        if len(self._room) < math.prod(size):
+            self._room = keys.new_empty(math.prod(size))
+        out = self._room[: math.prod(size)].view(size)
+        torch.bmm(_grouped(q, keys.shape[1]).flatten(0, 1), keys.flatten(0, 1).transpose(-1, -2), out=out)
+        return out.view(*q.shape[:3], keys.shape[2])
 
 
 def weighted(weights: Tensor, values: Tensor) -> Tensor:
@@ -108,9 +130,9 @@ def search(q: Tensor, keys: Tensor, k: int, valid: Tensor | None = None) -> Tens
             where fewer than `k` are valid. None: all.
     """
     valid = None if valid is None else valid[:, None, None]
-    per_token = q.shape[0] * q.shape[1] * keys.shape[2]
+    per_token, scores = q.shape[0] * q.shape[1] * keys.shape[2], _Products(keys)
     found = [
-        _masked(products(part, keys), valid).topk(min(k, keys.shape[2]), dim=-1).indices
+        largest(_masked(scores(part), valid), min(k, keys.shape[2]))[1]
         for part in q.split(_block_tokens(per_token), dim=2)
     ]
     return found[0] if len(found) == 1 else torch.cat(found, dim=2)
@@ -132,9 +154,9 @@ def search_cosine(q: Tensor, keys: Tensor, k: int, valid: Tensor | None = None) 
     """
     q, keys = normalise(q), normalise(keys)
     valid = None if valid is None else valid[:, None, None]
-    found, alike = [], []
+    found, alike, scores = list[Tensor](), list[Tensor](), _Products(keys)
     for part in q.split(_block_tokens(q.shape[0] * q.shape[1] * keys.shape[2]), dim=2):
-        best, index = _masked(products(part, keys), valid).topk(min(k, keys.shape[2]), dim=-1)
+        best, index = largest(_masked(scores(part), valid), min(k, keys.shape[2]))
         found.append(index.masked_fill(best < -2, -1))  # hidden: no cosine is as small
         alike.append(best)
     return torch.cat(found, dim=2), torch.cat(alike, dim=2)
@@ -215,13 +237,14 @@ def retrieve_and_attend(
     slots = keys.shape[2]
     preferred = None if valid is None else valid[:, None, None]
     usable = None if dilute else preferred
+    multiply = _Products(keys)
 
     def exact(q: Tensor, _: None, local: Local | None) -> Tensor:
-        scores = products(q, keys)
+        scores = multiply(q)
         if k >= slots:
             weights, rest = _softmax(_masked(scores, usable), local)
             return _sum(weighted(weights, values), rest)
-        best, index = _masked(scores, preferred).topk(k, dim=-1)  # their gradient is that of the chosen products
+        best, index = largest(_masked(scores, preferred), k)  # their gradient is that of the chosen products
         weights, rest = _softmax(scores.gather(-1, index) if dilute else best, local)
         if dense_is_cheaper(slots, k):
             return _sum(weighted(torch.zeros_like(scores).scatter(-1, index, weights), values), rest)
