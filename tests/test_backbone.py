@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from memory_bench.backbone.layers import added, itself
 from memory_bench.backbone.model import Backbone, Past
 from memory_bench.errors import DataError
 from memory_bench.testing import measured_flops
@@ -180,3 +182,34 @@ def test_other_architectures_are_refused_by_name(kind: str) -> None:
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind))
     with pytest.raises(DataError, match=f"'{kind}' is not a supported backbone"):
         Backbone(model)
+
+
+@pytest.mark.parametrize("kinds", [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")])
+def test_turning_without_gradients_is_turning(kinds: tuple[str, str]) -> None:
+    """To the bit, whether what is turned may be overwritten or not, and for rows that share positions."""
+    mine, angles = (getattr(torch, kind) for kind in kinds)
+    rng = torch.Generator().manual_seed(0)
+    for rows, tokens in ((2, 5), (1, 5), (1, 1)):
+        x = torch.randn(2, 3, 5, 8, generator=rng).to(mine)
+        cos, sin = (torch.randn(rows, 1, tokens, 8, generator=rng).to(angles) for _ in range(2))
+        with torch.enable_grad():
+            expected = Backbone.rotate(x, (cos, sin))
+        with torch.no_grad():
+            before = x.clone()
+            assert torch.equal(Backbone.rotate(x, (cos, sin)), expected)
+            assert torch.equal(x, before), "what is not spent stays"
+            assert torch.equal(Backbone.rotate(x, (cos, sin), spent=True), expected)
+
+
+def test_a_mask_is_made_once_for_all_layers() -> None:
+    """What attention itself makes of a bool, so that nothing changes by a bit; layers that share one share it."""
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 2, n, 8, generator=rng) for n in (5, 9, 9))
+    mask = itself(torch.rand(2, 5, 9, generator=rng) > 0.5)[:, None]
+    one, other, plain, floats = added([mask, mask, None, torch.zeros(5, 9)], torch.float32)
+    assert one is other
+    assert plain is None
+    assert floats is not None
+    assert floats.dtype is torch.float32
+    expected = F.scaled_dot_product_attention(q, k, v, mask)
+    assert torch.equal(F.scaled_dot_product_attention(q, k, v, one), expected)

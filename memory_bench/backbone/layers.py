@@ -125,16 +125,26 @@ class Layers(nn.Module):
         return keys + (both[..., None] * torch.sigmoid(share)) * (before - keys)
 
     @staticmethod
-    def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
+    def rotate(x: Tensor, rotation: Rotation | None, *, spent: bool = False) -> Tensor:
         """`x` ``[rows, heads, tokens, head]`` turned to its positions (half-split convention of Llama).
 
-        `rotation` is the layer's own entry of `Backbone.rotation`.
+        Args:
+            x: queries or keys.
+            rotation: the layer's own entry of `Backbone.rotation`.
+            spent: nobody needs `x` any more, so that it may be overwritten.
         """
         if rotation is None:
             return x
         cos, sin = rotation
         left, right = x.chunk(2, dim=-1)
-        return (x * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)  # OLMo turns in float32
+        if torch.is_grad_enabled():
+            return (x * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)  # OLMo turns in float32
+        # The same sums without what only a gradient needs: joined halves, and memory for each step.
+        minus, plus = right * sin[..., : left.shape[-1]], left * sin[..., left.shape[-1] :]
+        turned = x.mul_(cos) if spent and x.dtype == cos.dtype else x * cos
+        turned[..., : left.shape[-1]].sub_(minus)
+        turned[..., left.shape[-1] :].add_(plus)
+        return turned.to(x.dtype)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         """Scaled dot-product attention ``[rows, tokens, heads * head]``.
@@ -217,6 +227,18 @@ def itself(seen: Tensor) -> Tensor:
     tokens = seen.shape[1]
     alone = torch.eye(tokens, dtype=torch.bool, device=seen.device) & ~seen.any(dim=2, keepdim=True)
     return seen | F.pad(alone, (seen.shape[2] - tokens, 0))
+
+
+def added(visible: Sequence[Tensor | None], dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+    """`visible` of all layers as what the CPU's attention adds to its scores: made once, not in every layer.
+
+    It makes the same of a bool. Elsewhere kernels want them laid out in ways of their own.
+    """
+    made = {id(mask): mask for mask in visible}
+    for key, mask in made.items():
+        if mask is not None and mask.dtype is torch.bool and mask.device.type == "cpu":
+            made[key] = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
+    return tuple(made[id(mask)] for mask in visible)
 
 
 def _times(x: Tensor, factor: float) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from memory_bench.backbone.embedder import Embedder
 from memory_bench.backbone.families import attention_sizes, declared, find_decoder, windows_of
-from memory_bench.backbone.layers import Layers, Rotation, itself
+from memory_bench.backbone.layers import Layers, Rotation, added, itself
 from memory_bench.backbone.lora import Adapter, kinds_of
 from memory_bench.backbone.reuse import Pass, Passes, Resumed
 from memory_bench.state import State
@@ -328,7 +328,7 @@ class Backbone(Layers):
         resumed = self.resume(embeds, (where, mask, text), pasts)
         first = resumed.first
         keys_at = torch.cat([*(p.positions for p in pasts), where], dim=1) if pasts else where
-        visible = self.visible(mask, pasts, first, positions=where)
+        visible = added(self.visible(mask, pasts, first, positions=where), self.dtype)
         turn, turn_keys = self.rotation(where[:, first:], queries=True), self.rotation(keys_at)
         hidden = self.begin(embeds[:, first:], where[:, first:])
         keys: list[Tensor] = []
@@ -342,7 +342,8 @@ class Backbone(Layers):
             if pasts:
                 k = torch.cat([*(p.keys[layer] for p in pasts), k], dim=2)
                 v = torch.cat([*(p.values[layer] for p in pasts), v], dim=2)
-            attended = self.attend(self.rotate(q, turn[layer]), self.rotate(k, turn_keys[layer]), v, visible[layer])
+            k = self.rotate(k, turn_keys[layer], spent=bool(pasts))
+            attended = self.attend(self.rotate(q, turn[layer]), k, v, visible[layer])
             hidden = self.close(layer, hidden, attended)
         hidden = resumed.finish(self.end(hidden))
         return hidden, Past(tuple(keys), tuple(values), mask, where) if keep else None

@@ -35,6 +35,7 @@ SERVER = (*WORKER[:-1], "memory_bench.running.forkserver")
 MESSAGE = 4096  # bytes: a path, or two numbers
 ROOM = 4096  # bytes in the server's environment, where a worker's mark is written
 PATIENCE = 120.0  # seconds in which a fork must have computed a step
+LEAVING = 5.0  # seconds in which a server ends by itself
 POPULATE_READ = 22  # of madvise, since Linux 5.14
 
 
@@ -43,7 +44,7 @@ class ForkServer:
 
     def __init__(self) -> None:
         self._usable = sys.platform.startswith("linux") and hasattr(os, "pidfd_open")
-        self._closed = False
+        self._closed, self._served = False, False
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
@@ -80,6 +81,7 @@ class ForkServer:
             if writing >= 0:
                 os.close(writing)
         if said:
+            self._served = True
             return Served(said, reading, mine)
         os.close(reading)
         mine.close()
@@ -105,11 +107,13 @@ class ForkServer:
         """End it; workers that live still end as well."""
         self._closed = True
         with self._lock:
+            if self._link is not None:
+                self._link.close()  # it leaves when it hears that
             if self._process is not None:
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(LEAVING if self._served else 0.0)
                 self._process.kill()
                 self._process.wait()
-            if self._link is not None:
-                self._link.close()
 
     def __enter__(self) -> Self:
         return self
@@ -190,6 +194,10 @@ def main() -> int:
 
 
 def _leave() -> NoReturn:
+    """End the server; what its workers have computed is known to whoever waits for it."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
     os._exit(0)
 
 
