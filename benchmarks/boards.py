@@ -63,8 +63,8 @@ BOARDS: Mapping[str, Board] = {
     "fact-updates": Board("run --suite fact-updates"),
     "tiny-real": Board("run --suite tiny", real=True),
     "squad-real": Board(
-        "run --models memorizing,sliding-window,full-context,infllm,emllm,extended-mind,sirllm --tasks squad-retention "
-        "--backbone smollm2-135m-q4 --budget cpu-smol --limit 6",
+        "run --models memorizing,sliding-window,full-context --tasks squad-retention --backbone smollm2-135m-q4 "
+        "--budget cpu-smol --limit 6",
         real=True,
     ),
     "smollm2-real": Board(
