@@ -18,6 +18,7 @@
 - `sirllm.py`: SirLLM
 - `sliding_window.py`: recent tokens and sinks
 - `truncation.py`: the window
+- `ttt.py`: dynamic evaluation: weights that learn what was read
 - `unimix.py`: UniMix: recurrent tokens, a window and search in one model
 - `xl_cache.py`: the previous segment
 """

@@ -16,6 +16,7 @@
 - `grouping.py`: rows of unequal length without padding
 - `knn.py`: search and attention over stored keys and values: what Memorizing Transformer and LongMem share
 - `largest.py`: the largest of many scores, as `torch.topk` finds them
+- `learning.py`: low-rank weights that a stream learns
 - `long_term.py`: M+'s store and retriever
 - `lstm.py`: a recurrent cell
 - `pool.py`: passes over a pool: what MemoryLLM and M+ share

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import sdpa_flop_count
+from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
 Shape = Sequence[int]
 
@@ -14,6 +14,12 @@ def _attention(q: Shape, k: Shape, v: Shape, *_: Any, **__: Any) -> int:
     """The CPU's attention; heads may share keys and values."""
     count: Callable[..., int] = sdpa_flop_count
     return count(q, [*k[:1], q[1], *k[2:]], [*v[:1], q[1], *v[2:]])
+
+
+def _attention_backward(slope: Shape, q: Shape, k: Shape, v: Shape, *_: Any, **__: Any) -> int:
+    """Its gradients: the scores once more, and four products."""
+    count: Callable[..., int] = sdpa_backward_flop_count
+    return count(slope, q, [*k[:1], q[1], *k[2:]], [*v[:1], q[1], *v[2:]])
 
 
 def _matrix_vector(matrix: Shape, vector: Shape, *_: Any, **__: Any) -> int:
@@ -51,6 +57,7 @@ def _encoder_layer(x: Shape, *shapes: Shape, **__: Any) -> int:
 _ATEN = torch.ops.aten
 FORMULAS: Mapping[Any, Callable[..., int]] = {
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     _ATEN.mv: _matrix_vector,
     _ATEN.addmv: _sum_and_matrix_vector,
     _ATEN.dot: _dot,
