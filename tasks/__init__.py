@@ -2,6 +2,7 @@
 
 - `answers.py`: hits, metrics and training of the tasks about retention
 - `babi.py`: facts scattered in books
+- `chapterbreak.py`: which beginning of a chapter follows
 - `fact_updates.py`: facts that are replaced
 - `folder.py`: any folder of text files
 - `interleaved.py`: PG-19, two books in turn
