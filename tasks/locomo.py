@@ -74,8 +74,7 @@ class Locomo(Retention):
                 return
             if asked := self._chosen(conversation):
                 made += 1
-                events = [*_reads(conversation), *(self._ask(q) for q in asked)]
-                yield Episode(conversation.id, tuple(events), begun=False)
+                yield Episode(conversation.id, (*_reads(conversation), *map(self._ask, asked)))
         if not made:
             raise UserError(f"locomo: no conversation has questions of categories {self.config.categories}.")
 
