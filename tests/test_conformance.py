@@ -18,7 +18,8 @@ from memory_bench.protocol import MemoryModel, Segment
 from memory_bench.testing import Check, card_of, check_task, measure_look_ahead, model_checks, tiny_backbone
 
 KINDS = {"llama": ("llama", "qwen3", "smollm3-window"), "gpt2": ("gpt2",), "opt": ("opt",)}
-EMBEDDED = ("pubmedqa", "squad", "nq", "locomo", *MADE)  # data that are made by a program, at least where nothing else is had
+# Data that are made by a program, at least where nothing else is had.
+EMBEDDED = ("pubmedqa", "squad", "nq", "locomo", *MADE)
 TASKS = {e.name: e for e in entry_points(group="memory_bench.tasks") if e.value.startswith("memory_bench.")}
 MODELS = {e.name: e for e in entry_points(group="memory_bench.models") if e.value.startswith("memory_bench.")}
 

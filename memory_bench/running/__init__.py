@@ -18,8 +18,8 @@
 - `faults.py`: which errors are the machine's, and no result
 - `fence.py`: what the operating system refuses a worker: a cgroup, a limit on data
 - `firststep.py`: limits below one optimiser step are refused
-- `forkserver.py`: a process with everything imported, which forks a worker for each cell
 - `forks.py`: work in a fork, gone with what it imported
+- `forkserver.py`: a process with everything imported, which forks a worker for each cell
 - `going_on.py`: trains from where an earlier attempt was kept
 - `grid.py`: from names to cells
 - `guard.py`: watches a worker from outside and ends it at a limit
