@@ -78,7 +78,7 @@ def test_official_look_ahead_is_measured(name: str, option: str, value: str) -> 
 
 def test_the_page_names_every_published_way_that_looks_ahead() -> None:
     named = {p.values[0] for p in looks_ahead()}
-    assert named == {"hmt", "mplus", "infllm", "emllm", "memlong", "infini-attention"}
+    assert named == {"hmt", "mplus", "infllm", "emllm", "memlong", "infini-attention", "ttt"}
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
@@ -120,6 +120,7 @@ PLAIN = (
     "retrieval",
     "sliding-window",
     "truncation",
+    "ttt",
     "xl-cache",
 )
 

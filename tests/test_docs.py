@@ -109,7 +109,7 @@ def test_costs_of_models_that_no_board_has_yet_are_their_own_counts() -> None:
 
     new = (
         *("autocompressor", "emllm", "extended-mind", "infini-attention", "infllm", "memlong", "memoryprompt"),
-        *("sirllm", "unimix"),
+        *("sirllm", "ttt", "unimix"),
     )
     for name in new:
         said = re.search(rf"^\| `{name}` \| [^|]* \| ([\d.]+)(, growing)? \|", text, flags=re.M)

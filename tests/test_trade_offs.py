@@ -229,7 +229,7 @@ def test_a_model_looks_the_same_whoever_else_is_there() -> None:
         "full-context[rotary=True]", "hmt", "hmt (recall off)", "infini-attention", "infllm",
         "infllm (nothing retrieved)", "infllm (random selection)", "longmem", "memlong", "memlong (memory off)",
         "memlong (random selection)", "memorizing", "memorizing (memory off)", "memorizing[top_k=0]", "memoryllm",
-        "memoryprompt", "mplus", "retrieval", "rmt", "sirllm", "sliding-window", "unimix",
+        "memoryprompt", "mplus", "retrieval", "rmt", "sirllm", "sliding-window", "ttt", "unimix",
         "unimix (no recurrent tokens)", "unimix (no window)", "unimix (nothing retrieved)",
         "unimix (random selection)", "xl-cache", "truncation",
     ]  # fmt: skip

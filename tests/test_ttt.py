@@ -189,6 +189,8 @@ def test_config_and_fit(make_backbone: Make, make_card: Any) -> None:
             TTTConfig(**wrong)
     with pytest.raises(UserError, match="at most 192"):
         build(make_backbone("opt"), segment=193)
-    assert TTT.fit(make_card(make_backbone("gpt2"), window=1000), Budget("x")) == TTTConfig(segment=192, rank=4)
+    assert TTT.fit(make_card(make_backbone("gpt2"), window=1000), Budget("x")) == TTTConfig(
+        segment=192, rank=4, lr=0.01
+    )
     model = build(make_backbone(), targets=("v", "o"))
     assert [name for layer, name in model.places if not layer] == ["self_attn.v_proj", "self_attn.o_proj"]
