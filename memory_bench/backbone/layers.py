@@ -108,7 +108,7 @@ class Layers(nn.Module):
         pair = None if self.adapter is None else self.adapter.pair(layer, name)
         if self.adapter is not None and pair is not None:
             weight = torch.addmm(weight, pair.B, pair.A, alpha=self.adapter.scale)
-        return weight.unflatten(0, (self.heads, self.head_width))
+        return cast(Tensor, weight.unflatten(0, (self.heads, self.head_width)))
 
     def _adapted(self, layer: int, linear: LinearFn) -> LinearFn:
         """`linear`, which is given projections that have their adapters beside them."""
