@@ -64,7 +64,7 @@ def test_a_checkout_is_measured_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_pa
     against = importlib.import_module("against")
     side = against.checkout("", tmp_path / "here")
     code = "import memory_bench.baselines.parts as p, memory_bench.cli as c; print(p.__file__); print(c.__file__)"
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-P", "-c", code]
     done = subprocess.run(command, env=side.environment(), capture_output=True, text=True, check=True)
     assert all(line.startswith(f"{side.folder}/memory_bench/") for line in done.stdout.splitlines())
     line = against.Line("step", "s", [2.0, 4.0, 8.0], [1.0, 1.0, 6.0], "equal")
