@@ -4,9 +4,9 @@ Unusual here:
 
 - Keys are stored before rotary (after q/k-norm), so a memory has no position; `memory_position` says how far away it
   looks to a query.
-- Search is exact: an approximate index misses more of the best keys of a real model than of random vectors, on which such
-  indexes are compared. Memory is found by the product that attends to it; the current segment is written after it was read, so the choice of
-  memories for a token depends on earlier segments and that token's query only.
+- Search is exact: an approximate index misses more of the best keys of a real model than of random vectors, on which
+  such indexes are compared. Memory is found by the product that attends to it; the current segment is written after it
+  was read, so the choice of memories for a token depends on earlier segments and that token's query only.
 - No gradient goes into store, sinks or XL cache, nor through the choice of entries.
 """
 
