@@ -248,7 +248,8 @@ class TTT(MemoryModel[TTTState]):
     def _gradient_flops(self, tokens: int) -> int:
         """Of the way back from the final hidden states: as far as there is an update below."""
         backbone, rank, wanted = self.backbone, self.config.rank, set(self.config.targets)
-        spent = 2 * tokens * backbone.outward_size()
+        around = backbone.flops(tokens, 0, predicted=0)  # beside the layers, OPT projects in and out: here only out
+        spent = (around - sum(backbone.layer_flops(layer, tokens, 0) for layer in range(backbone.layers))) // 2
         for layer, own in enumerate(self.projections):
             for name, (outputs, inputs) in own.items():
                 kinds = kinds_of(name)

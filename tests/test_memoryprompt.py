@@ -148,6 +148,14 @@ def test_gradients_flow_through_turns_into_the_net_and_never_reach_the_backbone(
     assert bool(kept.any())
 
 
+def test_a_text_of_one_segment_can_be_trained_on_and_teaches_nothing(make_backbone: Make) -> None:
+    model = build(make_backbone()).train()
+    model.backbone.requires_grad_(False)
+    readout, _ = model.step(model.open(2), Segment.full(ids_of(L)))
+    readout.logprobs(ids_of(L)).sum().backward()
+    assert not any(bool(p.grad.any()) for p in model.parameters() if p.grad is not None)
+
+
 def test_first_weights_are_those_of_the_official_initialiser(make_backbone: Make) -> None:
     model = MemoryPrompt(make_backbone(), MemoryPromptConfig(L, P, 64), torch.Generator().manual_seed(0))
     assert model.cell is not None

@@ -218,11 +218,6 @@ class Backbone(Layers):
         out = getattr(self._decoder, "project_out", None)
         return hidden if out is None else cast(Tensor, out(hidden))
 
-    def outward_size(self) -> int:
-        """Weights of what `project_out` applies."""
-        out = getattr(self._decoder, "project_out", None)
-        return 0 if out is None else sum(p.numel() for p in out.parameters())
-
     def round_frequencies(self) -> None:
         """Round the rotary frequencies to bfloat16, as casting the whole model does; angles stay float32."""
         rotary = self._decoder.rotary_emb
