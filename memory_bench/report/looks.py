@@ -1,7 +1,8 @@
 """Colours and markers of rows: they follow from a row's label alone, so a model looks the same in every report.
 
 Colours are Okabe and Ito's, told apart with any colour vision, and markers differ too. Where two labels of a report
-would look the same, the later one takes the next free marker of its colour; no other row changes for it.
+would look the same, the later one takes the next free marker of its colour, or of the next colour that has one; no
+other row changes for it.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from memory_bench.report.board import WINDOW, Board
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 MARKERS = "osD^v<>p*dPh"
-SALT = "689"
+SALT = "3614"
 """Chosen so that no two of the models, ablations and controls that come with the harness fall on the same look."""
 
 
@@ -46,11 +47,16 @@ def looks(board: Board, labels: Sequence[str] = ()) -> dict[str, Look]:
 def assigned(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Label to colour and marker."""
     found: dict[str, tuple[int, int]] = {}
+    taken: set[tuple[int, int]] = set()
     for label in sorted({*labels} - {WINDOW}):
         color, first = _place(label)
-        markers = [(first + step) % len(MARKERS) for step in range(len(MARKERS))]
-        free = [marker for marker in markers if (color, marker) not in found.values()]
-        found[label] = color, (free or markers)[0]
+        places = [
+            ((color + further) % len(PALETTE), (first + step) % len(MARKERS))
+            for further in range(len(PALETTE))
+            for step in range(len(MARKERS))
+        ]
+        found[label] = next((place for place in places if place not in taken), places[0])
+        taken.add(found[label])
     return {**{label: (PALETTE[c], MARKERS[m]) for label, (c, m) in found.items()}, WINDOW: ("#000000", "o")}
 
 
