@@ -65,6 +65,11 @@ def installed(kind: str) -> dict[str, EntryPoint]:
     return dict(sorted(named.items()))
 
 
+def own(kind: str) -> set[str]:
+    """Names of the plug-ins that come with this package."""
+    return {name for name, entry in installed(kind).items() if _ours(entry)}
+
+
 def _ours(entry: EntryPoint) -> bool:
     """It is one of this package's own plug-ins."""
     return entry.dist is not None and entry.dist.name.lower().replace("_", "-") == DISTRIBUTION

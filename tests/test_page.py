@@ -133,7 +133,7 @@ def test_the_details_are_those_of_the_records(report: Report, parts: Parts) -> N
         assert row["status"] == own.status
     mplus = next(row for row in rows if row["label"] == "mplus")
     assert mplus["status"] == "over_budget"
-    assert mplus["limits"] == ["eval_seconds: more was asked for at segment 6/8"]
+    assert mplus["limits"] == ["eval_seconds: segment 6/8"]
     hmt = [row["label"] for row in rows].index("hmt")
     rmt = [row["label"] for row in rows].index("rmt")
     (pair,) = [p for p in data["boards"][0]["pairs"] if {p[0], p[1]} == {hmt, rmt}]

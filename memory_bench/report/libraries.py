@@ -100,11 +100,11 @@ def as_script(module: str, names: dict[str, str]) -> str:
 def _vega() -> str:
     import vl_convert
 
-    return str(vl_convert.javascript_bundle())
+    return vl_convert.javascript_bundle("window.vegaEmbed=vegaEmbed;")
 
 
 def _kept_vega(folder: Path, version: str, notice: Notice) -> str:
-    path = folder / "page" / f"vega-{version}.js"
+    path = folder / "page" / f"vega-embed-{version}.js"
     try:
         return kept(path, "the JavaScript of Vega", lambda to: _write(to, _vega()), notice).read_text(encoding="utf-8")
     except MachineError:  # a cache that cannot be written to costs two seconds, not the report

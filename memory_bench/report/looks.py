@@ -1,14 +1,17 @@
 """Colours and markers of rows: they follow from a row's label alone, so a model looks the same in every report.
 
 Colours are Okabe and Ito's, told apart with any colour vision, and markers differ too. Where two labels of a report
-would look the same, the later one takes the next free marker of its colour, or of the next colour that has one; no
-other row changes for it.
+would look the same, one of them takes the next free marker of its colour, or of the next colour that has one, and no
+other row changes for it: never a model that comes with the harness (nor its ablations), of which no two look alike;
+among others the later in the alphabet.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from memory_bench import plugins
 from memory_bench.report.board import WINDOW, Board
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
@@ -46,10 +49,15 @@ def looks(board: Board, labels: Sequence[str] = ()) -> dict[str, Look]:
 
 def assigned(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Label to colour and marker."""
+    wanted = {label: _place(label) for label in sorted({*labels} - {WINDOW})}
+    order = list(wanted)
+    if len({*wanted.values()}) < len(wanted):
+        ours = plugins.own("models")
+        order.sort(key=lambda label: re.split(r"[\[ ]", label, maxsplit=1)[0] not in ours)
     found: dict[str, tuple[int, int]] = {}
     taken: set[tuple[int, int]] = set()
-    for label in sorted({*labels} - {WINDOW}):
-        color, first = _place(label)
+    for label in order:
+        color, first = wanted[label]
         places = [
             ((color + further) % len(PALETTE), (first + step) % len(MARKERS))
             for further in range(len(PALETTE))

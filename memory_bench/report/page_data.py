@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from memory_bench.axes import NAMES
+from memory_bench.axes import NAMES, UNSAID
 from memory_bench.budget import amount
 from memory_bench.cell import digest, limits
 from memory_bench.record import Record
@@ -21,7 +21,7 @@ from memory_bench.report.commands import row_command
 from memory_bench.report.costs import cost
 from memory_bench.report.documents import extremes
 from memory_bench.report.fronts import front
-from memory_bench.report.limits import struck
+from memory_bench.report.limits import Struck, struck
 from memory_bench.report.looks import looks
 from memory_bench.report.plots import stem
 from memory_bench.report.rows import Row, plain
@@ -109,18 +109,18 @@ def _row(report: Source, board: Board, row: Row, facts: dict[str, int]) -> dict[
         "backbone": f"{board.backbone}, weights {training.backbone.revision or 'without a hash'}",
         "backbone options": training.backbone.config,
     }  # fmt: skip
+    paid = {kind: short_number(price.of(spent)) for kind, price in PRICES.items()}
     return {
         "label": row.label, "model": row.model, "role": row.role, "status": row.status, "ahead": row.look_ahead,
         "pretrained": row.pretrained, "parity": report.certificates.get(row.model, "none"),
         "value": None if own is None else short_number(own.value), "low": own and short_number(own.low),
         "high": own and short_number(own.high), "n": 0 if own is None else own.n,
         "spread": short_number(row.seed_spread), "notes": notes(row, board),
-        "limits": [f"{each.name}: {each.used or 'more was asked for'} at {each.where}" for each in struck(row)],
+        "limits": [_ended(each) for each in struck(row)],
         "numbers": [[e.metric, row.marked(e.slice), short_number(e.value), short_number(e.low), short_number(e.high),
                      e.n, e.unit, e.note] for e in row.estimates],
-        "prices": {kind: short_number(float(value)) for kind, price in PRICES.items()
-                   if (value := price.of(spent)) is not None},
-        "axes": {name: value for name in NAMES if (value := row.on_axis(name))},
+        "prices": {kind: price for kind, price in paid.items() if price is not None},
+        "axes": {name: row.on_axis(name) for name in NAMES if row.on_axis(name) != UNSAID},
         "asked": {name: value for name, value in asked.items() if value not in ("", {}, None)},
         "command": row_command(report.run, board, row),
         "seeds": [_seed(record, row.metric, facts) for record in row.records],
@@ -154,6 +154,12 @@ def thinned(curve: Sequence[Sequence[float | None]], points: int = POINTS) -> li
     size = max(1, -(-len(known) // points))
     parts = [known[i : i + size] for i in range(0, len(known), size)]
     return [[short_number(part[-1][0]), short_number(sum(loss for _, loss in part) / len(part))] for part in parts]
+
+
+def _ended(by: Struck) -> str:
+    """``device_bytes 200 MB: 210 MB at segment 7/8``, as far as the record says it."""
+    said = " at ".join(part for part in (by.used, by.where) if part)
+    return f"{by.name}: {said}" if said else by.name
 
 
 def _documents(row: Row, *, higher: bool) -> dict[str, Any]:

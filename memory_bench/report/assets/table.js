@@ -29,7 +29,7 @@ function chooser(title, name, values, changed, said = (value) => value) {
 }
 
 function families(changed) {
-  const groups = AXES.map((axis) => [axis, [...new Set(data.rows.map((row) => row.axes[axis]))].sort()]).filter(([, values]) => values.length > 1);
+  const groups = AXES.map((axis) => [axis, [...new Set(data.rows.flatMap((row) => row.axes[axis] ?? []))].sort()]).filter(([, values]) => values.length > 1);
   if (!groups.length) return null;
   const options = groups.map(([axis, values]) => make("optgroup", { label: axis.replaceAll("_", " ") }, ...values.map((value) => make("option", { value: JSON.stringify([axis, value]) }, `${axis.replaceAll("_", " ")}: ${value}`))));
   return make("label", {}, "Memory ", make("select", { name: "memory", change: (event) => { filters.memory = event.target.value; changed(); } }, make("option", { value: "" }, "all"), ...options));
