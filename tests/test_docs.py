@@ -115,3 +115,8 @@ def test_costs_of_models_that_no_board_has_yet_are_their_own_counts() -> None:
         said = re.search(rf"^\| `{name}` \| [^|]* \| ([\d.]+)(, growing)? \|", text, flags=re.M)
         assert said is not None, name
         assert float(said[1]) == pytest.approx(per_token(name) / per_token("truncation"), abs=0.0051), name
+
+
+def test_every_finding_is_listed() -> None:
+    text = (ROOT / "findings" / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([^`]+)`", text, flags=re.M)) == {p.name for p in (ROOT / "findings").glob("*.sh")}

@@ -37,7 +37,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples = text_samples(0, -0.05)
     store.write_record(make_record(make_cell("rmt", label="=1+1", memory=2), samples), samples)
     path = tmp_path_factory.mktemp("page") / "leaderboard.html"
-    path.write_text(build(store, TASKS).html(LIBRARIES), encoding="utf-8")
+    path.write_text(build(store, TASKS, libraries=LIBRARIES).html(), encoding="utf-8")
     return path
 
 

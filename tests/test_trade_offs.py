@@ -18,6 +18,7 @@ from memory_bench.report.costs import cost
 from memory_bench.report.fronts import front
 from memory_bench.report.limits import Struck, read_detail
 from memory_bench.report.looks import assigned
+from memory_bench.report.naming import spread_out
 from memory_bench.report.naming import name_marks
 from memory_bench.report.plots import draw, plots
 from memory_bench.report.scales import Scale
@@ -242,6 +243,21 @@ def test_a_model_looks_the_same_whoever_else_is_there() -> None:
     for other in [*more, "a", "=1+1", *(f"{letter}{i}" for letter in "az" for i in range(60))]:
         with_it = assigned([*shipped, other])
         assert {label: with_it[label] for label in shipped} == {label: found[label] for label in shipped}, other
+
+
+def test_names_at_the_ends_of_curves_do_not_touch_and_stay_near() -> None:
+    assert spread_out([], 10) == []
+    assert spread_out([0, 50, 20], 10) == [0, 50, 20]
+    assert spread_out([5, 5, 5], 10) == [-5, 5, 15]
+    found = spread_out([30, 0, 31, 32, 100], 10)
+    assert found == [pytest.approx(x) for x in (21, 0, 31, 41, 100)]
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        wanted = list(rng.uniform(0, 100, size=14))
+        places = spread_out(wanted, 10)
+        assert np.argsort(places, kind="stable").tolist() == np.argsort(wanted, kind="stable").tolist()
+        assert np.diff(sorted(places)).min() >= 10 - 1e-9
+        assert np.mean(places) == pytest.approx(np.mean(wanted))
 
 
 def test_a_plan_stands_beside_what_was_spent(tmp_path: Path) -> None:

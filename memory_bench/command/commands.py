@@ -171,8 +171,8 @@ def report(
     store = Store.open(out)
     tasks = scorers([store], asked)
     texts = {name: parity_text(certificate) for name, certificate in read_certificates().items()}
-    built = build(store, tasks, certificates=texts, axis=axis)
-    built.write(out, find_libraries(cache, _note))
+    built = build(store, tasks, certificates=texts, axis=axis, libraries=find_libraries(cache, _note))
+    built.write(out)
     for warning in store.warnings:
         error(f"Warning: {warning}")
     show(json.dumps(built.rows(), indent=1) if as_json else built.markdown())

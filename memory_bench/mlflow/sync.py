@@ -244,7 +244,8 @@ def _report(store: Store, asked: Collection[Choice]) -> None:
     if fresh and not store.warnings and is_as_written(store.folder):
         return
     certificates = {name: parity_text(certificate) for name, certificate in read_certificates().items()}
-    build(store, scorers([store], asked), certificates=certificates).write(store.folder, find_libraries())
+    made = build(store, scorers([store], asked), certificates=certificates, libraries=find_libraries())
+    made.write(store.folder)
 
 
 def _long_form(board: Path, scratch: Path) -> Path | None:

@@ -41,6 +41,7 @@ class Report:
         name: of the run.
         axis: of `memory_bench.axes.Axes`, by which the rows of a board are put together; empty: by numbers alone.
         run: ``run.json``; empty where there is none.
+        libraries: what the page is made with.
     """
 
     boards: tuple[Board, ...]
@@ -49,6 +50,7 @@ class Report:
     name: str = ""
     axis: str = ""
     run: Mapping[str, Any] = field(default_factory=dict)
+    libraries: Libraries = PLAIN
 
     def sections(self) -> list[tuple[str, list[Board], str]]:
         """(heading, boards, sentence) for equal tokens, equal FLOPs, others; the sentence where one is missing."""
@@ -178,18 +180,14 @@ class Report:
 
         return [render_sweep(sweep, self._file(place), self._labels) for place, sweep in enumerate(self.sweeps)]
 
-    def html(self, libraries: Libraries = PLAIN) -> str:
-        """The page, with everything it shows inside; `libraries` are put into it."""
+    def html(self) -> str:
+        """The page, with everything it shows inside."""
         from memory_bench.report.page import page
 
-        return page(self, libraries)
+        return page(self, self.libraries)
 
-    def write(self, folder: Path, libraries: Libraries = PLAIN) -> list[Path]:
+    def write(self, folder: Path) -> list[Path]:
         """Write tables, page and plots into `folder`, each file atomically.
-
-        Args:
-            folder: of the run.
-            libraries: of `html`.
 
         Returns:
             The files, the leaderboard first.
@@ -202,7 +200,7 @@ class Report:
             "leaderboard.md": self.markdown(links=True),
             "leaderboard.csv": self.csv(),
             "leaderboard.tex": self.tex(),
-            "leaderboard.html": self.html(libraries),
+            "leaderboard.html": self.html(),
         }
         for plot in (plot for plots in (*drawn, self.drawn_sweeps()) for plot in plots):
             files[f"plots/{plot.plot.name}.png"] = plot.png
@@ -226,6 +224,7 @@ def build(
     *,
     keys: Collection[str] | None = None,
     axis: str = "",
+    libraries: Libraries = PLAIN,
 ) -> Report:
     """The report of a store.
 
@@ -235,10 +234,11 @@ def build(
         certificates: model to parity.
         keys: cells to show; None: all.
         axis: of `Report`.
+        libraries: of `Report`.
     """
     boards = collect(store, tasks, keys)
     asked = store.run().get("grid", {}).get("cells", []) if keys is None else []
     if absent := sum(store.record(key) is None for key in asked):
         store.warn(f"{absent} of {len(asked)} cells that were asked for have no result (yet).")
     name = store.folder.resolve().name
-    return Report(tuple(boards), dict(certificates or {}), tuple(store.warnings), name, axis, store.run())
+    return Report(tuple(boards), dict(certificates or {}), tuple(store.warnings), name, axis, store.run(), libraries)
