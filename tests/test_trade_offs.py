@@ -18,8 +18,7 @@ from memory_bench.report.costs import cost
 from memory_bench.report.fronts import front
 from memory_bench.report.limits import Struck, read_detail
 from memory_bench.report.looks import assigned
-from memory_bench.report.naming import spread_out
-from memory_bench.report.naming import name_marks
+from memory_bench.report.naming import name_marks, spread_out
 from memory_bench.report.plots import draw, plots
 from memory_bench.report.scales import Scale
 from memory_bench.report.sweeps import _stepped
