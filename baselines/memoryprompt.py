@@ -144,9 +144,7 @@ class MemoryPrompt(MemoryModel[MemoryPromptState]):
         seen = torch.cat([state.known[:, None].expand(-1, count), segment.mask], dim=1)
         hidden = backbone.run(embeds, seen, text=F.pad(segment.mask, (count, 0), value=False))[:, count:]
         if self.training and self.cell is not None and not some:
-            hidden = (
-                hidden + 0.0 * self.cell.bias_ih[0]
-            )  # a text of one segment teaches nothing, and yet has a gradient
+            hidden = hidden + 0.0 * self.cell.bias_ih[0]  # a text of one segment teaches nothing, and has a gradient
         loss = None
         if write:
             state, loss = self._written(state, hidden, segment.mask)

@@ -79,12 +79,6 @@ BOARDS: Mapping[str, Board] = {
         "--budget cpu-minutes[device_bytes=200MB] --seeds 2 --limit 8",
         real=True,
     ),
-    # As much arithmetic for everybody, not as much text: what costs more a token reads fewer of them.
-    "tiny-flops": Board(
-        "run --models hmt,rmt,mplus,memorizing,infini-attention,sliding-window,full-context --tasks pg19 "
-        "--budget cpu-minutes-flops --seeds 3 --limit 8",
-        real=True,
-    ),
     "reproduced": Board("reproduce", real=True, parent=CLAIMS, also=True),
 }
 

@@ -32,7 +32,7 @@ from memory_bench.zoo.named import Loaded
 
 FAMILIES = ("llama", "qwen3", "mistral-window", "granite", "gpt2", "opt")
 PROMISES = ("flops_are_counted", "absorbing_is_stepping", "decoding_is_rereading", "gradients_reach_the_parameters")
-FROZEN = {"longmem"}
+FROZEN = {"longmem", "memoryprompt"}  # their backbones train nothing, adapters neither
 QUICK = {"lr": 1e-2, "warmup": 1, "lora_rank": 4}
 
 

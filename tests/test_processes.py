@@ -65,7 +65,10 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 
 
-NOT_HERE: dict[str, str] = {}
+NOT_HERE = {
+    "memoryprompt": "UserError: MemoryPrompt has a loss of its own over whole batches, which is another one for a part "
+    "of the rows: leave out --processes."
+}
 
 
 def can_join() -> str:

@@ -17,10 +17,10 @@ def run_command(run: Mapping[str, Any], boards: Sequence[Board]) -> str:
         run: ``run.json``.
         boards: of the run, for their budgets.
     """
-    request = run.get("grid", {}).get("request")
+    request = _request(run)
     if not request:
         return ""
-    budgets = dict.fromkeys(board.budget.name for board in boards) or {request["budget"]["name"]: None}
+    budgets = dict.fromkeys(board.budget.name for board in boards)
     limits = ",".join(f"{task}={n}" if task else str(n) for task, n in request.get("limits", {}).items())
     return _command(
         request["models"], request["tasks"], request["backbone"], ",".join(budgets), request["seeds"], limits,
@@ -37,7 +37,7 @@ def row_command(run: Mapping[str, Any], board: Board, row: Row) -> str:
         row: of the board.
     """
     cell = row.records[0].cell
-    request = run.get("grid", {}).get("request", {})
+    request = _request(run)
     label = cell.label or cell.training.model.name
     # An ablation that runs as a control is asked for by its model: `hmt (recall off)` comes with `hmt`.
     asked = next((model for model in request.get("models", ()) if label.startswith(f"{model} (")), label)
@@ -47,6 +47,24 @@ def row_command(run: Mapping[str, Any], board: Board, row: Row) -> str:
         [asked], [board.task], request.get("backbone", board.backbone), board.budget.name, sorted(set(row.seeds)),
         "" if cell.limit is None else str(cell.limit), [*_settings(mine), *_rest(cell.controls, run)],
     )  # fmt: skip
+
+
+def _request(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was asked of a run; empty where ``run.json``, which anybody may have written, does not say it whole."""
+    grid = run.get("grid")
+    request = grid.get("request") if isinstance(grid, Mapping) else None
+    if not isinstance(request, Mapping):
+        return {}
+    lists = {"models": str, "tasks": str, "seeds": int}
+    whole = (
+        all(isinstance(request.get(n), list) and all(isinstance(x, k) for x in request[n]) for n, k in lists.items())
+        and isinstance(request.get("backbone"), str)
+        and isinstance(request.get("controls"), bool)
+        and isinstance(request.get("limits", {}), Mapping)
+        and isinstance(request.get("settings", {}), Mapping)
+        and all(isinstance(options, Mapping) for options in request.get("settings", {}).values())
+    )
+    return request if whole else {}
 
 
 def _command(
@@ -81,6 +99,8 @@ def _quoted(item: Any) -> str:
 
 def _rest(controls: bool, run: Mapping[str, Any]) -> list[str]:
     """Whether controls ran, and whether data came from a folder of the user's (`DIR` stands for it)."""
-    sources = run.get("grid", {}).get("data", {}).values()
-    real = any(source.get("origin") == "folder" for source in sources)
+    grid = run.get("grid")
+    data = grid.get("data") if isinstance(grid, Mapping) else None
+    sources = data.values() if isinstance(data, Mapping) else ()
+    real = any(isinstance(source, Mapping) and source.get("origin") == "folder" for source in sources)
     return [*([] if controls else ["--no-controls"]), *(["--data", "DIR", "--no-stand-ins"] if real else [])]
